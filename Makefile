@@ -1,0 +1,57 @@
+# Each target brings what it needs: uv, the virtual environment, the pinned packages. All it takes is python3,
+# make and a network.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+WORKERS ?= 2
+# mypy does not follow an editable install's mapping of folders to import names: it gets links of those names.
+TYPES := build/types
+export MUJOCO_GL ?= egl
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-slow lint types format lock clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/aegis-demo $(DEMO_FLAGS)
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(TEST_FLAGS)
+
+test-slow: $(VENV)/.installed
+	$(PYTHON) -m pytest -m slow $(TEST_FLAGS)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+types: $(VENV)/.installed
+	mkdir -p $(TYPES)
+	for name in aegis_policy:aegis_policy envs:aegis_envs eval:aegis_eval; do \
+		ln -sfn "$(CURDIR)/$${name%%:*}" "$(TYPES)/$${name##*:}"; \
+	done
+	cd $(TYPES) && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+		--python-executable "$(CURDIR)/$(PYTHON)"
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/.installed: pyproject.toml requirements.lock | $(UV)
+	$(UV) venv --quiet --allow-existing --python "$$(cat .python-version)" $(VENV)
+	$(UV) pip install --quiet --python $(PYTHON) --requirement requirements.lock
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	touch $@
+
+# The versions everyone gets. Compiled without hashes or addresses: any index will do.
+lock: | $(UV)
+	$(UV) pip compile --quiet --universal --python-version "$$(cat .python-version)" --group dev \
+		--no-header --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet uv
+
+clean:
+	rm -rf $(VENV) .uv build dist *.egg-info outputs

@@ -1,0 +1,15 @@
+"""The tabletop: coloured shapes, a small arm and instructions that must be understood to be followed.
+
+Importing this registers `aegis_tabletop/Reach-v0`, `Push-v0`, `Pick-v0` and `Bowl-v0` with gymnasium. It
+imports neither torch nor lerobot, so that simulation workers start quickly; LeRobot's
+`--env.type=aegis_tabletop` comes with `aegis_envs.configuration_tabletop`.
+"""
+
+import gymnasium
+
+for _task in ("reach", "push", "pick", "bowl"):
+    gymnasium.register(
+        id=f"aegis_tabletop/{_task.capitalize()}-v0",
+        entry_point="aegis_envs.env:TabletopEnv",
+        kwargs={"task": _task},
+    )

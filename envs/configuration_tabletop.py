@@ -1,0 +1,93 @@
+"""LeRobot's view of the tabletop: `--env.type=aegis_tabletop`, one suite per task."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs.configs import EnvConfig
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from aegis_envs import columnwise
+from aegis_envs.env import ACTION_DIM, STATE_DIM, TabletopEnv
+from aegis_envs.episodes import check_split
+from aegis_envs.errors import TabletopError
+from aegis_envs.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE
+from aegis_envs.tasks import parse_tasks
+from aegis_policy.errors import AegisError
+
+
+@EnvConfig.register_subclass("aegis_tabletop")
+@dataclass
+class AegisTabletopEnv(EnvConfig):
+    """The tabletop.
+
+    `task` is reach, push, pick, bowl, a comma list, or all; `split` is train, test (new scenes) or unseen
+    (colour-shape pairs that `train` never instructs). Unless given, policies are evaluated on test and
+    demonstrations recorded on train.
+
+    Raises:
+        AegisError: unknown task or split.
+    """
+
+    task: str | None = "all"
+    split: str | None = None
+    fps: int = CONTROL_HZ
+    image_size: int = IMAGE_SIZE
+    episode_length: int | None = None
+    features: dict[str, PolicyFeature] = field(default_factory=dict)
+    features_map: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            parse_tasks(self.task)
+            if self.split is not None:
+                check_split(self.split)
+        except TabletopError as error:
+            raise AegisError(str(error)) from error
+        shape = (self.image_size, self.image_size, 3)
+        self.features = {
+            ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,)),
+            "agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(STATE_DIM,)),
+            **{f"pixels/{name}": PolicyFeature(type=FeatureType.VISUAL, shape=shape) for name in CAMERAS},
+        }
+        self.features_map = {
+            ACTION: ACTION,
+            "agent_pos": OBS_STATE,
+            **{f"pixels/{name}": f"{OBS_IMAGES}.{name}" for name in CAMERAS},
+        }
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks asked for, in suite order."""
+        return parse_tasks(self.task)
+
+    @property
+    def gym_kwargs(self) -> dict[str, Any]:
+        return {
+            "split": self.split or "test",
+            "image_size": self.image_size,
+            "max_episode_steps": self.episode_length,
+        }
+
+    def create_envs(
+        self, n_envs: int, use_async_envs: bool = False
+    ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
+        """`{task: {0: vector of n_envs}}`, one suite a task, so that LeRobot reports success per task."""
+        same_step = gym.vector.AutoresetMode.SAME_STEP
+        suites: dict[str, dict[int, gym.vector.VectorEnv]] = {}
+        for task in self.tasks:
+            factories = [partial(TabletopEnv, task, **self.gym_kwargs)] * n_envs
+            if use_async_envs and n_envs > 1:
+                vector: gym.vector.VectorEnv = gym.vector.AsyncVectorEnv(
+                    factories, context="forkserver", autoreset_mode=same_step
+                )
+            else:
+                vector = gym.vector.SyncVectorEnv(factories, autoreset_mode=same_step)
+            suites[task] = {0: vector}
+        return suites
+
+
+# Importing this is what LeRobot's commands do with a plugin: from here on they read recordings at full speed.
+columnwise.install()

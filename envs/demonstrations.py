@@ -1,0 +1,167 @@
+"""Expert demonstrations as arrays, one file an episode. Runs in worker processes: no torch, no lerobot.
+
+An episode depends on the recording's settings and its slot number alone, so the same data come out whatever
+the number of workers, in whatever order they finish, and however often the recording was interrupted.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_envs.env import TabletopEnv
+from aegis_envs.episodes import SPLITS, sample_episode
+from aegis_envs.errors import TabletopError
+from aegis_envs.expert import expert_action
+from aegis_envs.scene import Scene
+from aegis_envs.sim import CAMERAS
+from aegis_envs.tasks import TASKS, Episode
+
+MAX_ATTEMPTS = 25
+SHOVE_CHANCE = 0.08
+SHOVE_STEPS = 3
+"""A shove pushes the arm one way for this many steps; between shoves the expert is undisturbed."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the episodes of a recording depend on, besides their slot."""
+
+    tasks: tuple[str, ...]
+    split: str
+    seed: int
+    noise: float
+    image_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {**asdict(self), "tasks": list(self.tasks)}
+
+
+@dataclass
+class Demonstration:
+    """T observed frames and the expert's action in each.
+
+    `images` holds (T, size, size, 3) uint8 a camera, `state` (T, 8), `action` (T, 4) in [-1, 1], `objects`
+    (T, objects, 4): x, y, z in metres and yaw in radians of every object of the scene, in scene order.
+    """
+
+    episode: Episode
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    objects: NDArray[np.float32]
+    attempt: int
+
+    def save(self, path: Path) -> None:
+        """Write one `.npz`, whole or not at all."""
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        meta = json.dumps({"episode": self.episode.to_dict(), "attempt": self.attempt})
+        with beside.open("wb") as file:
+            np.savez_compressed(
+                file,
+                meta=np.array(meta),
+                state=self.state,
+                action=self.action,
+                objects=self.objects,
+                **self.images,  # type: ignore[arg-type]
+            )
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Demonstration":
+        with np.load(path, allow_pickle=False) as data:
+            meta = json.loads(str(data["meta"]))
+            described = meta["episode"]
+            episode = Episode(
+                **{
+                    **described,
+                    "scene": Scene.from_dict(described["scene"]),
+                    "start": tuple(described["start"]),
+                }
+            )
+            return cls(
+                episode=episode,
+                images={camera: data[camera] for camera in CAMERAS},
+                state=data["state"],
+                action=data["action"],
+                objects=data["objects"],
+                attempt=meta["attempt"],
+            )
+
+
+def demonstrate(recipe: Recipe, slot: int) -> Demonstration:
+    """The successful demonstration that belongs to `slot`; tasks take turns over the slots.
+
+    Raises:
+        TabletopError: the expert failed `MAX_ATTEMPTS` times, or this machine cannot render.
+    """
+    task = recipe.tasks[slot % len(recipe.tasks)]
+    env = _environment(task, recipe.split, recipe.image_size)
+    for attempt in range(MAX_ATTEMPTS):
+        rng = np.random.default_rng(
+            [list(SPLITS).index(recipe.split), list(TASKS).index(task), recipe.seed, slot, attempt]
+        )
+        episode = sample_episode(task, recipe.split, rng)
+        demonstration = _attempt(env, episode, rng, recipe.noise, attempt)
+        if demonstration is not None:
+            return demonstration
+    raise TabletopError(
+        f"the expert failed {MAX_ATTEMPTS} times in a row on {task} at --noise={recipe.noise}: lower it."
+    )
+
+
+def demonstrate_to_file(recipe: Recipe, slot: int, path: Path) -> int:
+    """Save the demonstration of `slot` as `path`; returns its number of frames."""
+    demonstration = demonstrate(recipe, slot)
+    demonstration.save(path)
+    return len(demonstration.action)
+
+
+def _attempt(
+    env: TabletopEnv, episode: Episode, rng: np.random.Generator, noise: float, attempt: int
+) -> Demonstration | None:
+    """One try; None unless it succeeds. Now and then the arm is shoved; the kept actions are the expert's."""
+    env.start(episode)
+    shove: NDArray[np.float64] = np.zeros(3)
+    left = 0
+    frames: list[tuple[dict[str, Any], NDArray[np.float32], NDArray[np.float32]]] = []
+    for _ in range(env._max_episode_steps):
+        action = expert_action(env.sim, episode)
+        frames.append((env.observe(), action, _object_poses(env)))
+        left -= 1
+        if left < 0:
+            shove = np.zeros(3)
+            if rng.random() < SHOVE_CHANCE:
+                shove, left = noise * rng.uniform(-1.0, 1.0, 3), SHOVE_STEPS - 1
+        outcome = env.advance(action + np.append(shove, 0.0))
+        if outcome == "success":
+            return Demonstration(
+                episode=episode,
+                images={name: np.stack([frame[0]["pixels"][name] for frame in frames]) for name in CAMERAS},
+                state=np.stack([frame[0]["agent_pos"] for frame in frames]),
+                action=np.stack([frame[1] for frame in frames]),
+                objects=np.stack([frame[2] for frame in frames]),
+                attempt=attempt,
+            )
+        if outcome is not None:
+            return None
+    return None
+
+
+def _object_poses(env: TabletopEnv) -> NDArray[np.float32]:
+    """(objects, 4): x, y, z, yaw now."""
+    scene = env.sim.current_scene()
+    return np.array(
+        [(*env.sim.object_position(slot), thing.yaw) for slot, thing in enumerate(scene.objects)], np.float32
+    )
+
+
+@lru_cache(maxsize=len(TASKS))
+def _environment(task: str, split: str, image_size: int) -> TabletopEnv:
+    return TabletopEnv(task, split, image_size)

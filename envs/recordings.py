@@ -1,0 +1,64 @@
+"""Reading back what `aegis-record` wrote beside the dataset: which scene each recorded frame shows."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_envs.errors import TabletopError
+from aegis_envs.scene import Scene
+
+PROVENANCE_FILE = "recording.json"
+SCENES_FILE = "scenes.jsonl"
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """One episode of a recording.
+
+    `objects` is (T, objects, 4): x, y, z in metres and yaw in radians per frame, in scene order.
+    """
+
+    index: int
+    task: str
+    split: str
+    target: str
+    zone: str | None
+    instruction: str
+    scene: Scene
+    objects: NDArray[np.float64]
+
+    def scene_at(self, frame: int) -> Scene:
+        """The scene as frame `frame` shows it."""
+        moved = tuple(
+            replace(thing, x=float(x), y=float(y), yaw=float(yaw))
+            for thing, (x, y, _, yaw) in zip(self.scene.objects, self.objects[frame], strict=True)
+        )
+        return replace(self.scene, objects=moved)
+
+
+def read_episodes(root: Path | str) -> Iterator[RecordedEpisode]:
+    """The episodes of the recording in `root`, in dataset order.
+
+    Raises:
+        TabletopError: `root` was not written by `aegis-record`.
+    """
+    path = Path(root) / SCENES_FILE
+    if not path.is_file():
+        raise TabletopError(f"{path} is missing: point to a dataset that aegis-record wrote.")
+    with path.open() as lines:
+        for line in lines:
+            item = json.loads(line)
+            yield RecordedEpisode(
+                index=item["episode_index"],
+                task=item["task"],
+                split=item["split"],
+                target=item["target"],
+                zone=item["zone"],
+                instruction=item["instruction"],
+                scene=Scene.from_dict(item["scene"]),
+                objects=np.array(item["objects"]),
+            )

@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests: a tiny PaliGemma-2 directory as a user would have one on disk."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_WORDS = "what colour is the cube sphere cylinder red green blue yellow push reach pick up to zone yes no answer en"
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PaliGemma-2-shaped model with random weights (2 layers of 32), saved as a plain transformers directory."""
+    from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
+
+    directory = tmp_path_factory.mktemp("vlm") / "tiny-paligemma2"
+    size = SmallVLMSize(
+        image_size=32, patch_size=16, vision_layers=1, vision_width=32, text_layers=2, text_width=32, heads=2
+    )
+    build_small_vlm(_WORDS.split(), size, seed=0, name=str(directory)).save_pretrained(directory)
+    return directory

@@ -1,0 +1,213 @@
+"""`aegis-record`: a dataset LeRobot reads, the same for a seed, whole after an interruption."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from aegis_envs.configuration_tabletop import AegisTabletopEnv
+from aegis_envs.record import spell_out_switch
+from aegis_envs.recorder import RecordConfig, record
+from aegis_envs.recordings import read_episodes
+from aegis_envs.sim import TabletopSim
+from aegis_policy.errors import AegisError
+
+COMMAND = [sys.executable, "-m", "aegis_envs.record"]
+
+
+def _config(root, **overrides):
+    settings = {"episodes": 3, "num_workers": 1, "seed": 5, **overrides}
+    env = AegisTabletopEnv(task=settings.pop("task", "reach,pick"), split=settings.pop("split", None))
+    return RecordConfig(env=env, root=root, **settings)
+
+
+def _frames(root):
+    dataset = LeRobotDataset("local/any", root=root)
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def _assert_same_dataset(one, other):
+    ours, theirs = _frames(one), _frames(other)
+    assert len(ours) == len(theirs)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine["task"] == its["task"]
+        for key in ("observation.images.front", "observation.images.wrist", "observation.state", "action"):
+            assert (mine[key] == its[key]).all(), key
+        assert mine["episode_index"] == its["episode_index"]
+    assert (one / "scenes.jsonl").read_text() == (other / "scenes.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """Three episodes (reach, pick, reach), recorded by one worker."""
+    root = tmp_path_factory.mktemp("data") / "tabletop"
+    record(_config(root))
+    return root
+
+
+def test_the_dataset_holds_two_cameras_a_state_an_action_and_the_instruction(recording):
+    dataset = LeRobotDataset("local/any", root=recording)
+    assert dataset.fps == 10
+    assert dataset.num_episodes == 3
+    frame = dataset[0]
+    assert frame["observation.images.front"].shape == (3, 96, 96)
+    assert frame["observation.images.wrist"].shape == (3, 96, 96)
+    assert frame["observation.state"].shape == (8,)
+    assert frame["action"].shape == (4,)
+    assert {dataset.meta.features[f"observation.images.{name}"]["dtype"] for name in ("front", "wrist")} == {
+        "image"
+    }
+    described = json.loads((recording / "recording.json").read_text())
+    assert frame["task"] == described["per_episode"][0]["instruction"]
+    actions = np.stack([item["action"] for item in _frames(recording)])
+    assert np.abs(actions).max() <= 1
+
+
+def test_provenance_says_how_every_episode_came_to_be(recording):
+    described = json.loads((recording / "recording.json").read_text())
+    assert described["command"]
+    assert (described["seed"], described["split"], described["tasks"]) == (5, "train", ["reach", "pick"])
+    assert set(described["versions"]) >= {"lerobot", "mujoco", "lerobot_policy_aegis"}
+    assert [item["task"] for item in described["per_episode"]] == ["reach", "pick", "reach"]
+    assert sum(item["length"] for item in described["per_episode"]) == described["frames"]
+    assert all(item["target"] in item["instruction"] for item in described["per_episode"])
+
+
+def test_the_scene_of_a_recorded_frame_can_be_shown_again(recording):
+    frames = [item for item in _frames(recording) if item["episode_index"] == 0]
+    episode = next(read_episodes(recording))
+    assert len(episode.objects) == len(frames)
+    sim = TabletopSim()
+    sim.set_scene(episode.scene_at(0))
+    state = frames[0]["observation.state"].numpy()
+    sim.set_arm(state[:3], float(state[3]))
+    shown = sim.render().astype(int)
+    sim.close()
+    seen = (frames[0]["observation.images.front"].numpy().transpose(1, 2, 0) * 255).round().astype(int)
+    assert np.abs(shown - seen).mean() < 1
+
+
+def test_the_number_of_workers_changes_nothing(recording, tmp_path):
+    record(_config(tmp_path / "two", num_workers=2))
+    _assert_same_dataset(recording, tmp_path / "two")
+
+
+def test_another_seed_records_something_else(recording, tmp_path):
+    record(_config(tmp_path / "other", seed=6, episodes=1))
+    assert next(read_episodes(tmp_path / "other")).scene != next(read_episodes(recording)).scene
+
+
+def test_video_is_one_flag_away(tmp_path):
+    record(_config(tmp_path / "video", video=True, episodes=1))
+    dataset = LeRobotDataset("local/any", root=tmp_path / "video", video_backend="pyav")
+    assert dataset[3]["observation.images.front"].std() > 0.02
+    videos = list((tmp_path / "video").rglob("*.mp4"))
+    assert len(videos) == 2
+    assert min(file.stat().st_size for file in videos) > 1000
+
+
+def test_a_complete_recording_is_left_alone_and_any_other_folder_refused(recording, tmp_path, capsys):
+    before = (recording / "recording.json").stat().st_mtime_ns
+    record(_config(recording))
+    assert "already holds this recording" in capsys.readouterr().out
+    assert (recording / "recording.json").stat().st_mtime_ns == before
+    with pytest.raises(AegisError, match=r"--root=.* other seed, episodes: choose another folder"):
+        record(_config(recording, seed=9, episodes=7))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(AegisError, match=r"--root=.*mine already holds something else"):
+        record(_config(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ({"episodes": 0}, "--episodes=0"),
+        ({"num_workers": 0}, "--num_workers=0"),
+        ({"noise": -1.0}, "--noise=-1.0"),
+        ({"noise": 2.0}, "--noise=2.0"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_named(tmp_path, overrides, names):
+    with pytest.raises(AegisError, match=names):
+        record(_config(tmp_path / "none", **overrides))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["--video"], ["--video=true"]),
+        (["--video", "--seed=1"], ["--video=true", "--seed=1"]),
+        (["--video", "false"], ["--video", "false"]),
+        (["--video=false", "--seed", "1"], ["--video=false", "--seed", "1"]),
+    ],
+)
+def test_video_needs_no_value(given, understood):
+    assert spell_out_switch(given, "--video") == understood
+
+
+def test_only_the_tabletop_has_an_expert(tmp_path):
+    from lerobot.envs.configs import PushtEnv
+
+    with pytest.raises(AegisError, match=r"--env\.type=pusht"):
+        record(RecordConfig(env=PushtEnv(), root=tmp_path / "none"))
+
+
+def _flags(root, episodes=3):
+    return [
+        "--env.type=aegis_tabletop",
+        "--env.task=reach,pick",
+        f"--root={root}",
+        f"--episodes={episodes}",
+        "--num_workers=1",
+        "--seed=5",
+    ]
+
+
+def test_an_interrupted_recording_continues_where_it_stopped(recording, tmp_path):
+    root = tmp_path / "tabletop"
+    staging = tmp_path / ".tabletop.recording"
+    # Far more episodes than are over before the interruption arrives.
+    process = subprocess.Popen(
+        [*COMMAND, *_flags(root, episodes=400)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 900
+    while not list(staging.glob("episode_*.npz")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=600)
+    assert process.returncode == 130, complaint
+    kept = int(re.search(r"(\d+) of 400 episodes kept: run the same command", complaint).group(1))
+    assert kept >= 1
+    assert not root.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".tabletop.recording"]
+    stamp = (staging / "episode_000000.npz").stat().st_mtime_ns
+
+    with pytest.raises(AegisError, match="interrupted recording with other seed"):
+        record(_config(root, seed=6))
+    assert (staging / "episode_000000.npz").stat().st_mtime_ns == stamp
+
+    record(_config(root))
+    _assert_same_dataset(recording, root)
+    assert not staging.exists()
+
+
+def test_a_machine_without_egl_gets_one_sentence_and_no_half_dataset(tmp_path):
+    environment = {**os.environ, "MUJOCO_GL": "egl", "__EGL_VENDOR_LIBRARY_DIRS": "/nowhere"}
+    done = subprocess.run(
+        [*COMMAND, *_flags(tmp_path / "none")], capture_output=True, text=True, env=environment, timeout=900
+    )
+    assert done.returncode == 2, done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("error: off-screen rendering is not available with MUJOCO_GL=egl")
+    assert not Path(tmp_path / "none").exists()

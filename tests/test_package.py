@@ -1,0 +1,60 @@
+"""What an installation promises: LeRobot finds the plugin, light parts stay light, no machine or registry is named."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_lerobot_discovers_policy_optimizer_and_environment() -> None:
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.envs import EnvConfig
+    from lerobot.optim import OptimizerConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    assert "aegis" in PreTrainedConfig.get_known_choices()
+    assert "aegis_adamw" in OptimizerConfig.get_known_choices()
+    assert "aegis_tabletop" in EnvConfig.get_known_choices()
+
+
+def test_every_command_exists() -> None:
+    ours = {
+        point.name: point
+        for point in entry_points(group="console_scripts")
+        if point.dist and point.dist.name == "lerobot_policy_aegis"
+    }
+    assert set(ours) == {"aegis-record", "aegis-pretrain", "aegis-anchor", "aegis-vqa", "aegis-demo"}
+    assert all(callable(point.load()) for point in ours.values())
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("aegis_envs.env", ["torch", "lerobot", "transformers"]),
+        ("aegis_policy.isolation", ["lerobot", "transformers", "draccus"]),
+        ("aegis_policy.files", ["torch", "lerobot"]),
+        ("aegis_eval.scene_images", ["torch", "lerobot"]),
+    ],
+)
+def test_light_modules_import_nothing_heavy(module: str, heavy: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_lock_names_versions_and_no_addresses() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert f"lerobot=={version('lerobot')}" in lock
+    assert not re.search(r"https?://|index-url|file:", lock)
+
+
+def test_shipped_weights_stay_under_twenty_megabytes() -> None:
+    weights = list((ROOT / "aegis_policy").rglob("*.safetensors"))
+    assert {path.name for path in weights} == {"model.safetensors", "anchor.safetensors"}
+    assert sum(path.stat().st_size for path in weights) < 20_000_000
