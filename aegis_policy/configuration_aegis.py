@@ -1,0 +1,164 @@
+"""What a user can set with `--policy.*`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
+
+from aegis_policy.errors import AegisError
+from aegis_policy.optimizer_aegis import AegisAdamWConfig
+from aegis_policy.protection import protection_named
+
+
+@PreTrainedConfig.register_subclass("aegis")
+@dataclass
+class AegisConfig(PreTrainedConfig):
+    """A vision-language model with a flow-matching action expert, and how the model is kept from forgetting.
+
+    Attributes:
+        vlm: `embedded`, a transformers directory, or a hub id. A checkpoint carries its own copy.
+        trust_remote_code: allow the VLM's directory to bring its own Python code.
+        protection: `none`, `freeze`, `stop_gradient` or `aegis`; see `aegis_policy.protection`.
+        anchor_path: the anchor that `aegis-anchor` wrote for `vlm`; the embedded VLM brings its own. It is
+            read once, at the start: a checkpoint carries the anchor, and a path given here replaces it.
+        train_vision_tower, train_projector: train these too (with the backbone's learning rate, unprotected).
+            Token embeddings, final norm and language-model head never train: no layer's anchor
+            guards them, and the flow loss does not even reach the head.
+        chunk_size: actions predicted at once, H.
+        n_action_steps: how many of them are carried out before the next prediction.
+        num_inference_steps: Euler steps from noise to a chunk.
+        expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
+            the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
+        time_alpha, time_beta, time_max: flow times are time_max (1 - Beta(time_alpha, time_beta)).
+        dtype: `float32` or `bfloat16`, the precision of matrix products; weights stay float32.
+        gradient_checkpointing: recompute the backbone's activations instead of keeping them.
+        optimizer_lr, optimizer_lr_backbone: peak learning rates of the action expert and of the backbone.
+        scheduler_warmup_steps: linear warm-up, before a cosine that ends at `--steps`.
+        vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
+            written by the policy, read from checkpoints.
+    """
+
+    vlm: str = "embedded"
+    trust_remote_code: bool = False
+
+    protection: str = "aegis"
+    anchor_path: Path | None = None
+    train_vision_tower: bool = False
+    train_projector: bool = False
+
+    n_obs_steps: int = 1
+    chunk_size: int = 16
+    n_action_steps: int = 8
+    num_inference_steps: int = 10
+
+    expert_width: int = 192
+    expert_depth: int = 6
+    expert_heads: int = 6
+
+    time_alpha: float = 1.5
+    time_beta: float = 1.0
+    time_max: float = 0.999
+
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: {
+            "VISUAL": NormalizationMode.IDENTITY,
+            "STATE": NormalizationMode.MEAN_STD,
+            "ACTION": NormalizationMode.MEAN_STD,
+        }
+    )
+
+    optimizer_lr: float = 5e-4
+    optimizer_lr_backbone: float = 1e-4
+    optimizer_betas: tuple[float, float] = (0.9, 0.95)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 1e-3
+    optimizer_grad_clip_norm: float = 1.0
+    scheduler_warmup_steps: int = 100
+
+    vlm_fingerprint: str | None = None
+    anchor_info: dict[str, str] | None = None
+
+    push_to_hub: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        protection = protection_named(self.protection)
+        if not protection.gradient_flows and (self.train_vision_tower or self.train_projector):
+            raise AegisError(
+                f"--policy.protection={self.protection} lets no gradient into the VLM, so "
+                "--policy.train_vision_tower and --policy.train_projector must stay false."
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")
+        if not 1 <= self.n_action_steps <= self.chunk_size:
+            raise AegisError(
+                f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
+                f"--policy.chunk_size={self.chunk_size}."
+            )
+        if self.expert_width % self.expert_heads:
+            raise AegisError(
+                f"--policy.expert_width={self.expert_width} must be a multiple of "
+                f"--policy.expert_heads={self.expert_heads}."
+            )
+
+    @property
+    def action_dim(self) -> int:
+        assert self.action_feature is not None
+        return self.action_feature.shape[0]
+
+    @property
+    def state_dim(self) -> int:
+        assert self.robot_state_feature is not None
+        return self.robot_state_feature.shape[0]
+
+    def validate_features(self) -> None:
+        """Refuse a dataset or environment without cameras, state or actions.
+
+        Raises:
+            AegisError: with the keys that are there.
+        """
+        keys = ", ".join([*(self.input_features or {}), *(self.output_features or {})]) or "none"
+        for name, feature in (
+            ("camera (observation.images.*)", self.image_features),
+            ("observation.state", self.robot_state_feature),
+            ("action", self.action_feature),
+        ):
+            if not feature:
+                raise AegisError(
+                    f"The dataset gives this policy no {name}; its keys are {keys}: record the missing one "
+                    "or name it so (a checkpoint's keys can be mapped with --rename_map)."
+                )
+        for key, feature in self.image_features.items():
+            if len(feature.shape) != 3 or feature.shape[0] != 3:
+                raise AegisError(
+                    f"Camera {key} has shape {tuple(feature.shape)}, and the VLM wants colour images (3, "
+                    "height, width): leave that camera out of the dataset."
+                )
+
+    def get_optimizer_preset(self) -> AegisAdamWConfig:
+        return AegisAdamWConfig(
+            lr=self.optimizer_lr,
+            betas=self.optimizer_betas,
+            eps=self.optimizer_eps,
+            weight_decay=self.optimizer_weight_decay,
+            grad_clip_norm=self.optimizer_grad_clip_norm,
+        )
+
+    def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig:
+        return CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=self.scheduler_warmup_steps)
+
+    @property
+    def observation_delta_indices(self) -> None:
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        return list(range(self.chunk_size))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        return None

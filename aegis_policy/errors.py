@@ -1,0 +1,5 @@
+"""The error a user may cause: one sentence that says what is wrong, where, and what to do."""
+
+
+class AegisError(ValueError):
+    """Input that cannot be used. The message is one sentence naming the flag, file or key and the mend."""

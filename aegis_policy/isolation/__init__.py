@@ -1,0 +1,73 @@
+"""Gradient isolation: let a task's gradient into a pretrained backbone, but not against what it knew.
+
+AEGIS (arXiv 2604.16067), in four steps.
+
+1. **Anchor**, once. Run the pretrained model over data it must not forget. For every layer l keep mean mu0_l
+   and standard deviation sigma0_l of its output hidden states, per hidden dimension, over all valid tokens
+   (`MomentAccumulator`, `GaussianAnchor`).
+2. **Distance**, each step, on the task's own batch and forward pass. With the batch's moments mu_l, sigma_l
+   the squared Wasserstein-2 distance between diagonal Gaussians is
+
+       W2^2_l = ||mu_l - mu0_l||^2 + ||sigma_l - sigma0_l||^2,        L_anchor = sum over l of W2^2_l
+
+   (`masked_moments`, `w2_squared`), and `GradientIsolator` takes its gradient g_anchor on the same graph.
+3. **Projection**, one a layer. With all of a layer's parameters flattened into one vector and
+   d = <g_task, g_anchor>,
+
+       g = g_task - d / ||g_anchor||^2 g_anchor     if d < 0: to first order the step no longer moves away
+       g = g_task                                   otherwise, bit for bit
+
+   (`project_`). g_anchor itself is never added: it says where not to go, not where to go.
+4. **Step** with g (`ProjectedAdamW`).
+
+Nothing here knows about robots or language: any module will do whose layers you can name. On a plain model,
+first the anchor of its outputs as they are now:
+
+>>> import torch
+>>> from torch import nn
+>>> from aegis_policy.isolation import GaussianAnchor, GradientIsolator, MomentAccumulator, ProjectedAdamW
+>>> _ = torch.manual_seed(0)
+>>> layers, head = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)], nn.Linear(8, 2)
+>>> model = nn.Sequential(*layers, head)
+>>> x_BTD, mask_BT = torch.randn(4, 5, 8), torch.ones(4, 5, dtype=torch.bool)
+>>> moments = [MomentAccumulator() for _ in layers]
+>>> for depth, each in enumerate(moments, start=1):
+...     each.update(model[:depth](x_BTD), mask_BT)
+>>> anchor = GaussianAnchor.from_accumulators(moments, {"vlm": "a plain model"})
+
+then ten lines of protected training:
+
+>>> isolator = GradientIsolator(layers, anchor)
+>>> optimizer = ProjectedAdamW(model.parameters(), isolator, lr=1e-2)
+>>> for _ in range(20):
+...     with isolator.collect(mask_BT):
+...         loss = (model(x_BTD) - 1).square().mean()
+...     distance = isolator.accumulate()  # the anchor gradient, on the graph of the forward pass
+...     loss.backward()  # the task gradient
+...     optimizer.step()  # projects one against the other, then steps
+...     optimizer.zero_grad()
+>>> sorted(isolator.metrics())
+['anchor_distance', 'conflict_fraction', 'energy_shed', 'unprojected_layers']
+"""
+
+from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
+from aegis_policy.isolation._isolator import GradientIsolator
+from aegis_policy.isolation._moments import EPS, MomentAccumulator, Moments, global_moments, masked_moments
+from aegis_policy.isolation._optimizer import ProjectedAdamW
+from aegis_policy.isolation._projection import LayerProjection, project_
+
+__all__ = [
+    "EPS",
+    "AnchorError",
+    "GaussianAnchor",
+    "GradientIsolator",
+    "LayerProjection",
+    "MomentAccumulator",
+    "Moments",
+    "ProjectedAdamW",
+    "global_moments",
+    "masked_moments",
+    "project_",
+    "w2_cotangents",
+    "w2_squared",
+]

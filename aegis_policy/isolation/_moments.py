@@ -1,0 +1,157 @@
+"""Mean and deviation of hidden states over valid tokens: of one batch, of a global batch, of a stream.
+
+Not here: what the moments are compared with (`_gaussian`) and where hidden states come from (`_isolator`).
+
+Shape suffixes: B batch, T tokens, D hidden dimension, L layers, N valid tokens.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+EPS = 1e-6
+"""Added to the variance inside the square root: the derivative of sqrt at zero variance is infinite."""
+
+
+class Moments(NamedTuple):
+    """Moments of every layer's hidden states over the same tokens.
+
+    Attributes:
+        tokens: number of valid tokens, a scalar of the moments' dtype.
+        mean_LD: mean of each hidden dimension.
+        std_LD: population standard deviation of each hidden dimension, `sqrt(variance + eps)`.
+    """
+
+    tokens: Tensor
+    mean_LD: Tensor
+    std_LD: Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return `x` in float32, or unchanged if it is more precise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def valid_or_zero(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return `x_BTD` with padding set to zero; what padding holds (it may be NaN) never spreads."""
+    return torch.where(mask_BT.unsqueeze(-1), x_BTD, 0.0)
+
+
+def masked_moments(x_BTD: Tensor, mask_BT: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation of each hidden dimension over the valid tokens.
+
+    Differentiable; computed in float32, or in float64 for float64 input.
+
+    Args:
+        x_BTD: hidden states.
+        mask_BT: bool, True for a valid token.
+        eps: added to the variance inside the square root.
+
+    Returns:
+        `(mean_D, std_D)`. A batch without a valid token has mean 0 and standard deviation `sqrt(eps)`.
+    """
+    x_BTD = at_least_float32(x_BTD)
+    count = mask_BT.sum().clamp(min=1)
+    mean_D = valid_or_zero(x_BTD, mask_BT).sum((0, 1)) / count
+    variance_D = valid_or_zero(x_BTD - mean_D, mask_BT).square().sum((0, 1)) / count
+    return mean_D, (variance_D + eps).sqrt()
+
+
+@torch.no_grad()
+def global_moments(hidden: Sequence[Tensor], mask_BT: Tensor, eps: float = EPS) -> Moments:
+    """Moments of all layers over the valid tokens of all ranks, without a graph.
+
+    Two passes, because the one-pass `E[x^2] - E[x]^2` loses every digit in the outlier dimensions of a
+    residual stream. Each pass ends in one all-reduce when `torch.distributed` runs, so every rank returns the
+    same numbers however its tokens are spread.
+
+    Args:
+        hidden: L tensors (B, T, D), this rank's hidden states.
+        mask_BT: bool, True for a valid token.
+        eps: added to the variance inside the square root.
+    """
+    sums_LD = torch.stack([valid_or_zero(at_least_float32(x), mask_BT).sum((0, 1)) for x in hidden])
+    sums_and_count = torch.cat([sums_LD.flatten(), mask_BT.sum().to(sums_LD).reshape(1)])
+    all_reduce_sum_(sums_and_count)
+    count = sums_and_count[-1]
+    divisor = count.clamp(min=1)
+    mean_LD = sums_and_count[:-1].view_as(sums_LD) / divisor
+    padding_BT1 = ~mask_BT.unsqueeze(-1)
+    squares_LD = torch.stack(
+        [
+            (at_least_float32(x_BTD) - mean_D).masked_fill_(padding_BT1, 0.0).square_().sum((0, 1))
+            for x_BTD, mean_D in zip(hidden, mean_LD, strict=True)
+        ]
+    )
+    all_reduce_sum_(squares_LD)
+    return Moments(count, mean_LD, (squares_LD / divisor + eps).sqrt())
+
+
+def all_reduce_sum_(x: Tensor) -> None:
+    """Replace `x` by its sum over all ranks; a single process keeps it."""
+    if is_distributed():
+        dist.all_reduce(x, op=dist.ReduceOp.SUM)
+
+
+def is_distributed() -> bool:
+    """Whether several ranks train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class MomentAccumulator:
+    """Moments of one layer over a stream of batches, in float64.
+
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979): with counts a and b, means
+    m_a and m_b and sums of squared deviations s_a and s_b, the union has
+
+        m = m_a + (m_b - m_a) b / (a + b)
+        s = s_a + s_b + (m_b - m_a)^2 a b / (a + b)
+
+    so the result depends neither on the order nor on the size of the batches, up to rounding in float64.
+
+    Attributes:
+        count: valid tokens seen.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean_D = torch.zeros(0, dtype=torch.float64)
+        self._squares_D = torch.zeros(0, dtype=torch.float64)
+
+    def update(self, x_BTD: Tensor, mask_BT: Tensor) -> None:
+        """Add the valid tokens of one batch of hidden states."""
+        if x_BTD.device.type == "mps":
+            x_BTD = x_BTD.cpu()  # which has no float64
+        x_ND = x_BTD.detach()[mask_BT.to(x_BTD.device)].double()
+        if len(x_ND) == 0:
+            return
+        mean_D = x_ND.mean(0)
+        self._add(len(x_ND), mean_D.cpu(), (x_ND - mean_D).square().sum(0).cpu())
+
+    def merge(self, other: Self) -> None:
+        """Add everything another accumulator has seen, as if this one had seen it."""
+        if other.count:
+            self._add(other.count, other._mean_D, other._squares_D)
+
+    def finalize(self, eps: float = EPS) -> tuple[Tensor, Tensor, int]:
+        """Return `(mean_D, std_D, count)`, float64 on the CPU, with `std = sqrt(variance + eps)`.
+
+        Raises:
+            ValueError: no valid token was seen.
+        """
+        if self.count == 0:
+            raise ValueError("No valid token was seen: give the accumulator at least one unpadded batch.")
+        return self._mean_D.clone(), (self._squares_D / self.count + eps).sqrt(), self.count
+
+    def _add(self, count: int, mean_D: Tensor, squares_D: Tensor) -> None:
+        if self.count == 0:
+            self.count, self._mean_D, self._squares_D = count, mean_D.clone(), squares_D.clone()
+            return
+        total = self.count + count
+        gap_D = mean_D - self._mean_D
+        self._mean_D = self._mean_D + gap_D * (count / total)
+        self._squares_D = self._squares_D + squares_D + gap_D.square() * (self.count * count / total)
+        self.count = total

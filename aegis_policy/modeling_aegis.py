@@ -1,0 +1,307 @@
+"""The policy as LeRobot sees it: glue between the VLM, the action expert, flow matching and the protection.
+
+Shapes: B batch, C cameras, T prefix tokens, H action horizon, A action dimension, S state dimension.
+"""
+
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import lerobot
+import torch
+from huggingface_hub import snapshot_download
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.device_utils import resolve_safetensors_device
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import Tensor
+
+from aegis_policy import flow_matching, ranks
+from aegis_policy.action_expert import ActionExpert, PrefixCache
+from aegis_policy.anchoring import StoredAnchor, adopt_anchor
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.dataset_checks import check_batch, check_language, check_statistics
+from aegis_policy.errors import AegisError
+from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
+from aegis_policy.protection import protection_named, set_trainable
+from aegis_policy.vlm import Prefix, VLMBackbone
+
+_VLM_FOLDER = "vlm"
+
+
+class AegisPolicy(PreTrainedPolicy):
+    """A VLM that moves a robot and still answers questions (`policy.vlm.answer`).
+
+    Args:
+        config: what the user set. A fresh policy loads `config.vlm` with its weights.
+        checkpoint: the folder that `from_pretrained` restores; the VLM is built from its `vlm/` instead,
+            and the weights are left to the caller.
+        dataset_stats, dataset_meta: what LeRobot knows of the data; only checked.
+
+    Raises:
+        AegisError: the VLM, the anchor or the data cannot be used.
+    """
+
+    config_class = AegisConfig
+    name = "aegis"
+    config: AegisConfig
+
+    def __init__(
+        self,
+        config: AegisConfig,
+        *,
+        checkpoint: Path | None = None,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        dataset_meta: Any | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config)
+        config.validate_features()
+        if dataset_meta is not None:
+            check_language(dataset_meta.tasks.index)
+        if dataset_stats is not None:
+            check_statistics(config, dataset_stats, None if dataset_meta is None else dataset_meta.features)
+
+        trust = config.trust_remote_code
+        if checkpoint is None:
+            self.vlm = VLMBackbone.from_pretrained(config.vlm, trust_remote_code=trust)
+            config.vlm_fingerprint = self.vlm.fingerprint()
+        else:
+            folder = checkpoint / _VLM_FOLDER
+            self.vlm = VLMBackbone.from_architecture(folder, name=config.vlm, trust_remote_code=trust)
+        if config.gradient_checkpointing:
+            self.vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+        self.expert = ActionExpert(
+            action_dim=config.action_dim,
+            state_dim=config.state_dim,
+            horizon=config.chunk_size,
+            backbone_dim=self.vlm.hidden_size,
+            backbone_layers=self.vlm.num_layers,
+            width=config.expert_width,
+            depth=config.expert_depth,
+            heads=config.expert_heads,
+        )
+        self.anchor = StoredAnchor(self.vlm.num_layers, self.vlm.hidden_size)
+        protection = protection_named(config.protection)
+        self.protection = protection()
+        set_trainable(self.vlm, protection, config.train_vision_tower, config.train_projector)
+        if checkpoint is None:
+            adopt_anchor(self.anchor, config, self.protection)
+        self._optimized: PolicyParameters | None = None
+        self._training_steps = 0
+        self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Restore a checkpoint, from its own folder alone, in evaluation mode.
+
+        Args:
+            pretrained_name_or_path: a folder that `save_pretrained` wrote, or a hub id.
+            config: replaces the checkpoint's configuration.
+            strict: refuse weights that do not fit exactly.
+
+        Raises:
+            AegisError: the folder is no whole checkpoint of this policy.
+        """
+        directory = Path(pretrained_name_or_path)
+        if not directory.is_dir():
+            hub_options = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+            options = {key: kwargs[key] for key in hub_options if key in kwargs}
+            directory = Path(snapshot_download(str(pretrained_name_or_path), **options))
+        if not (directory / _VLM_FOLDER).is_dir():
+            raise AegisError(
+                f"{directory} holds no {_VLM_FOLDER}/ folder, so it is not a whole checkpoint of this "
+                "policy: name the `pretrained_model` folder that training saved."
+            )
+        policy = super().from_pretrained(
+            directory, config=config, strict=strict, checkpoint=directory, **kwargs
+        )
+        adopt_anchor(policy.anchor, policy.config, policy.protection)
+        return policy
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Self, model_file: str, map_location: str, strict: bool) -> Self:
+        try:
+            missing, unexpected = load_model(
+                model, model_file, strict=False, device=resolve_safetensors_device(map_location)
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise AegisError(
+                f"{model_file} does not fit the configuration beside it and this data "
+                f"({' '.join(str(error).split())})."
+            ) from error
+        if model.protection.needs_anchor and any(key.startswith("anchor.") for key in missing):
+            raise AegisError(
+                f"{model_file} holds no anchor, and protection={model.config.protection} must not run "
+                "without: restore the file from where it was saved."
+            )
+        if strict and (missing or unexpected):
+            raise AegisError(
+                f"{model_file} does not fit its configuration: it lacks {sorted(missing) or 'nothing'} and "
+                f"has {sorted(unexpected) or 'nothing'} too many."
+            )
+        return model
+
+    def _save_pretrained(
+        self, save_directory: Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        super()._save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        self.vlm.save_architecture(save_directory / _VLM_FOLDER)
+
+    def get_optim_params(self) -> PolicyParameters:
+        """Parameter groups of the action expert and the backbone, with the isolator that projects them.
+
+        Raises:
+            AegisError: the run is sharded by FSDP, which this LeRobot cannot do for a policy of this kind.
+        """
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise AegisError(
+                f"LeRobot {lerobot.__version__} calls a policy's forward behind FSDP's back, so "
+                "--policy.type=aegis cannot be sharded: launch with torchrun or accelerate's MULTI_GPU (DDP) "
+                "instead."
+            )
+        self.protection.begin_training(self.vlm, self.anchor.restore(self.config.anchor_info or {}))
+        groups = [
+            *parameter_groups("expert", [self.expert], self.config.optimizer_lr),
+            *parameter_groups("backbone", [self.vlm], self.config.optimizer_lr_backbone),
+        ]
+        self._optimized = PolicyParameters(groups, self.protection.isolator)
+        return self._optimized
+
+    def forward(
+        self,
+        batch: dict[str, Any],
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        reduction: Literal["mean", "none"] = "mean",
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The flow-matching loss of a batch; in training, the protection's part of the step too.
+
+        Args:
+            batch: normalised, with `action` (B, H, A), `action_is_pad` (B, H), `observation.state` (B, S),
+                `task` (B strings) and the cameras (B, 3, height, width) in [0, 1].
+            noise: (B, H, A) instead of drawing it.
+            time: (B,) flow times instead of drawing them.
+            reduction: `none` returns one loss a sample, (B,).
+
+        Returns:
+            The loss, averaged over the valid action steps of the global batch, and figures to log.
+
+        Raises:
+            AegisError: keys are missing, the loss is not finite (on any rank), or nothing would project.
+        """
+        check_batch(self.config, batch, with_actions=True)
+        training = self.training and torch.is_grad_enabled()
+        if training:
+            self._training_steps += 1
+            self._require_projection()
+        actions_BHA: Tensor = batch[ACTION]
+        if noise is None:
+            noise = ranks.share(lambda draws: torch.randn(draws, *actions_BHA.shape[1:]), actions_BHA)
+        if time is None:
+            time = ranks.share(self._sample_times, actions_BHA)
+        inputs = self._vlm_inputs(batch)
+        prefix = self.protection.encode(self.vlm, inputs) if training else self.vlm.encode(inputs)
+        velocity_BHA = self.expert(
+            flow_matching.interpolate(noise, actions_BHA, time), time, batch[OBS_STATE], self._cache(prefix)
+        )
+        is_pad_BH: Tensor | None = batch.get("action_is_pad")
+        loss_B = flow_matching.sample_losses(
+            velocity_BHA, flow_matching.target_velocity(noise, actions_BHA), is_pad_BH
+        )
+        loss_B = loss_B / _valid_steps_a_sample(actions_BHA, is_pad_BH, across_ranks=training)
+        loss = loss_B.mean()
+        figures = {"flow_loss": loss.item()}
+        if training:
+            self._require_finite(loss, batch)
+            figures |= self.protection.end_forward()
+        return (loss if reduction == "mean" else loss_B), figures
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
+        """Sample a chunk of normalised actions (B, H, A), from `noise` or from torch's global generator."""
+        self.eval()
+        check_batch(self.config, batch, with_actions=False)
+        state_BS: Tensor = batch[OBS_STATE]
+        with torch.autocast(
+            state_BS.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16"
+        ):
+            cache = self._cache(self.vlm.encode(self._vlm_inputs(batch)))
+            if noise is None:
+                shape = (len(state_BS), self.config.chunk_size, self.config.action_dim)
+                noise = torch.randn(shape, device=state_BS.device)
+            return flow_matching.euler_sample(
+                lambda x_BHA, time_B: self.expert(x_BHA, time_B, state_BS, cache).float(),
+                noise,
+                self.config.num_inference_steps,
+            )
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
+        """The next normalised action (B, A); a new chunk is sampled every `n_action_steps` calls."""
+        if not self._queue:
+            chunk_BHA = self.predict_action_chunk(batch, noise)
+            self._queue.extend(chunk_BHA[:, : self.config.n_action_steps].unbind(dim=1))
+        return self._queue.popleft()
+
+    def reset(self) -> None:
+        """Forget the actions that are left of the last chunk: the environment was reset."""
+        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+
+    def _sample_times(self, draws: int) -> Tensor:
+        config = self.config
+        return flow_matching.sample_times(draws, config.time_alpha, config.time_beta, config.time_max)
+
+    def _vlm_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.vlm.prepare([batch[key] for key in self.config.image_features], batch["task"])
+
+    def _cache(self, prefix: Prefix) -> PrefixCache:
+        return self.expert.prepare_prefix(prefix.hidden_states, prefix.mask)
+
+    def _require_projection(self) -> None:
+        if self.protection.needs_anchor and not (self._optimized and self._optimized.projects):
+            raise AegisError(
+                f"--policy.protection={self.config.protection} projects gradients in the optimizer's step, "
+                "and this run's optimizer does not: use --optimizer.type=aegis_adamw, which is the default "
+                "as long as --use_policy_training_preset stays true."
+            )
+
+    def _require_finite(self, loss: Tensor, batch: dict[str, Any]) -> None:
+        """Stop all ranks together, before a gradient that is not finite reaches the weights."""
+        if ranks.all_true(torch.isfinite(loss.detach())):
+            return
+        broken = [key for key in (ACTION, OBS_STATE) if not torch.isfinite(batch[key]).all()]
+        advice = (
+            f"{' and '.join(broken)} of this batch hold NaN or infinity: check the dataset and its statistics"
+            if broken
+            else "lower --policy.optimizer_lr and --policy.optimizer_lr_backbone, or look for outliers"
+        )
+        raise AegisError(
+            f"The loss is not finite at training step {self._training_steps} of this run; {advice}. The "
+            "weights of the last checkpoint are intact."
+        )
+
+
+def _valid_steps_a_sample(actions_BHA: Tensor, is_pad_BH: Tensor | None, across_ranks: bool) -> Tensor:
+    """What the loss is divided by: the mean number of valid action steps a sample, over all ranks.
+
+    Ranks that divided by their own number would weigh a step by the rank it happened to fall on.
+    """
+    batch_size, horizon = actions_BHA.shape[:2]
+    if is_pad_BH is None:
+        return actions_BHA.new_tensor(float(horizon))
+    steps = (~is_pad_BH).sum().float() / batch_size
+    if across_ranks:
+        steps = ranks.mean(steps)
+    return steps.clamp(min=1.0 / batch_size)

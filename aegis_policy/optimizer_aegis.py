@@ -1,0 +1,68 @@
+"""The optimizer LeRobot builds for the policy: AdamW that projects in `step()` where the protection asks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lerobot.optim import OptimizerConfig
+from torch import nn
+
+from aegis_policy.errors import AegisError
+from aegis_policy.isolation import GradientIsolator, ProjectedAdamW
+
+
+class PolicyParameters(list[dict[str, Any]]):
+    """What `AegisPolicy.get_optim_params` hands to the optimizer: parameter groups, and maybe an isolator."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], isolator: GradientIsolator | None) -> None:
+        super().__init__(groups)
+        self.isolator = isolator
+        self.projects = False
+        """An optimizer that projects has been built from these parameters."""
+
+
+def parameter_groups(name: str, modules: Iterable[nn.Module], lr: float) -> list[dict[str, Any]]:
+    """The groups, if not empty, of what may learn in `modules`; vectors (norms, biases) are not decayed."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": matrices, "lr": lr, "name": name},
+        {"params": vectors, "lr": lr, "name": f"{name}_no_decay", "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@OptimizerConfig.register_subclass("aegis_adamw")
+@dataclass
+class AegisAdamWConfig(OptimizerConfig):
+    """AdamW over the policy's parameter groups; projects their gradients if they come with an isolator."""
+
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-3
+    grad_clip_norm: float = 1.0
+
+    def build(self, params: Any) -> torch.optim.Optimizer:
+        """Make the optimizer.
+
+        Raises:
+            AegisError: `params` are bare parameters, which come without the isolator that protects them.
+        """
+        if not isinstance(params, PolicyParameters):
+            raise AegisError(
+                "--optimizer.type=aegis_adamw needs the parameter groups of an aegis policy: leave "
+                "--use_policy_training_preset at true."
+            )
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "betas": self.betas,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+        if params.isolator is None:
+            return torch.optim.AdamW(params, **options)
+        params.projects = True
+        return ProjectedAdamW(params, params.isolator, **options)

@@ -1,0 +1,39 @@
+"""What the ranks of a data-parallel run agree on; in a single process, each of these is the obvious thing."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def count() -> int:
+    """How many ranks train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
+    """This rank's part of one random draw for the whole global batch, a row for each row of `like`.
+
+    LeRobot seeds all ranks alike: if each drew only for itself, all would learn from the same noise.
+    """
+    rank = dist.get_rank() if count() > 1 else 0
+    return draw(count() * len(like))[rank :: count()].to(like)
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of `x` over all ranks."""
+    if count() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / count()
+
+
+def all_true(flag: Tensor) -> bool:
+    """Whether `flag` (a scalar) is true on every rank."""
+    if count() == 1:
+        return bool(flag)
+    least = flag.to(torch.float32)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return bool(least)

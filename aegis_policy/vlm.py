@@ -1,0 +1,304 @@
+"""A transformers image-text-to-text model, seen twice.
+
+The policy sees the *prefix encoder*: camera images and an instruction become the hidden states of every decoder
+layer. VQA sees the *answerer*: an image and a question become text. Both are the same weights, the same processor
+and the same prompt format; no modeling code is copied here, and the model is never truncated.
+
+Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from aegis_policy.errors import AegisError
+
+EMBEDDED_VLM = "embedded"
+"""The value of `--policy.vlm` that names the model shipped inside this package."""
+
+_EMBEDDED_DIRECTORY = Path(__file__).parent / "pretrained" / "tabletop-vlm"
+_FINGERPRINT_VALUES = 256
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one VLM family keeps its parts (dotted attribute paths from the model) and how it is prompted."""
+
+    decoder_layers: str
+    vision_tower: str
+    projector: str
+    instruction_prompt: Callable[[str, int], str]
+    question_prompt: Callable[[str, int], str]
+
+
+_PALIGEMMA = Family(
+    decoder_layers="model.language_model.layers",
+    vision_tower="model.vision_tower",
+    projector="model.multi_modal_projector",
+    instruction_prompt=lambda text, images: "<image>" * images + text,
+    question_prompt=lambda text, images: "<image>" * images + f"answer en {text}",
+)
+
+FAMILIES: dict[str, Family] = {"paligemma": _PALIGEMMA}
+"""transformers `model_type` -> family. PaliGemma and PaliGemma 2 share the type and differ in their text config."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the action expert reads: `hidden_states` L x (B, T, D), each a decoder layer's output; `mask` (B, T)."""
+
+    hidden_states: tuple[Tensor, ...]
+    mask: Tensor
+
+
+def embedded_directory() -> Path:
+    """The folder of the embedded VLM: a plain transformers directory."""
+    return _EMBEDDED_DIRECTORY
+
+
+def embedded_anchor() -> Path:
+    """The Gaussian anchor that belongs to the embedded VLM."""
+    return _EMBEDDED_DIRECTORY / "anchor.safetensors"
+
+
+class VLMBackbone(nn.Module):
+    """A VLM with its processor, as prefix encoder and as answerer."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any, name: str) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.family = FAMILIES[model.config.model_type]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_directory: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> "VLMBackbone":
+        """Load architecture, weights (safetensors only) and processor of a directory, a hub id, or `embedded`.
+
+        Raises:
+            AegisError: nothing usable is there, it is not an image-text-to-text model, or its family is unknown.
+        """
+        name = str(name_or_directory)
+        source = _resolve(name)
+        _load_config(source, name, trust_remote_code)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise AegisError(
+                f"--policy.vlm={name} has a configuration but no readable safetensors weights "
+                f"({_first_line(error)}): download the model again or name another directory."
+            ) from error
+        return cls(model, _load_processor(source, name, trust_remote_code), name)
+
+    @classmethod
+    def from_architecture(
+        cls,
+        directory: str | Path,
+        *,
+        name: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> "VLMBackbone":
+        """Build the model with random weights from what `save_architecture` wrote; the caller loads the weights.
+
+        Raises:
+            AegisError: the folder holds no usable configuration or processor.
+        """
+        directory = str(directory)
+        config = _load_config(directory, directory, trust_remote_code)
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        return cls(model, _load_processor(directory, directory, trust_remote_code), name or directory)
+
+    def save_architecture(self, directory: str | Path) -> None:
+        """Write configuration, generation defaults, tokenizer and processor, without weights."""
+        self.model.config.save_pretrained(directory)
+        if self.model.can_generate():
+            self.model.generation_config.save_pretrained(directory)
+        self.processor.save_pretrained(directory)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a plain transformers directory that `AutoModelForImageTextToText.from_pretrained` loads."""
+        self.model.save_pretrained(directory, safe_serialization=True)
+        self.processor.save_pretrained(directory)
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        layers = self._part(self.family.decoder_layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        return self._part(self.family.vision_tower)
+
+    @property
+    def projector(self) -> nn.Module:
+        return self._part(self.family.projector)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.decoder_layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def prepare(self, images: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Turn one batch of camera images and instructions into model inputs, with the model's own processor.
+
+        Args:
+            images: one tensor (B, 3, H, W) a camera, floats in [0, 1].
+            texts: B instructions.
+        """
+        samples = [list(views) for views in zip(*images, strict=True)]
+        prompts = [self.family.instruction_prompt(_one_line(text), len(images)) for text in texts]
+        return self._process(samples, prompts, padding_side="right", do_rescale=False)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Prefix:
+        """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
+        mask = inputs["attention_mask"].bool()
+        positions = mask.cumsum(dim=-1).clamp(min=1)
+        with self._recorded_layers() as hidden_states:
+            self.model.base_model(**inputs, position_ids=positions, use_cache=False)
+        return Prefix(tuple(hidden_states), mask)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images: Sequence[np.ndarray | Image.Image],
+        questions: Sequence[str],
+        max_new_tokens: int = 16,
+    ) -> list[str]:
+        """Answer one question an image, greedily.
+
+        Args:
+            images: N images, each (H, W, 3) uint8.
+            questions: N questions.
+        """
+        inputs = self.question_inputs(images, questions)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        finally:
+            self.model.train(was_training)
+        new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        answers = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    def question_inputs(
+        self, images: Sequence[np.ndarray | Image.Image], questions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Model inputs of N image-question pairs, left-padded as `generate` wants them."""
+        samples = [[Image.fromarray(image) if isinstance(image, np.ndarray) else image] for image in images]
+        prompts = [self.family.question_prompt(_one_line(question), 1) for question in questions]
+        return self._process(samples, prompts, padding_side="left")
+
+    def fingerprint(self) -> str:
+        """A short hash of the decoder's shapes and weights: the same model in fp32 and bf16 has the same one."""
+        digest = hashlib.sha256(self.model.config.model_type.encode())
+        for name, parameter in self.decoder_layers.named_parameters():
+            values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].to(torch.bfloat16).float()
+            digest.update(json.dumps([name, list(parameter.shape)]).encode())
+            digest.update(values.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _part(self, path: str) -> nn.Module:
+        return self.model.get_submodule(path)
+
+    def _process(
+        self, samples: list[list[Any]], prompts: list[str], padding_side: str, **options: Any
+    ) -> dict[str, Tensor]:
+        self.processor.tokenizer.padding_side = padding_side
+        inputs = self.processor(images=samples, text=prompts, padding=True, return_tensors="pt", **options)
+        inputs.pop("labels", None)
+        return {key: value.to(self.device) for key, value in inputs.items()}
+
+    @contextmanager
+    def _recorded_layers(self) -> Iterator[list[Tensor]]:
+        hidden_states: list[Tensor] = []
+
+        def record(_module: nn.Module, _inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+            hidden_states.append(output if isinstance(output, Tensor) else output[0])
+
+        handles = [layer.register_forward_hook(record) for layer in self.decoder_layers]
+        try:
+            yield hidden_states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _resolve(name: str) -> str:
+    if name != EMBEDDED_VLM:
+        return name
+    if not (_EMBEDDED_DIRECTORY / "config.json").is_file():
+        raise AegisError(
+            f"--policy.vlm=embedded: {_EMBEDDED_DIRECTORY} holds no model; reinstall the package or make "
+            "the model with aegis-pretrain."
+        )
+    return str(_EMBEDDED_DIRECTORY)
+
+
+def _load_config(source: str, name: str, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise AegisError(
+            f"--policy.vlm={name} is not a transformers model ({_first_line(error)}): give a directory with a "
+            "config.json, a hub id, or `embedded`."
+        ) from error
+    if type(config) not in AutoModelForImageTextToText._model_mapping and not trust_remote_code:
+        raise AegisError(
+            f"--policy.vlm={name} is a `{config.model_type}` model, which transformers does not list as "
+            "image-text-to-text: choose a vision-language model."
+        )
+    if config.model_type not in FAMILIES:
+        raise AegisError(
+            f"--policy.vlm={name} is a `{config.model_type}` model; known families are "
+            f"{', '.join(sorted(FAMILIES))}: add its parts to FAMILIES in aegis_policy/vlm.py."
+        )
+    return config
+
+
+def _load_processor(source: str, name: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise AegisError(
+            f"--policy.vlm={name} has no readable processor ({_first_line(error)}): its directory needs the "
+            "tokenizer and preprocessor files beside config.json."
+        ) from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,183 @@
+"""A tiny VLM with its anchor, a tiny LeRobot dataset, and policies and batches made of them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.isolation import GaussianAnchor, MomentAccumulator
+from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.vlm import VLMBackbone
+
+CAMERAS = ("observation.images.front", "observation.images.wrist")
+TASKS = ("reach the red cube", "push the green sphere to the blue zone", "pick up the yellow cylinder")
+STATE_DIM, ACTION_DIM, HORIZON = 5, 3, 4
+
+TINY = {"chunk_size": HORIZON, "n_action_steps": 2, "expert_width": 16, "expert_depth": 2, "expert_heads": 2}
+
+MakePolicy = Callable[..., AegisPolicy]
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., dict[str, Any]]:
+    """`make_batch(size=4, seed=0)`: a normalised batch; the last sample's chunk ends in padding."""
+    return _make_batch
+
+
+def _make_batch(size: int = 4, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    is_pad_BH = torch.zeros(size, HORIZON, dtype=torch.bool)
+    is_pad_BH[-1, HORIZON // 2 :] = True
+    return {
+        **{camera: torch.rand(size, 3, 32, 32, generator=generator) for camera in CAMERAS},
+        "observation.state": torch.randn(size, STATE_DIM, generator=generator),
+        "action": torch.randn(size, HORIZON, ACTION_DIM, generator=generator),
+        "action_is_pad": is_pad_BH,
+        "task": [TASKS[index % len(TASKS)] for index in range(size)],
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_anchor(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The anchor of the tiny VLM, from one batch of random images and questions."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    batch = _make_batch(16, seed=1)
+    with torch.no_grad():
+        prefix = vlm.encode(vlm.prepare([batch[CAMERAS[0]]], ["what colour is the cube"] * 16))
+    accumulators = [MomentAccumulator() for _ in prefix.hidden_states]
+    for accumulator, hidden in zip(accumulators, prefix.hidden_states, strict=True):
+        accumulator.update(hidden, prefix.mask)
+    path = tmp_path_factory.mktemp("anchor") / "anchor.safetensors"
+    metadata = {"vlm": str(tiny_vlm_dir), "fingerprint": vlm.fingerprint()}
+    GaussianAnchor.from_accumulators(accumulators, metadata).save(path)
+    return path
+
+
+@pytest.fixture
+def make_config(tiny_vlm_dir: Path, tiny_anchor: Path) -> Callable[..., AegisConfig]:
+    """`make_config(protection=..., **options)`: a configuration on the tiny VLM and its anchor."""
+
+    def make(protection: str = "aegis", **options: Any) -> AegisConfig:
+        if protection == "aegis":
+            options.setdefault("anchor_path", tiny_anchor)
+        return AegisConfig(
+            **{
+                "vlm": str(tiny_vlm_dir),
+                "protection": protection,
+                "device": "cpu",
+                "input_features": {
+                    **{camera: PolicyFeature(FeatureType.VISUAL, (3, 32, 32)) for camera in CAMERAS},
+                    "observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,)),
+                },
+                "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
+                **TINY,
+                **options,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_policy(make_config: Callable[..., AegisConfig]) -> MakePolicy:
+    """`make_policy(protection=..., **options)`: a fresh policy, its zero-initialised layers woken up."""
+
+    def make(protection: str = "aegis", **options: Any) -> AegisPolicy:
+        torch.manual_seed(0)
+        policy = AegisPolicy(make_config(protection, **options))
+        for parameter in policy.expert.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+        return policy
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobotDataset of three episodes of six frames, with two cameras as images."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    image = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"]}
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    dataset = LeRobotDataset.create(
+        repo_id="tests/tiny",
+        fps=10,
+        root=root,
+        features={
+            **dict.fromkeys(CAMERAS, image),
+            "observation.state": {"dtype": "float32", "shape": (STATE_DIM,), "names": None},
+            "action": {"dtype": "float32", "shape": (ACTION_DIM,), "names": None},
+        },
+        use_videos=False,
+    )
+    rng = np.random.default_rng(0)
+    for task in TASKS:
+        for _ in range(6):
+            dataset.add_frame(
+                {
+                    **{camera: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for camera in CAMERAS},
+                    "observation.state": rng.normal(size=STATE_DIM).astype(np.float32),
+                    "action": rng.normal(size=ACTION_DIM).astype(np.float32),
+                    "task": task,
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(tiny_dataset: Path) -> list[str]:
+    """Flags that train a tiny policy on the tiny dataset, fresh or further."""
+    return [
+        "--dataset.repo_id=tests/tiny",
+        f"--dataset.root={tiny_dataset}",
+        "--batch_size=4",
+        "--num_workers=0",
+        "--log_freq=1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def fresh_flags(tiny_flags: list[str], tiny_vlm_dir: Path, tiny_anchor: Path) -> list[str]:
+    """Flags of a fresh `--policy.protection=aegis` run."""
+    return [
+        *tiny_flags,
+        "--policy.type=aegis",
+        "--policy.device=cpu",
+        f"--policy.vlm={tiny_vlm_dir}",
+        f"--policy.anchor_path={tiny_anchor}",
+        *(f"--policy.{key}={value}" for key, value in TINY.items()),
+    ]
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`shell(*arguments)`: run a command as a user would, on one thread, without a network."""
+    return _run
+
+
+def _run(*arguments: str, timeout: float = 500, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return subprocess.run(
+        arguments,
+        env={**os.environ, **settings, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

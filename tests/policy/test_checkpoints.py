@@ -1,0 +1,168 @@
+"""A checkpoint is all one needs: it moves, and it carries its VLM, its processor and its anchor."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import PreTrainedConfig
+from safetensors.torch import load_file, save_file
+
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.errors import AegisError
+from aegis_policy.isolation import GaussianAnchor
+from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.vlm import VLMBackbone
+
+MakeConfig = Callable[..., AegisConfig]
+MakePolicy = Callable[..., AegisPolicy]
+MakeBatch = Callable[..., dict[str, Any]]
+
+
+def _changed_file(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    change(tensors)
+    save_file(tensors, checkpoint / "model.safetensors")
+
+
+def test_a_checkpoint_acts_and_answers_the_same_after_it_moved_and_its_vlm_is_gone(
+    tiny_vlm_dir: Path, tiny_anchor: Path, make_config: MakeConfig, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_vlm_dir, tmp_path / "vlm")
+    shutil.copy(tiny_anchor, tmp_path / "anchor.safetensors")
+    policy = AegisPolicy(make_config(vlm=str(tmp_path / "vlm"), anchor_path=tmp_path / "anchor.safetensors"))
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    for seed in range(3):
+        policy.train()(make_batch(seed=seed))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    policy.save_pretrained(tmp_path / "saved")
+
+    batch, noise = make_batch(), torch.randn(4, 4, 3)
+    images = [np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)] * 2
+    questions = ["what colour is the cube", "is the cube red"]
+    actions, answers = policy.predict_action_chunk(batch, noise), policy.vlm.answer(images, questions)
+
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "saved", tmp_path / "elsewhere" / "checkpoint")
+    shutil.rmtree(tmp_path / "vlm")
+    (tmp_path / "anchor.safetensors").unlink()
+    restored = AegisPolicy.from_pretrained(tmp_path / "elsewhere" / "checkpoint")
+
+    assert torch.equal(restored.predict_action_chunk(batch, noise), actions)
+    assert restored.vlm.answer(images, questions) == answers
+    assert restored.config.vlm == str(tmp_path / "vlm")
+    kept, original = restored.anchor.restore({}), GaussianAnchor.load(tiny_anchor)
+    assert kept is not None and kept.count == original.count
+    assert torch.equal(kept.mean_LD, original.mean_LD) and torch.equal(kept.std_LD, original.std_LD)
+
+
+def test_a_restored_policy_trains_against_the_restored_anchor(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    policy = make_policy("aegis")
+    policy.save_pretrained(tmp_path)
+    distances = []
+    for each in (policy, AegisPolicy.from_pretrained(tmp_path)):
+        each.config.get_optimizer_preset().build(each.get_optim_params())
+        distances.append(each.train()(make_batch())[1]["anchor_distance"])
+    assert distances[0] == distances[1] > 0
+
+
+def test_the_checkpoint_says_how_it_was_protected(
+    make_policy: MakePolicy, tiny_vlm_dir: Path, tiny_anchor: Path, tmp_path: Path
+) -> None:
+    make_policy("aegis").save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path)
+    assert isinstance(config, AegisConfig)
+    assert config.protection == "aegis" and config.vlm == str(tiny_vlm_dir)
+    assert config.anchor_info is not None and config.anchor_info["path"] == str(tiny_anchor)
+    assert config.vlm_fingerprint == VLMBackbone.from_pretrained(tiny_vlm_dir).fingerprint()
+
+
+def test_a_checkpoint_that_lost_its_anchor_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
+    make_policy("aegis").save_pretrained(tmp_path)
+    _changed_file(
+        tmp_path, lambda tensors: [tensors.pop(key) for key in list(tensors) if key.startswith("anchor.")]
+    )
+    with pytest.raises(AegisError, match="holds no anchor"):
+        AegisPolicy.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_without_some_weights_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
+    make_policy("none").save_pretrained(tmp_path)
+    _changed_file(tmp_path, lambda tensors: tensors.pop("expert.embed_state.weight"))
+    with pytest.raises(AegisError, match=r"lacks \['expert.embed_state.weight'\]"):
+        AegisPolicy.from_pretrained(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
+    make_policy("none").save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AegisError, match=r"model.safetensors does not fit"):
+        AegisPolicy.from_pretrained(tmp_path)
+
+
+def test_weights_of_other_sizes_are_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
+    make_policy("none").save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path)
+    config.expert_width = 32
+    with pytest.raises(AegisError, match=r"does not fit the configuration.*size mismatch"):
+        AegisPolicy.from_pretrained(tmp_path, config=config)
+
+
+def test_a_folder_without_the_vlm_is_no_checkpoint(make_policy: MakePolicy, tmp_path: Path) -> None:
+    make_policy("none").save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "vlm")
+    with pytest.raises(AegisError, match=r"no vlm/ folder.*pretrained_model"):
+        AegisPolicy.from_pretrained(tmp_path)
+
+
+def test_fine_tuning_an_unprotected_checkpoint_with_protection_takes_the_named_anchor(
+    make_policy: MakePolicy, tiny_anchor: Path, tmp_path: Path
+) -> None:
+    make_policy("none").save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path)
+    config.protection = "aegis"
+    with pytest.raises(AegisError, match=r"--policy.anchor_path"):
+        AegisPolicy.from_pretrained(tmp_path, config=config)
+    config.anchor_path = tiny_anchor
+    policy = AegisPolicy.from_pretrained(tmp_path, config=config)
+    assert policy.anchor.present
+
+
+def test_a_fresh_protected_policy_without_an_anchor_names_the_flag_and_the_command(
+    make_config: MakeConfig,
+) -> None:
+    with pytest.raises(AegisError, match=r"needs the anchor.*aegis-anchor.*--policy.anchor_path"):
+        AegisPolicy(make_config("aegis", anchor_path=None))
+
+
+def test_an_anchor_that_is_not_there_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(AegisError, match=rf"--policy.anchor_path={tmp_path}/nowhere.*no anchor"):
+        AegisPolicy(make_config("aegis", anchor_path=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "fingerprint", "complaint"),
+    [(3, 32, None, "3 layers"), (2, 16, None, "size 16"), (2, 32, "another", "made from weights another")],
+)
+def test_an_anchor_of_another_vlm_is_refused(
+    make_config: MakeConfig, tmp_path: Path, layers: int, width: int, fingerprint: str | None, complaint: str
+) -> None:
+    metadata = {"vlm": "other"} | ({"fingerprint": fingerprint} if fingerprint else {})
+    anchor = GaussianAnchor(torch.zeros(layers, width), torch.ones(layers, width), 10, metadata)
+    anchor.save(tmp_path / "anchor.safetensors")
+    with pytest.raises(AegisError, match=complaint):
+        AegisPolicy(make_config("aegis", anchor_path=tmp_path / "anchor.safetensors"))
+
+
+def test_a_truncated_anchor_is_refused(make_config: MakeConfig, tiny_anchor: Path, tmp_path: Path) -> None:
+    path = tmp_path / "anchor.safetensors"
+    path.write_bytes(tiny_anchor.read_bytes()[:-20])
+    with pytest.raises(AegisError, match=r"--policy.anchor_path=.*truncated"):
+        AegisPolicy(make_config("aegis", anchor_path=path))

@@ -1,0 +1,123 @@
+"""LeRobot's own commands, unmodified, from a shell: train, resume, fine-tune, and what wrong flags get."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aegis_policy.modeling_aegis import AegisPolicy
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+MakeBatch = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(shell: Shell, fresh_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a protected training of four steps."""
+    output = tmp_path_factory.mktemp("train") / "run"
+    done = shell("lerobot-train", *fresh_flags, f"--output_dir={output}", "--steps=4", "--save_freq=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = done.stdout + done.stderr
+    for figure in (
+        "flow_loss:",
+        "anchor_distance:",
+        "conflict_fraction:",
+        "energy_shed:",
+        "unprojected_layers:",
+    ):
+        assert figure in log
+    assert "Effective batch size: 4 x 1 = 4" in log
+    return output
+
+
+def _anchor(checkpoint: Path) -> torch.Tensor:
+    return load_file(checkpoint / "pretrained_model" / "model.safetensors")["anchor.mean_LD"]
+
+
+def test_training_writes_checkpoints_that_load_and_act(run: Path, make_batch: MakeBatch) -> None:
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir() if not path.is_symlink())
+    assert saved == ["000002", "000004"]
+    policy = AegisPolicy.from_pretrained(run / "checkpoints" / "last" / "pretrained_model")
+    assert policy.select_action(make_batch()).isfinite().all()
+
+
+def test_resuming_goes_on_where_it_stopped_with_the_same_anchor(run: Path, shell: Shell) -> None:
+    checkpoint = run / "checkpoints" / "000004"
+    config = checkpoint / "pretrained_model" / "train_config.json"
+    done = shell("lerobot-train", f"--config_path={config}", "--resume=true", "--steps=6")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step:5 " in done.stdout + done.stderr and "step:4 " not in done.stdout + done.stderr
+    resumed = run / "checkpoints" / "000006"
+    assert json.loads((resumed / "training_state" / "training_step.json").read_text())["step"] == 6
+    assert torch.equal(_anchor(resumed), _anchor(checkpoint)) and _anchor(resumed).any()
+
+
+def test_a_copied_checkpoint_is_fine_tuned_without_its_vlm(
+    run: Path, shell: Shell, tiny_flags: list[str], tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "checkpoints" / "000004" / "pretrained_model", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert config["vlm"] == str(tiny_vlm_dir) and config["anchor_path"] is None
+    for name in ("config.json", "train_config.json"):
+        text = (tmp_path / "copy" / name).read_text()
+        (tmp_path / "copy" / name).write_text(text.replace(str(tiny_vlm_dir), "/gone"))
+    done = shell(
+        "lerobot-train",
+        *tiny_flags,
+        f"--policy.path={tmp_path / 'copy'}",
+        f"--output_dir={tmp_path / 'further'}",
+        "--steps=2",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    further = tmp_path / "further" / "checkpoints" / "000002"
+    assert torch.equal(_anchor(further), _anchor(run / "checkpoints" / "000004"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--policy.protection=prayer"], "choose one of none, freeze, stop_gradient, aegis"),
+        (["--policy.anchor_path=/nowhere.safetensors"], "There is no anchor at /nowhere.safetensors"),
+        (["--policy.vlm=/nowhere"], "--policy.vlm=/nowhere is not a transformers model"),
+        (
+            [
+                "--use_policy_training_preset=false",
+                "--optimizer.type=adamw",
+                "--scheduler.type=constant_with_warmup",
+            ],
+            "use --optimizer.type=aegis_adamw",
+        ),
+    ],
+)
+def test_wrong_flags_end_with_one_clear_sentence(
+    shell: Shell, fresh_flags: list[str], tmp_path: Path, flags: list[str], sentence: str
+) -> None:
+    done = shell("lerobot-train", *fresh_flags, *flags, f"--output_dir={tmp_path / 'run'}", "--steps=2")
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_torchrun(shell: Shell, fresh_flags: list[str], tmp_path: Path) -> None:
+    launcher = str(Path(sys.executable).with_name("lerobot-train"))
+    done = shell(
+        "torchrun",
+        "--nproc_per_node=2",
+        "--master_port=29533",
+        launcher,
+        *fresh_flags,
+        f"--output_dir={tmp_path / 'run'}",
+        "--steps=2",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Effective batch size: 4 x 2 = 8" in done.stdout + done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "000002" / "pretrained_model" / "vlm").is_dir()

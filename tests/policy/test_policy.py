@@ -1,0 +1,233 @@
+"""The policy as LeRobot calls it: loss, chunks, queue, and what it says when something is wrong."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.errors import AegisError
+from aegis_policy.modeling_aegis import AegisPolicy
+
+MakePolicy = Callable[..., AegisPolicy]
+MakeBatch = Callable[..., dict[str, Any]]
+
+
+def test_loss_is_the_mean_over_valid_action_steps(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    noise, time = torch.randn_like(batch["action"]), torch.rand(4)
+    loss, figures = policy(batch, noise=noise, time=time)
+    per_sample, _ = policy(batch, noise=noise, time=time, reduction="none")
+    assert per_sample.shape == (4,) and loss.item() == pytest.approx(per_sample.mean().item())
+    assert figures == {"flow_loss": pytest.approx(loss.item())}
+
+    single = [
+        policy(
+            {key: value[i : i + 1] for key, value in batch.items()},
+            noise=noise[i : i + 1],
+            time=time[i : i + 1],
+        )[0]
+        for i in range(4)
+    ]
+    weights = (~batch["action_is_pad"]).sum(1)
+    expected = sum(w * each for w, each in zip(weights, single, strict=True)) / weights.sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padded_actions_do_not_touch_the_loss(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    velocity = policy.expert.to_velocity(torch.zeros(1, 1, policy.config.expert_width))
+    assert velocity.isfinite().all()
+    torch.manual_seed(0)
+    loss, _ = policy(batch)
+    loss.backward()
+    alone = {**batch, "action_is_pad": torch.ones_like(batch["action_is_pad"])}
+    policy.zero_grad()
+    empty, _ = policy(alone)
+    assert empty.item() == 0.0
+    empty.backward()
+    assert not any(p.grad is not None and p.grad.any() for p in policy.parameters())
+
+
+def test_a_seed_gives_the_same_chunk_and_another_seed_another(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    chunks = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        chunks.append(policy.predict_action_chunk(batch))
+    assert chunks[0].shape == (4, 4, 3)
+    assert torch.equal(chunks[0], chunks[1]) and not torch.equal(chunks[0], chunks[2])
+
+
+def test_a_chunk_follows_the_instruction(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    noise = torch.randn(4, 4, 3)
+    other = {**batch, "task": ["what colour is the sphere"] * 4}
+    assert not torch.allclose(
+        policy.predict_action_chunk(batch, noise), policy.predict_action_chunk(other, noise), atol=1e-7
+    )
+
+
+def test_a_sample_does_not_depend_on_its_neighbours_padding(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    noise = torch.randn(4, 4, 3)
+    alone = policy.predict_action_chunk({key: value[:1] for key, value in batch.items()}, noise[:1])
+    torch.testing.assert_close(alone, policy.predict_action_chunk(batch, noise)[:1])
+
+
+def test_the_prefix_is_encoded_once_a_chunk(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = make_policy("none", num_inference_steps=7), make_batch()
+    calls = {"encoder": 0, "reader": 0, "block": 0}
+
+    def counter(name: str) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            calls[name] += 1
+
+        return count
+
+    policy.vlm.decoder_layers[0].register_forward_hook(counter("encoder"))
+    policy.expert.readers[0].register_forward_hook(counter("reader"))
+    policy.expert.blocks[0].register_forward_hook(counter("block"))
+    policy.predict_action_chunk(batch)
+    assert calls == {"encoder": 1, "reader": 1, "block": 7}
+
+
+def test_actions_come_from_a_queue_that_reset_empties(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    noise = torch.randn(4, 4, 3)
+    chunk = policy.predict_action_chunk(batch, noise)
+    first, second = policy.select_action(batch, noise), policy.select_action(batch)
+    assert torch.equal(first, chunk[:, 0]) and torch.equal(second, chunk[:, 1])
+    policy.select_action(batch, noise)
+    policy.reset()
+    assert torch.equal(policy.select_action(batch, noise), chunk[:, 0])
+
+
+def test_training_fits_one_batch(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    """The whole of it learns: some steps on one batch with fixed noise and times lower its loss."""
+    policy, batch = make_policy("aegis", optimizer_lr=1e-2, optimizer_lr_backbone=1e-3), make_batch()
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    noise, time = torch.randn_like(batch["action"]), torch.rand(4)
+    losses = []
+    for _ in range(25):
+        loss, _ = policy.train()(batch, noise=noise, time=time)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_bfloat16_runs_matrix_products_in_bfloat16_and_returns_float32(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    batch, noise = make_batch(), torch.randn(4, 4, 3)
+    exact = make_policy("none").predict_action_chunk(batch, noise)
+    rounded = make_policy("none", dtype="bfloat16").predict_action_chunk(batch, noise)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("key", "named"), [("action", "action of this batch"), (None, "--policy.optimizer_lr")]
+)
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    make_policy: MakePolicy, make_batch: MakeBatch, key: str | None, named: str
+) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    policy.train()(batch)
+    noise = None
+    if key:
+        batch[key][0, 0] = torch.nan
+    else:
+        noise = torch.full_like(batch["action"], torch.inf)
+    with pytest.raises(AegisError, match=f"not finite at training step 2.*{named}"):
+        policy(batch, noise=noise)
+
+
+@pytest.mark.parametrize("key", ["observation.images.wrist", "observation.state"])
+def test_a_missing_key_is_answered_with_both_sides_keys_and_rename_map(
+    make_policy: MakePolicy, make_batch: MakeBatch, key: str
+) -> None:
+    policy, batch = make_policy("none"), make_batch()
+    batch["observation.other"] = batch.pop(key)
+    with pytest.raises(AegisError) as error:
+        policy.train()(batch)
+    sentence, *table = str(error.value).splitlines()
+    assert key in sentence and "--rename_map" in sentence
+    rows = [line.split() for line in table]
+    assert rows[0] == ["data", "policy"]
+    assert ["-", key] in rows and ["observation.other", "-"] in rows
+    assert ["observation.images.front", "observation.images.front"] in rows
+    with pytest.raises(AegisError, match=r"--rename_map"):
+        policy.select_action(batch)
+
+
+@pytest.mark.parametrize("task", [None, []])
+def test_data_without_language_is_refused(
+    make_policy: MakePolicy, make_batch: MakeBatch, task: list[str] | None
+) -> None:
+    batch = make_batch()
+    if task is None:
+        del batch["task"]
+    else:
+        batch["task"] = task
+    with pytest.raises(AegisError, match=r"no instruction \(key `task`\)"):
+        make_policy("none").train()(batch)
+
+
+def test_a_vector_of_another_length_is_refused(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    batch["observation.state"] = batch["observation.state"][:, :-1]
+    with pytest.raises(AegisError, match=r"observation.state has 4 values in the data and 5 in the policy"):
+        make_policy("none").train()(batch)
+
+
+@pytest.mark.parametrize(
+    ("removed", "named"),
+    [("observation.images", "camera"), ("observation.state", "observation.state"), ("action", "action")],
+)
+def test_features_that_lack_an_input_are_refused(
+    make_config: Callable[..., AegisConfig], removed: str, named: str
+) -> None:
+    config = make_config("none")
+    config.input_features = {k: v for k, v in config.input_features.items() if not k.startswith(removed)}
+    config.output_features = {k: v for k, v in config.output_features.items() if not k.startswith(removed)}
+    with pytest.raises(AegisError, match=rf"no {named}.*its keys are .*observation"):
+        AegisPolicy(config)
+
+
+def test_a_depth_camera_is_refused(make_config: Callable[..., AegisConfig]) -> None:
+    config = make_config("none")
+    config.input_features["observation.images.depth"] = PolicyFeature(FeatureType.VISUAL, (1, 32, 32))
+    with pytest.raises(AegisError, match=r"observation.images.depth has shape \(1, 32, 32\)"):
+        AegisPolicy(config)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"dtype": "float8"}, "--policy.dtype=float8"),
+        ({"n_action_steps": 5}, "--policy.n_action_steps=5"),
+        ({"expert_heads": 3}, "--policy.expert_heads=3"),
+    ],
+)
+def test_impossible_options_are_named(
+    make_config: Callable[..., AegisConfig], option: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(AegisError, match=named):
+        make_config("none", **option)
+
+
+def test_configuration_survives_the_disk(make_config: Callable[..., AegisConfig], tmp_path: Any) -> None:
+    config = make_config("aegis", train_projector=True, dtype="bfloat16", optimizer_betas=(0.8, 0.9))
+    config.anchor_info = {"samples": "3000"}
+    config.save_pretrained(tmp_path)
+    assert PreTrainedConfig.from_pretrained(tmp_path) == config

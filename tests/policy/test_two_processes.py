@@ -1,0 +1,47 @@
+"""Data parallelism changes nothing but rounding: two ranks equal one process on the same global batch."""
+
+import runpy
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aegis_policy.modeling_aegis import AegisPolicy
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(
+    make_policy: Callable[..., AegisPolicy],
+    make_batch: Callable[..., dict[str, Any]],
+    shell: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    policy = make_policy("aegis", optimizer_lr=1e-3, optimizer_lr_backbone=1e-3)
+    policy.save_pretrained(tmp_path / "policy")
+    batches = [make_batch(size=6, seed=seed) for seed in range(4)]
+    for seed, batch in enumerate(batches):
+        generator = torch.Generator().manual_seed(seed)
+        batch["noise"] = torch.randn(batch["action"].shape, generator=generator)
+        batch["time"] = torch.rand(6, generator=generator)
+    torch.save(batches, tmp_path / "batches.pt")
+
+    arguments = [str(tmp_path / name) for name in ("policy", "batches.pt", "out")]
+    done = shell("torchrun", "--nproc_per_node=2", "--master_port=29541", str(SCRIPT), *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"out.{rank}", weights_only=True) for rank in range(2))
+    alone = runpy.run_path(str(SCRIPT))["train"](
+        tmp_path / "policy", tmp_path / "batches.pt", rank=0, ranks=1
+    )
+
+    start = dict(policy.named_parameters())
+    moved = {name for name, p in alone["parameters"].items() if not torch.equal(p, start[name])}
+    assert {name.split(".")[0] for name in moved} == {"expert", "vlm"}
+    for name, parameter in alone["parameters"].items():
+        assert torch.equal(first["parameters"][name], second["parameters"][name])
+        torch.testing.assert_close(first["parameters"][name], parameter, atol=2e-5, rtol=1e-4)
+    assert first["figures"] == second["figures"]
+    for key, value in alone["figures"].items():
+        torch.testing.assert_close(first["figures"][key], value, atol=1e-6, rtol=1e-3)

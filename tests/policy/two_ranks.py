@@ -1,0 +1,45 @@
+"""Train a policy for some steps on this rank's share of fixed global batches, and save the parameters.
+
+Run by `test_two_processes.py` under torchrun with: the policy's checkpoint, the file of the batches, the file
+to write. It wraps and steps as `lerobot-train` does: DDP with `find_unused_parameters`, clipping, the preset
+optimizer.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from aegis_policy.modeling_aegis import AegisPolicy
+
+
+def train(checkpoint: Path, batches: Path, rank: int, ranks: int) -> dict[str, Any]:
+    """The policy's parameters after one step a batch, and the last step's figures."""
+    policy = AegisPolicy.from_pretrained(checkpoint).train()
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    wrapped = DistributedDataParallel(policy, find_unused_parameters=True) if ranks > 1 else policy
+    for batch in torch.load(batches, weights_only=True):
+        share = {key: value[rank::ranks] for key, value in batch.items()}
+        noise, time = share.pop("noise"), share.pop("time")
+        loss, _ = wrapped(share, noise=noise, time=time)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert policy.protection.isolator is not None
+    return {"parameters": dict(policy.named_parameters()), "figures": policy.protection.isolator.metrics()}
+
+
+def main(checkpoint: Path, batches: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    result = train(checkpoint, batches, dist.get_rank(), dist.get_world_size())
+    torch.save(result, out.with_suffix(f".{dist.get_rank()}"))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
