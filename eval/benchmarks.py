@@ -1,0 +1,153 @@
+"""Visual question answering benchmarks by name: the same samples for the same (name, split, seed) everywhere.
+
+`tabletop` is rendered on first use and cached outside the repository.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegis_envs.sim import TabletopSim
+from aegis_eval.metrics import BlindBaseline
+from aegis_eval.questions import TYPES, ask
+from aegis_eval.scene_images import SPLITS, SceneImage, default_cache_dir, render_scene, scene_images
+from aegis_policy.errors import AegisError
+
+BENCHMARKS = ("tabletop",)
+_QUESTION_STREAM = 7919
+"""Keeps the generator of the questions apart from the one that drew the scene."""
+MAX_BLIND_SCENES = 800
+_FEW = 100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image (H, W, 3) uint8 with one question; samples with the same `scene` share their image."""
+
+    image: NDArray[np.uint8]
+    question: str
+    answer: str
+    type: str
+    id: str
+    scene: int
+
+
+def load_benchmark(
+    name: str = "tabletop",
+    split: str = "test",
+    n_scenes: int = 300,
+    seed: int = 0,
+    *,
+    cache_dir: Path | None = None,
+    num_workers: int | None = None,
+) -> list[Sample]:
+    """The questions about the first `n_scenes` scenes of a split: at most one of each type a scene.
+
+    One a type, so that scenes in which little can be asked do not tilt the balance of the answers.
+
+    Args:
+        name: one of `BENCHMARKS`.
+        split: "train", "val" or "test"; no scene is in two of them.
+        n_scenes: number of images.
+        seed: another seed gives other scenes of the same split.
+        cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
+        num_workers: rendering processes, by default one a core.
+
+    Raises:
+        AegisError: a benchmark or split that does not exist, or no scenes asked for.
+    """
+    if name not in BENCHMARKS:
+        raise AegisError(f"--benchmark={name} is not known: choose from {', '.join(BENCHMARKS)}.")
+    if split not in SPLITS:
+        raise AegisError(f"--split={split} does not exist in {name}: choose from {', '.join(SPLITS)}.")
+    if n_scenes < 1:
+        raise AegisError(
+            f"--benchmark={name} needs at least one scene, got {n_scenes}: ask for more samples."
+        )
+    samples = []
+    for index, photo in enumerate(_photos(split, n_scenes, seed, cache_dir, num_workers)):
+        rng = np.random.default_rng([_QUESTION_STREAM, SPLITS[split], seed, index])
+        for kind in TYPES:
+            for question in ask(photo.scene, rng, types=[kind], n=1, place=photo.place):
+                identity = f"{name}/{split}/{seed}/{index}/{kind}"
+                samples.append(
+                    Sample(photo.image, question.text, question.answer, question.type, identity, index)
+                )
+    return samples
+
+
+def _photos(
+    split: str, count: int, seed: int, cache_dir: Path | None, num_workers: int | None
+) -> Iterator[SceneImage]:
+    if count > _FEW:
+        yield from scene_images(split, count, seed, cache_dir or default_cache_dir(), num_workers=num_workers)
+        return
+    # Rendered here and now: quicker than starting processes.
+    sim = TabletopSim()
+    try:
+        for index in range(count):
+            yield render_scene(sim, split, seed, index)
+    finally:
+        sim.close()
+
+
+def load_samples(
+    name: str, split: str, count: int, seed: int = 0, *, cache_dir: Path | None = None
+) -> list[Sample]:
+    """Exactly `count` samples: whole scenes until there are enough, the last one cut.
+
+    Raises:
+        AegisError: as `load_benchmark`, or `count` is not positive.
+    """
+    if count < 1:
+        raise AegisError(f"--samples={count} asks for nothing: give a positive number.")
+    per_scene = len(TYPES) - 2
+    scenes = -(-count // per_scene)
+    while len(samples := load_benchmark(name, split, scenes, seed, cache_dir=cache_dir)) < count:
+        scenes *= 2
+    return samples[:count]
+
+
+def blind_baseline(
+    name: str, n_scenes: int = MAX_BLIND_SCENES, seed: int = 0, *, cache_dir: Path | None = None
+) -> BlindBaseline:
+    """Majority answers of the first `n_scenes` scenes of the benchmark's training split."""
+    training = load_benchmark(name, "train", n_scenes, seed, cache_dir=cache_dir)
+    return BlindBaseline().fit((sample.question, sample.answer, sample.type) for sample in training)
+
+
+def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
+    """Images of samples by id, rendered again.
+
+    Raises:
+        AegisError: an id that no benchmark here gives out.
+    """
+    images = {}
+    sim = TabletopSim()
+    try:
+        for identity in ids:
+            name, *rest = identity.split("/")
+            if name not in BENCHMARKS or len(rest) != 4 or rest[0] not in SPLITS:
+                raise AegisError(f"{identity} is not the id of a sample of {', '.join(BENCHMARKS)}.")
+            images[identity] = render_scene(sim, rest[0], int(rest[1]), int(rest[2])).image
+    finally:
+        sim.close()
+    return images
+
+
+def fingerprint(samples: Iterable[Sample]) -> str:
+    """A short hash of which questions were asked and what counts as right."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.id}\t{sample.question}\t{sample.answer}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def count_by_type(samples: Sequence[Sample]) -> dict[str, int]:
+    """Number of samples of each type, in order of first appearance."""
+    kinds = [sample.type for sample in samples]
+    return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}

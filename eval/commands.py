@@ -1,0 +1,29 @@
+"""Entry points of the `aegis-*` commands, light so that rendering workers do not import what the commands need."""
+
+
+def anchor() -> None:
+    """`aegis-anchor`."""
+    from aegis_eval.anchor import main
+
+    main()
+
+
+def demo() -> None:
+    """`aegis-demo`."""
+    from aegis_eval.demo import main
+
+    main()
+
+
+def pretrain() -> None:
+    """`aegis-pretrain`."""
+    from aegis_eval.pretrain import main
+
+    main()
+
+
+def vqa() -> None:
+    """`aegis-vqa`."""
+    from aegis_eval.vqa import main
+
+    main()

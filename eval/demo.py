@@ -1,0 +1,260 @@
+"""`aegis-demo`: from nothing to one page, through the commands a user would type.
+
+Demonstrations are recorded, the embedded VLM is trained into a policy twice (unprotected and under AEGIS), both are
+rolled out and questioned, and the report is written. Every stage leaves its result under `--output_dir`; a demo that
+was interrupted continues with the first stage that did not finish.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from aegis_eval.provenance import provenance
+from aegis_eval.report import RunSummary, write_report
+from aegis_policy import cli
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
+RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
+"""Protection -> how the page calls its run."""
+
+
+@dataclass
+class DemoConfig:
+    """Flags of `aegis-demo`.
+
+    Attributes:
+        output_dir: everything goes there; a finished stage is not run again.
+        quick: a few steps of everything, to see that it works; the numbers mean nothing.
+        task: tabletop task, or several with commas.
+        episodes: demonstrations to record.
+        steps: training steps of each policy.
+        batch_size: samples a step.
+        lr_backbone: learning rate of the backbone, high enough that an unprotected one visibly forgets.
+        eval_episodes: rollouts of each policy.
+        samples: questions asked of each backbone.
+        seed: of everything.
+    """
+
+    output_dir: Path = Path("outputs/demo")
+    quick: bool = False
+    task: str = "reach"
+    episodes: int = 100
+    steps: int = 300
+    batch_size: int = 16
+    lr_backbone: float = 3e-4
+    eval_episodes: int = 20
+    samples: int = 400
+    seed: int = 0
+
+
+def main() -> None:
+    """Entry point of `aegis-demo`."""
+    cli.run(DemoConfig, demo)
+
+
+def demo(config: DemoConfig) -> Path:
+    """Run what has not been run yet, write the page, print its path and a short table.
+
+    Raises:
+        AegisError: a stage failed, or `--output_dir` holds a demo made with other flags.
+    """
+    if config.quick:
+        config.episodes, config.steps, config.batch_size = 4, 4, 2
+        config.eval_episodes, config.samples = 2, 24
+    started = time.monotonic()
+    _claim(config)
+    root = config.output_dir
+    stages = _stages(config)
+    for number, stage in enumerate(stages, start=1):
+        _run(stage, f"[{number}/{len(stages)}]", root / "logs")
+    runs = [
+        RunSummary.read(
+            name,
+            eval_dir=root / protection / "rollouts",
+            vqa_dir=root / protection / "vqa",
+            training_log=root / "logs" / f"{protection}-training.log",
+        )
+        for protection, name in RUNS.items()
+    ]
+    seconds = time.monotonic() - started
+    page = write_report(
+        root / "report.html",
+        runs,
+        title="AEGIS demo: robot skill and retained knowledge",
+        provenance=provenance(config.seed, seconds, config=_plain(config)),
+    )
+    print(f"\n{_table(runs)}\n\nwrote {page}")
+    return page
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo; it is done when `result` exists."""
+
+    name: str
+    title: str
+    result: Path
+    command: list[str]
+
+
+def _stages(config: DemoConfig) -> list[Stage]:
+    data = config.output_dir / "data"
+    recording = Stage(
+        "recording",
+        f"recording {config.episodes} demonstrations",
+        data / "recording.json",
+        [
+            "aegis-record",
+            "--env.type=aegis_tabletop",
+            "--env.split=train",
+            f"--env.task={config.task}",
+            f"--episodes={config.episodes}",
+            f"--root={data}",
+            f"--seed={config.seed}",
+        ],
+    )
+    runs = [_run_stages(config, protection, name, data) for protection, name in RUNS.items()]
+    return [recording, *(stage for stages in runs for stage in stages)]
+
+
+def _run_stages(config: DemoConfig, protection: str, name: str, data: Path) -> list[Stage]:
+    folder = config.output_dir / protection
+    checkpoint = folder / "training" / "checkpoints" / "last" / "pretrained_model"
+    return [
+        Stage(
+            f"{protection}-training",
+            f"training {config.steps} steps: {name}",
+            checkpoint / "model.safetensors",
+            [
+                "lerobot-train",
+                "--policy.type=aegis",
+                "--policy.device=cpu",
+                f"--policy.protection={protection}",
+                f"--policy.optimizer_lr_backbone={config.lr_backbone}",
+                "--dataset.repo_id=local/aegis-demo",
+                f"--dataset.root={data}",
+                f"--output_dir={folder / 'training'}",
+                f"--steps={config.steps}",
+                f"--save_freq={config.steps}",
+                f"--log_freq={max(1, config.steps // 30)}",
+                f"--batch_size={config.batch_size}",
+                f"--seed={config.seed}",
+                "--num_workers=0",
+            ],
+        ),
+        Stage(
+            f"{protection}-rollouts",
+            f"rolling out {config.eval_episodes} unseen scenes: {name}",
+            folder / "rollouts" / "eval_info.json",
+            [
+                "lerobot-eval",
+                f"--policy.path={checkpoint}",
+                "--policy.device=cpu",
+                "--env.type=aegis_tabletop",
+                f"--env.task={config.task}",
+                "--env.split=test",
+                f"--eval.n_episodes={config.eval_episodes}",
+                f"--eval.batch_size={min(10, config.eval_episodes)}",
+                "--eval.use_async_envs=false",
+                f"--output_dir={folder / 'rollouts'}",
+                f"--seed={config.seed}",
+            ],
+        ),
+        Stage(
+            f"{protection}-vqa",
+            f"asking {config.samples} questions: {name}",
+            folder / "vqa" / "results.json",
+            [
+                "aegis-vqa",
+                f"--policy.path={checkpoint}",
+                "--benchmark=tabletop",
+                "--split=test",
+                f"--samples={config.samples}",
+                f"--output_dir={folder / 'vqa'}",
+            ],
+        ),
+    ]
+
+
+def _claim(config: DemoConfig) -> None:
+    """Note the flags in `--output_dir`, or check that the ones noted there are the same."""
+    note = config.output_dir / "demo.json"
+    flags = _plain(config)
+    if note.is_file():
+        if json.loads(note.read_text()) != flags:
+            raise AegisError(
+                f"--output_dir={config.output_dir} holds a demo made with other flags: choose another folder or "
+                "remove it."
+            )
+    elif config.output_dir.exists() and any(config.output_dir.iterdir()):
+        raise AegisError(
+            f"--output_dir={config.output_dir} already holds files that are no demo: choose another folder."
+        )
+    else:
+        with atomic_write(note) as beside:
+            beside.write_text(json.dumps(flags, indent=2))
+
+
+def _run(stage: Stage, number: str, logs: Path) -> None:
+    if stage.result.exists():
+        print(f"{number} {stage.title}: done before", flush=True)
+        return
+    log = logs / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{number} {stage.title}\n    {' '.join(stage.command)}\n    log: {log}", flush=True)
+    # A recording continues by itself; what another interrupted stage left is in the way of its command.
+    for flag in stage.command:
+        if flag.startswith("--output_dir="):
+            shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
+    started = time.monotonic()
+    program = Path(sys.executable).with_name(stage.command[0])
+    with log.open("w") as output:
+        status = subprocess.run(
+            [program, *stage.command[1:]],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={"HF_HUB_OFFLINE": "1", **os.environ},
+            check=False,
+        ).returncode
+    if status != 0 or not stage.result.exists():
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+        raise AegisError(
+            f"{stage.command[0]} ended with status {status} ({''.join(last)}): read {log} for the rest."
+        )
+    print(f"    {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _table(runs: Sequence[RunSummary]) -> str:
+    """Success and accuracy of each run with their 95 % intervals, and of the pretrained model."""
+    rows = [("", "success on test scenes", "VQA accuracy")]
+    reference = runs[0].vqa and runs[0].vqa["pretrained"]
+    if reference:
+        rows.append(("Pretrained", "-", _percent(reference["accuracy"], reference["ci"])))
+    for run in runs:
+        assert run.rollouts is not None and run.vqa is not None
+        overall = run.rollouts.overall
+        success = f"{overall.successes}/{overall.episodes} = {_percent(overall.rate, overall.ci)}"
+        rows.append((run.name, success, _percent(run.vqa["accuracy"], run.vqa["ci"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _percent(rate: float, interval: Sequence[float]) -> str:
+    return f"{rate:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
+
+
+def _plain(config: DemoConfig) -> dict[str, str | int | float | bool]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+if __name__ == "__main__":
+    main()

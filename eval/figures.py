@@ -1,0 +1,170 @@
+"""The report's figures as inline SVG that follows the page's colours, light or dark.
+
+Matplotlib draws with stand-in colours; `_themed` turns each into a CSS variable of the page.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.style import context
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from aegis_eval.metrics import Interval
+from aegis_eval.training_log import Curve
+
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+"""Stand-ins for `--series-0` ..., one a run; `MUTED` is for the pretrained model and the blind baseline."""
+
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
+    color: f"--series-{index}" for index, color in enumerate(SERIES)
+}
+_MARKERS = ("o", "s", "D", "^", "v", "P")
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+_WIDTH = 4.6
+"""Inches; narrow enough to be read on a phone without shrinking."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A rate with its interval, both in [0, 1]."""
+
+    rate: float
+    ci: Interval
+
+
+def rate_figure(
+    rows: Sequence[str],
+    series: Mapping[str, Mapping[str, Point]],
+    *,
+    reference: Mapping[str, Point] | None = None,
+    blind: Mapping[str, float] | None = None,
+    description: str,
+) -> str:
+    """Rates in per cent, one row a task or question type, one dot with an interval a run.
+
+    Args:
+        rows: names, from top to bottom.
+        series: run -> row -> point; rows a run lacks stay empty.
+        reference: the pretrained model's points.
+        blind: a tick where a model that cannot see would be.
+        description: what a screen reader says.
+    """
+    names = [*(["pretrained"] if reference else []), *series]
+    figure, axes = _axes(0.75 + len(rows) * (0.14 + 0.13 * len(names)))
+    for index, name in enumerate(names):
+        points = reference if reference and index == 0 else series[name]
+        color, marker = _look(index - bool(reference))
+        offset = (index - (len(names) - 1) / 2) * 0.72 / max(len(names), 2)
+        places = [(row + offset, points[label]) for row, label in enumerate(rows) if label in points]
+        axes.errorbar(
+            [100 * point.rate for _, point in places],
+            [place for place, _ in places],
+            xerr=[
+                [100 * max(0.0, point.rate - point.ci[0]) for _, point in places],
+                [100 * max(0.0, point.ci[1] - point.rate) for _, point in places],
+            ],
+            fmt=marker,
+            color=color,
+            markersize=5,
+            elinewidth=1.6,
+            label=name,
+        )
+    if blind:
+        marks = [(row, blind[label]) for row, label in enumerate(rows) if label in blind]
+        axes.vlines(
+            [100 * rate for _, rate in marks],
+            [row - 0.4 for row, _ in marks],
+            [row + 0.4 for row, _ in marks],
+            color=MUTED,
+            linestyle=(0, (2, 2)),
+            linewidth=1.2,
+            label="blind",
+        )
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.set_xlim(-2, 102)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("%, with 95 % intervals")
+    _legend(axes, figure)
+    return _svg(figure, description)
+
+
+def curve_figure(curves: Mapping[str, Curve], *, log: bool = False, description: str) -> str:
+    """One training figure over steps, a line a run."""
+    figure, axes = _axes(2.5, width=3.8)
+    for index, (name, curve) in enumerate(curves.items()):
+        color, _ = _look(index)
+        axes.plot(curve.steps, curve.values, color=color, linewidth=1.6, label=name)
+    if log and all(value > 0 for curve in curves.values() for value in curve.values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("training step")
+    axes.margins(x=0.02)
+    _legend(axes, figure)
+    return _svg(figure, description)
+
+
+def _axes(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:
+    with context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        return figure, figure.add_subplot()
+
+
+def _look(index: int) -> tuple[str, str]:
+    if index < 0:
+        return MUTED, "x"
+    return SERIES[index % len(SERIES)], _MARKERS[index % len(_MARKERS)]
+
+
+def _legend(axes: Axes, figure: Figure) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    with context(_STYLE):
+        figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
+
+
+def _svg(figure: Figure, description: str) -> str:
+    """SVG without a document header, sized by the page, its ids its own."""
+    buffer = io.StringIO()
+    with context(_STYLE | {"svg.hashsalt": description}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    head, body = svg.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    prefix = re.sub(r"\W+", "-", description.lower())[:60]
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\1{prefix}-", body)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return f'{head} role="img" aria-label="{label}">{_themed(body)}'
+
+
+def _themed(svg: str) -> str:
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    # Presentation attributes cannot hold CSS variables; matplotlib writes colours into `style`, bar a few.
+    return re.sub(r'(fill|stroke)="(var\([^)]*\))"', r'style="\1: \2"', svg)

@@ -1,0 +1,156 @@
+"""How answers are scored: exact match, intervals, paired comparison of two models, and a blind baseline.
+
+Pure functions over arrays and strings; nothing here knows models, images or files.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+
+_BOOTSTRAP_BLOCK = 2_000_000
+"""Resampling weights held at a time."""
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, punctuation removed, white space collapsed."""
+    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    """Whether both are the same after `normalise_answer`."""
+    return normalise_answer(prediction) == normalise_answer(answer)
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Score interval of a proportion (Wilson 1927); (0, 1) when nothing was observed.
+
+    Raises:
+        ValueError: more successes than trials, or a negative number.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials is not a proportion")
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Model against reference on the same samples.
+
+    `difference` is accuracy minus the reference's, with a bootstrap interval; `gained` and `lost` count the
+    samples that only one of the two answers correctly, `p_value` is McNemar's exact test on them.
+    """
+
+    difference: float
+    ci: Interval
+    gained: int
+    lost: int
+    p_value: float
+
+
+def compare_paired(
+    correct: Sequence[bool] | NDArray[np.bool_],
+    reference: Sequence[bool] | NDArray[np.bool_],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 5000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> PairedComparison:
+    """Compare two models sample by sample.
+
+    Args:
+        correct: (N,) whether the model is right.
+        reference: (N,) whether the reference is right on the same samples.
+        groups: what samples have in common (their image); resampled whole, as such samples are dependent.
+        resamples: number of bootstrap draws.
+        confidence: of the interval.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no samples, or lengths that differ.
+    """
+    ours = np.asarray(correct, dtype=bool)
+    theirs = np.asarray(reference, dtype=bool)
+    if ours.shape != theirs.shape or ours.size == 0:
+        raise ValueError(f"a paired comparison needs the same samples: got {ours.size} and {theirs.size}")
+    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    changes = ours.astype(float) - theirs
+    return PairedComparison(
+        difference=float(changes.mean()),
+        ci=_bootstrap_mean(changes, groups, resamples, confidence, seed),
+        gained=gained,
+        lost=lost,
+        p_value=_mcnemar(gained, lost),
+    )
+
+
+def _mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p-value of a fair coin showing `gained` heads and `lost` tails."""
+    changes = gained + lost
+    tail = sum(math.comb(changes, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**changes)
+
+
+def _bootstrap_mean(
+    values: NDArray[np.float64],
+    groups: Sequence[Hashable] | None,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """Percentile interval of the mean, whole groups being drawn with replacement."""
+    labels = range(len(values)) if groups is None else groups
+    index: dict[Hashable, int] = {}
+    group_of = np.array([index.setdefault(label, len(index)) for label in labels])
+    count = len(index)
+    sums = np.bincount(group_of, weights=values, minlength=count)
+    sizes = np.bincount(group_of, minlength=count)
+    rng = np.random.default_rng(seed)
+    block = max(1, _BOOTSTRAP_BLOCK // count)
+    means = []
+    for start in range(0, resamples, block):
+        draws = rng.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start))
+        means.append(draws @ sums / (draws @ sizes))
+    low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
+class BlindBaseline:
+    """The best answer without looking: the majority of the same text, else of the same type, in training.
+
+    It is fitted on the training split and never sees the split it is scored on. A text counts from
+    `min_count` occurrences.
+    """
+
+    def __init__(self, min_count: int = 5) -> None:
+        self.min_count = min_count
+        self._by_text: dict[str, Counter[str]] = defaultdict(Counter)
+        self._by_type: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def fit(self, questions: Iterable[tuple[str, str, str]]) -> "BlindBaseline":
+        """Count (text, answer, type) triples."""
+        for text, answer, kind in questions:
+            self._by_text[normalise_answer(text)][normalise_answer(answer)] += 1
+            self._by_type[kind][normalise_answer(answer)] += 1
+        return self
+
+    def predict(self, text: str, kind: str) -> str:
+        """The majority answer, ties going to the alphabet's first; an empty string for a type never seen."""
+        counts = self._by_text.get(normalise_answer(text), Counter())
+        if counts.total() < self.min_count:
+            counts = self._by_type.get(kind, Counter())
+        return min(counts, key=lambda answer: (-counts[answer], answer), default="")

@@ -1,0 +1,250 @@
+"""`aegis-pretrain`: train the embedded VLM from scratch on questions about rendered tabletop scenes.
+
+A PaliGemma-2-shaped model with random weights learns to answer by cross-entropy on answer tokens only. Most steps
+pack many questions behind one image (`aegis_eval.packing`); every fourth step and the last part of the schedule use
+the model's own prompt path with one question an image, which is how it is asked afterwards. Data parallel through
+torchrun; an interrupted run continues where it last saved when the same command is given again.
+"""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from aegis_envs.tasks import TASKS
+from aegis_eval.anchor import gaussian_anchor
+from aegis_eval.benchmarks import Sample, blind_baseline, load_samples
+from aegis_eval.metrics import BlindBaseline
+from aegis_eval.model_card import model_card
+from aegis_eval.packing import PackedBatch
+from aegis_eval.provenance import provenance
+from aegis_eval.question_batches import QuestionBatches
+from aegis_eval.questions import all_words
+from aegis_eval.retention import score_answers
+from aegis_eval.scene_images import default_cache_dir, scene_images
+from aegis_eval.training_state import TrainingState
+from aegis_eval.vision_warmup import PatchNamer
+from aegis_eval.vqa import answer_samples, format_table
+from aegis_policy import cli
+from aegis_policy.files import atomic_directory, require_new_directory
+from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
+from aegis_policy.vlm import VLMBackbone
+
+
+@dataclass
+class PretrainConfig:
+    """Flags of `aegis-pretrain`."""
+
+    out: Path = Path("outputs/pretrain/tabletop-vlm")
+    """Where the finished model goes; until then the training state lives beside it in `<out>.training`."""
+    size: SmallVLMSize = field(default_factory=SmallVLMSize)
+    scenes: int = 40_000
+    steps: int = 1_700
+    batch_size: int = 32
+    """Images a step over all processes."""
+    questions: int = 5
+    """Questions packed behind an image, besides its detection caption."""
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 150
+    vision_steps: int = 800
+    """Steps before those in which only the vision side learns, see `aegis_eval.vision_warmup`."""
+    mixed_precision: str = "no"
+    """`no` or `bf16`; bf16 pays on CUDA, not at this size on a CPU."""
+    seed: int = 0
+    eval_freq: int = 250
+    save_freq: int = 100
+    val_samples: int = 600
+    """Validation questions asked every `eval_freq` steps."""
+    card_samples: int = 2_000
+    """Test questions behind the model card's figures."""
+    anchor_samples: int = 3_000
+    cache_dir: Path = field(default_factory=default_cache_dir)
+
+
+class AnswerLoss(nn.Module):
+    """Mean cross-entropy over the answer tokens of a packed batch."""
+
+    def __init__(self, vlm: VLMBackbone) -> None:
+        super().__init__()
+        self.model = vlm.model
+
+    def forward(self, pixel_values: Tensor, batch: PackedBatch, image_sees_prompt: bool) -> Tensor:
+        mask = batch.attention_mask(image_sees_prompt)
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids,
+            pixel_values=pixel_values,
+            attention_mask={"full_attention": mask, "sliding_attention": mask},
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        predicts, targets = batch.targets()
+        logits = self.model.get_output_embeddings()(hidden[predicts])
+        return nn.functional.cross_entropy(logits.float(), targets)
+
+
+def pretrain(cfg: PretrainConfig) -> None:
+    """Train and save the embedded VLM.
+
+    Raises:
+        AegisError: `--out` already holds a model, or the saved training state belongs to other settings.
+    """
+    require_new_directory(cfg.out, "--out")
+    accelerator = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        scenes = scene_images("train", cfg.scenes, cfg.seed, cfg.cache_dir)
+        validation = load_samples("tabletop", "val", cfg.val_samples, cfg.seed, cache_dir=cfg.cache_dir)
+    vlm = build_small_vlm(vocabulary(), cfg.size, cfg.seed, name=str(cfg.out))
+    raw_optimizer = torch.optim.AdamW(_groups(vlm, cfg.weight_decay), lr=cfg.lr, betas=(0.9, 0.98))
+    state = TrainingState(_state_path(cfg.out), vlm.model, raw_optimizer, _settings(cfg))
+    first, trained_seconds = state.load()
+    batches = QuestionBatches(
+        scenes,
+        vlm,
+        steps=cfg.steps,
+        batch_size=cfg.batch_size,
+        questions=cfg.questions,
+        seed=cfg.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    if first == 0:
+        _warm_up_vision(vlm, batches, cfg, accelerator)
+    loss_module, optimizer = accelerator.prepare(AnswerLoss(vlm), raw_optimizer)
+    vlm.train()
+    bar = tqdm(total=cfg.steps, initial=first, desc="aegis-pretrain", unit="step", disable=not main)
+    for step in range(first, cfg.steps):
+        for group in raw_optimizer.param_groups:
+            group["lr"] = cfg.lr * _schedule(step, cfg.warmup_steps, cfg.steps)
+        pixel_values, batch, image_sees_prompt = batches.at(step)
+        with accelerator.autocast():
+            loss = loss_module(
+                pixel_values.to(accelerator.device), batch.to(accelerator.device), image_sees_prompt
+            )
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(vlm.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.update()
+        done = step + 1
+        if not main:
+            continue
+        if done % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if done % cfg.eval_freq == 0 or done == cfg.steps:
+            bar.write(f"step {done}: validation accuracy {_validate(vlm, validation)}")
+        if done % cfg.save_freq == 0 or done == cfg.steps:
+            state.save(done, trained_seconds + bar.format_dict["elapsed"])
+    seconds = trained_seconds + bar.format_dict["elapsed"]
+    bar.close()
+    if main:
+        finish(vlm, cfg, seconds)
+        shutil.rmtree(state.path.parent)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _warm_up_vision(
+    vlm: VLMBackbone, batches: QuestionBatches, cfg: PretrainConfig, accelerator: Accelerator
+) -> None:
+    vlm.train()
+    torch.manual_seed(cfg.seed)
+    namer = PatchNamer(vlm)
+    raw_optimizer = torch.optim.AdamW(namer.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    module, optimizer = accelerator.prepare(namer, raw_optimizer)
+    steps = tqdm(
+        range(cfg.vision_steps), desc="vision warm-up", unit="step", disable=not accelerator.is_main_process
+    )
+    for step in steps:
+        for group in raw_optimizer.param_groups:
+            group["lr"] = cfg.lr * _schedule(step, cfg.warmup_steps, cfg.vision_steps)
+        pixel_values, labels = batches.patches_at(step)
+        with accelerator.autocast():
+            loss = module(pixel_values.to(accelerator.device), labels.to(accelerator.device))
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(namer.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 20 == 19:
+            steps.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def vocabulary() -> list[str]:
+    """The words of all questions, answers and instructions."""
+    phrasings = [text.format(target="", zone="") for task in TASKS.values() for text in task.phrasings]
+    return all_words([*phrasings, "answer en"])
+
+
+def _groups(vlm: VLMBackbone, weight_decay: float) -> list[dict[str, object]]:
+    matrices = [p for p in vlm.model.parameters() if p.ndim >= 2]
+    vectors = [p for p in vlm.model.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _schedule(step: int, warmup: int, steps: int) -> float:
+    """Linear warm-up, then cosine decay to 2 % at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _settings(cfg: PretrainConfig) -> dict[str, object]:
+    """What must not change between the parts of one training."""
+    places = {"out", "cache_dir", "eval_freq", "save_freq", "val_samples", "card_samples", "anchor_samples"}
+    return {key: value for key, value in asdict(cfg).items() if key not in places}
+
+
+def _state_path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.training") / "state.safetensors"
+
+
+def _validate(vlm: VLMBackbone, samples: Sequence[Sample]) -> str:
+    """Exact-match accuracy through the model's own `generate`, overall and by question type."""
+    scores = score_answers(samples, answer_samples(vlm, samples, batch_size=100), BlindBaseline())
+    by_type = ", ".join(f"{kind} {score.accuracy:.0%}" for kind, score in sorted(scores.per_type.items()))
+    return f"{scores.overall.accuracy:.1%} ({by_type})"
+
+
+def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
+    """Write the trained model to `cfg.out` with its anchor and its card, whole or not at all."""
+    with atomic_directory(cfg.out) as beside:
+        vlm.model.to(torch.bfloat16)
+        vlm.save_pretrained(beside)
+        saved = VLMBackbone.from_pretrained(beside).to(vlm.device)
+        saved.name = cfg.out.name
+        questions = load_samples("tabletop", "train", cfg.anchor_samples, cfg.seed, cache_dir=cfg.cache_dir)
+        pairs = ((sample.image, sample.question) for sample in questions)
+        gaussian_anchor(saved, pairs, source="tabletop", batch_size=32, total=len(questions)).save(
+            beside / "anchor.safetensors"
+        )
+        tested = load_samples("tabletop", "test", cfg.card_samples, cfg.seed, cache_dir=cfg.cache_dir)
+        answers = answer_samples(saved, tested, batch_size=100, description="scoring")
+        scores = score_answers(tested, answers, blind_baseline("tabletop", cache_dir=cfg.cache_dir))
+        card = model_card(
+            scores,
+            split="test",
+            parameters=sum(parameter.numel() for parameter in saved.parameters()),
+            settings=_settings(cfg),
+            seconds=seconds,
+            provenance=provenance(cfg.seed, seconds),
+            anchor_samples=len(questions),
+        )
+        (beside / "README.md").write_text(card)
+    print(format_table(scores))
+    print(f"wrote {cfg.out}: model, tokenizer, processor, anchor.safetensors, README.md")
+
+
+def main() -> None:
+    cli.run(PretrainConfig, pretrain)
+
+
+if __name__ == "__main__":
+    main()

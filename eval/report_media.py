@@ -1,0 +1,95 @@
+"""Sections of the report to look at: rollout videos, and questions with their images."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from aegis_eval import page
+from aegis_eval.benchmarks import sample_images
+from aegis_eval.rollouts import EpisodeVideo
+from aegis_eval.run_summary import Json, RunSummary
+
+
+def films(runs: Sequence[RunSummary], per_task: int) -> str:
+    """Up to `per_task` videos of every run and task."""
+    blocks = []
+    for run in runs:
+        chosen = list(_choose_videos(run.rollouts.videos, per_task)) if run.rollouts is not None else []
+        shown = []
+        for video in chosen:
+            outcome = "success" if video.success else "failure"
+            tone = "good" if video.success else "bad"
+            caption = f'{escape(video.task)}, episode {video.episode}: <span class="{tone}">{outcome}</span>'
+            alt = f"Rollout of {run.name}, task {video.task}, episode {video.episode}: {outcome}"
+            shown.append(page.film(video.path, alt, caption))
+        if shown:
+            blocks.append(
+                f'<h3 class="films-of">{escape(run.name)}</h3><div class="films">{"".join(shown)}</div>'
+            )
+    return f"<h2>Rollouts</h2>{''.join(blocks)}" if blocks else ""
+
+
+def _choose_videos(videos: Iterable[EpisodeVideo], per_task: int) -> Iterable[EpisodeVideo]:
+    """Of every task the first success, the first failure, then whatever comes first."""
+    by_task: dict[str, list[EpisodeVideo]] = {}
+    for video in videos:
+        by_task.setdefault(video.task, []).append(video)
+    for found in by_task.values():
+        firsts = [next((v for v in found if v.success is wanted), None) for wanted in (True, False)]
+        ranked = [v for v in firsts if v is not None]
+        ranked += [v for v in found if v not in ranked]
+        yield from sorted(ranked[:per_task], key=lambda video: video.episode)
+
+
+def questions(runs: Sequence[RunSummary], count: int) -> str:
+    """`count` questions with image, right answer, and what every model said."""
+    answered = {run.name: {line["id"]: line for line in run.answers} for run in runs if run.answers}
+    if not answered:
+        return ""
+    chosen = _choose_examples(answered, count)
+    images = sample_images(line["id"] for line in chosen)
+    cards = []
+    for line in chosen:
+        rows = [("right answer", escape(line["answer"]))]
+        if "pretrained" in line:
+            rows.append(("pretrained", _judged(line["pretrained"], line["pretrained_correct"])))
+        for name, lines in answered.items():
+            if line["id"] in lines:
+                given = lines[line["id"]]
+                rows.append((escape(name), _judged(given["given"], given["correct"])))
+        listed = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in rows)
+        shown = page.picture(images[line["id"]], f"Tabletop scene of the question: {line['question']}")
+        cards.append(f'<div class="card">{shown}<h3>{escape(line["question"])}</h3><dl>{listed}</dl></div>')
+    return f'<h2>Questions, before and after</h2><div class="grid">{"".join(cards)}</div>'
+
+
+def _choose_examples(answered: Mapping[str, Mapping[str, Json]], count: int) -> list[Json]:
+    """One a scene, types taking turns; half the places are for questions on which models disagree."""
+    lines = list(next(iter(answered.values())).values())
+
+    def verdicts(line: Json) -> set[bool]:
+        found = {bool(other[line["id"]]["correct"]) for other in answered.values() if line["id"] in other}
+        return found | ({bool(line["pretrained_correct"])} if "pretrained_correct" in line else set())
+
+    disputed = _take_turns([line for line in lines if len(verdicts(line)) > 1])
+    agreed = _take_turns([line for line in lines if len(verdicts(line)) == 1])
+    chosen: dict[str, Json] = {}
+    for candidates, limit in ((disputed, (count + 1) // 2), (agreed, count), (disputed, count)):
+        for line in candidates:
+            if len(chosen) < limit:
+                chosen.setdefault(line["id"].rpartition("/")[0], line)
+    return list(chosen.values())
+
+
+def _take_turns(lines: Sequence[Json]) -> list[Json]:
+    """One of each type, then the next of each."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for line in lines:
+        seen[line["type"]] = seen.get(line["type"], 0) + 1
+        ranked.append((seen[line["type"]], line))
+    return [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _judged(text: str, correct: bool) -> str:
+    tone, word = ("good", "right") if correct else ("bad", "wrong")
+    return f'{escape(text) or "(nothing)"} <span class="{tone}">({word})</span>'

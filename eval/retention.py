@@ -1,0 +1,156 @@
+"""What a model can answer and how much of it was kept: accuracy per question type, paired with a reference.
+
+Takes answers, gives numbers; where the answers come from is `aegis_eval.vqa`'s business.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from aegis_eval.metrics import (
+    BlindBaseline,
+    Interval,
+    PairedComparison,
+    compare_paired,
+    exact_match,
+    wilson_interval,
+)
+
+
+class Asked(Protocol):
+    """What scoring needs of a sample; `scene` groups the questions about one image."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def scene(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The pretrained model on the same samples; `retained` is the ratio of accuracies, if any."""
+
+    accuracy: float
+    ci: Interval
+    paired: PairedComparison
+    retained: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Exact-match accuracy of `n` answers with Wilson interval, the blind baseline's and the reference's."""
+
+    accuracy: float
+    n: int
+    ci: Interval
+    blind: float
+    pretrained: Reference | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A `Score` over everything and one a question type, in order of first appearance."""
+
+    overall: Score
+    per_type: Mapping[str, Score]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the overall score's keys, and `per_type`."""
+        per_type = {kind: asdict(score) for kind, score in self.per_type.items()}
+        return {**asdict(self.overall), "per_type": per_type}
+
+
+def score_answers(
+    samples: Sequence[Asked],
+    answers: Sequence[str],
+    blind: BlindBaseline,
+    pretrained_answers: Sequence[str] | None = None,
+) -> Scores:
+    """Score `answers` to `samples`, overall and per type.
+
+    Raises:
+        ValueError: no samples, or not one answer a sample.
+    """
+    if not samples or len(samples) != len(answers):
+        raise ValueError(f"{len(samples)} samples and {len(answers)} answers: need one answer a sample")
+    correct = _matches(samples, answers)
+    blindly = _matches(samples, [blind.predict(sample.question, sample.type) for sample in samples])
+    reference = None if pretrained_answers is None else _matches(samples, pretrained_answers)
+    scenes = np.array([sample.scene for sample in samples])
+    kinds = np.array([sample.type for sample in samples])
+
+    def score(chosen: np.ndarray) -> Score:
+        hits, n = int(correct[chosen].sum()), int(chosen.sum())
+        return Score(
+            accuracy=hits / n,
+            n=n,
+            ci=wilson_interval(hits, n),
+            blind=float(blindly[chosen].mean()),
+            pretrained=None
+            if reference is None
+            else _refer(correct[chosen], reference[chosen], scenes[chosen]),
+        )
+
+    per_type = {kind: score(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}
+    return Scores(score(np.ones(len(samples), dtype=bool)), per_type)
+
+
+def format_table(scores: Scores) -> str:
+    """The scores as fixed-width text, one line a question type and one over all."""
+    paired = scores.overall.pretrained is not None
+    header = ["type", "n", "accuracy %", "95 % interval", "blind %"]
+    if paired:
+        header += ["pretrained %", "difference", "95 % interval", "McNemar p"]
+    rows = [header]
+    for kind, score in [*scores.per_type.items(), ("all", scores.overall)]:
+        rows.append(_table_row(kind, score))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _table_row(kind: str, score: Score) -> list[str]:
+    row = [kind, str(score.n), f"{100 * score.accuracy:.1f}", _percent(score.ci), f"{100 * score.blind:.1f}"]
+    if score.pretrained is not None:
+        paired = score.pretrained.paired
+        row += [
+            f"{100 * score.pretrained.accuracy:.1f}",
+            f"{100 * paired.difference:+.1f}",
+            _percent(paired.ci, signed=True),
+            f"{paired.p_value:.3f}" if paired.p_value >= 0.001 else "<0.001",
+        ]
+    return row
+
+
+def _percent(interval: tuple[float, float], *, signed: bool = False) -> str:
+    low, high = (f"{100 * value:{'+' if signed else ''}.1f}" for value in interval)
+    return f"{low} to {high}"
+
+
+def _matches(samples: Sequence[Asked], answers: Sequence[str]) -> np.ndarray:
+    return np.array(
+        [exact_match(given, sample.answer) for given, sample in zip(answers, samples, strict=True)]
+    )
+
+
+def _refer(correct: np.ndarray, reference: np.ndarray, scenes: np.ndarray) -> Reference:
+    hits, n = int(reference.sum()), len(reference)
+    return Reference(
+        accuracy=hits / n,
+        ci=wilson_interval(hits, n),
+        paired=compare_paired(correct, reference, scenes.tolist()),
+        retained=float(correct.sum() / hits) if hits else None,
+    )

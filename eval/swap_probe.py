@@ -1,0 +1,183 @@
+"""Does the arm listen? The same scene twice, with two different objects named in the instruction.
+
+A policy that ignores language goes to the same object both times. Only the tabletop can be asked this way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from aegis_envs.env import TabletopEnv
+from aegis_envs.scene import Scene
+from aegis_eval.metrics import Interval, wilson_interval
+
+Controller = Callable[[Sequence[TabletopEnv], Sequence[dict[str, Any]], bool], NDArray[np.float32]]
+"""(envs, their observations, whether this is the first step) -> one action (4,) an env, stacked."""
+
+
+@dataclass(frozen=True)
+class SwapProbe:
+    """Outcome over `pairs` scenes, each run with two targets.
+
+    `followed` of the `2 * pairs` rollouts ended nearest to the object that was named; in `changed` pairs the
+    swap changed which object that was. A policy that looks at the scene alone follows at most half the time
+    and changes nothing. Intervals are Wilson's.
+    """
+
+    task: str
+    split: str
+    pairs: int
+    followed: int
+    changed: int
+
+    @property
+    def followed_rate(self) -> float:
+        return self.followed / (2 * self.pairs)
+
+    @property
+    def followed_ci(self) -> Interval:
+        return wilson_interval(self.followed, 2 * self.pairs)
+
+    @property
+    def changed_ci(self) -> Interval:
+        return wilson_interval(self.changed, self.pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able counts, rate and intervals."""
+        return {
+            **asdict(self),
+            "followed_rate": self.followed_rate,
+            "followed_ci": self.followed_ci,
+            "changed_ci": self.changed_ci,
+        }
+
+
+def swap_probe(
+    policy_path: str,
+    pairs: int = 25,
+    *,
+    task: str = "reach",
+    split: str = "test",
+    seed: int = 0,
+    batch_size: int = 10,
+    device: str | None = None,
+) -> SwapProbe:
+    """Probe the policy of a checkpoint; see `probe_controller`."""
+    controller = policy_controller(policy_path, device)
+    return probe_controller(controller, pairs, task=task, split=split, seed=seed, batch_size=batch_size)
+
+
+def probe_controller(
+    controller: Controller,
+    pairs: int,
+    *,
+    task: str = "reach",
+    split: str = "test",
+    seed: int = 0,
+    batch_size: int = 10,
+) -> SwapProbe:
+    """Run `pairs` scenes, each once with its own target and once with the distractor that is most like it.
+
+    An episode ends as the env ends it: by success, by serving the wrong object, or when its time is up.
+
+    Args:
+        controller: what moves the arm.
+        pairs: number of scenes, two rollouts each.
+        task: tabletop task.
+        split: tabletop split the scenes come from.
+        seed: of the scenes: `seed`, `seed + 1`, ...
+        batch_size: rollouts at a time.
+    """
+    jobs = [(seed + pair, swapped) for pair in range(pairs) for swapped in (False, True)]
+    followed, nearest = 0, []
+    envs = [TabletopEnv(task, split) for _ in range(min(batch_size, len(jobs)))]
+    try:
+        for start in tqdm(range(0, len(jobs), len(envs)), desc=f"swapping {task} instructions", unit="batch"):
+            chosen = jobs[start : start + len(envs)]
+            infos = _run_batch(controller, envs[: len(chosen)], chosen)
+            followed += sum(info["nearest_object"] == info["target"] for info in infos)
+            nearest += [info["nearest_object"] for info in infos]
+    finally:
+        for env in envs:
+            env.close()
+    changed = sum(first != second for first, second in zip(nearest[::2], nearest[1::2], strict=True))
+    return SwapProbe(task, split, pairs, followed, changed)
+
+
+def policy_controller(policy_path: str, device: str | None = None) -> Controller:
+    """A checkpoint's policy with its own processors, as `lerobot-eval` would run it.
+
+    Raises:
+        AegisError: the path is no checkpoint of this policy.
+    """
+    from lerobot.envs.utils import preprocess_observation
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from aegis_eval.vqa import load_policy
+
+    policy, folder = load_policy(policy_path)
+    device = device or str(policy.config.device)
+    policy.to(device)
+    before, after = make_pre_post_processors(
+        policy.config,
+        pretrained_path=folder,
+        preprocessor_overrides={"device_processor": {"device": device}},
+    )
+
+    def act(
+        envs: Sequence[TabletopEnv], observations: Sequence[dict[str, Any]], first: bool
+    ) -> NDArray[np.float32]:
+        if first:
+            policy.reset()
+        batch = preprocess_observation(_stack(observations))
+        batch["task"] = [env.task_description for env in envs]
+        with torch.inference_mode():
+            action: NDArray[np.float32] = after(policy.select_action(before(batch))).cpu().numpy()
+        return action
+
+    return act
+
+
+def look_alike(scene: Scene, target: str) -> str:
+    """The other object whose name shares most words with `target`."""
+    words = set(target.split())
+    others = [thing.name for thing in scene.objects if thing.name != target]
+    return max(others, key=lambda name: len(words & set(name.split())))
+
+
+def _run_batch(
+    controller: Controller, envs: Sequence[TabletopEnv], jobs: Sequence[tuple[int, bool]]
+) -> list[dict[str, Any]]:
+    """Last info of every env; envs that are done keep their place in the batch but do not move."""
+    observations, infos = [], []
+    for env, (seed, swapped) in zip(envs, jobs, strict=True):
+        observation, info = env.reset(seed=seed)
+        if swapped:
+            assert env.episode is not None
+            target = look_alike(env.episode.scene, env.episode.target)
+            observation, info = env.reset(seed=seed, options={"target": target})
+        observations.append(observation)
+        infos.append(info)
+    running = set(range(len(envs)))
+    first = True
+    while running:
+        actions = controller(envs, observations, first)
+        first = False
+        for index in sorted(running):
+            observations[index], _, terminated, truncated, infos[index] = envs[index].step(actions[index])
+            if terminated or truncated:
+                running.discard(index)
+    return infos
+
+
+def _stack(observations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    cameras = observations[0]["pixels"]
+    return {
+        "pixels": {name: np.stack([item["pixels"][name] for item in observations]) for name in cameras},
+        "agent_pos": np.stack([item["agent_pos"] for item in observations]),
+    }

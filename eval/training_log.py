@@ -1,0 +1,119 @@
+"""Curves over training, read from what `lerobot-train` printed or from a metrics JSONL."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aegis_policy.errors import AegisError
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_METER = re.compile(r"(\S+?):(\S+)")
+_SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9}
+_NAMES = {"grdn": "grad_norm"}
+_POSITION = ("smpl", "ep", "epch")
+
+
+@dataclass
+class Curve:
+    """One figure over training: `values[i]` at `steps[i]`, steps increasing."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def append(self, step: int, value: float) -> None:
+        """Add a point; one at or before the last step (a resumed run) replaces what came after it."""
+        while self.steps and self.steps[-1] >= step:
+            self.steps.pop()
+            self.values.pop()
+        self.steps.append(step)
+        self.values.append(value)
+
+
+Curves = dict[str, Curve]
+
+
+def read_curves(path: Path | str) -> Curves:
+    """Curves by name (`loss`, `grad_norm`, `lr`, `anchor_distance`, ...) from a log or a `.jsonl` file.
+
+    Raises:
+        AegisError: the file cannot be read or holds no training figures.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(errors="replace")
+        curves = parse_jsonl(text) if path.suffix == ".jsonl" else parse_training_log(text)
+    except (OSError, ValueError) as error:
+        raise AegisError(f"{path} cannot be read as a training log ({error}): name another file.") from error
+    if not curves:
+        raise AegisError(
+            f"{path} holds no training figures: give the output of lerobot-train, with `step:` and `loss:`."
+        )
+    return curves
+
+
+def parse_training_log(text: str) -> Curves:
+    """Curves from the lines in which LeRobot prints its meters.
+
+    LeRobot rounds steps from 1,000 on ("step:1K"): these are counted on by the spacing of the exact ones.
+    Values are averages since the line before, with three decimals, as printed.
+    """
+    curves: Curves = {}
+    previous = spacing = 0
+    for line in re.split(r"[\r\n]+", _ANSI.sub("", text)):
+        start = line.find("step:")
+        if start < 0 or "loss:" not in line:
+            continue
+        meters = dict(_METER.findall(line[start:]))
+        printed = meters.pop("step")
+        exact = printed.isdigit()
+        step = int(printed) if exact else _full_step(printed, previous + spacing)
+        if exact:
+            spacing = step - previous if step > previous else spacing
+        previous = step
+        for name, value in meters.items():
+            if name not in _POSITION and (number := _number(value)) is not None:
+                curves.setdefault(_name(name), Curve()).append(step, number)
+    return curves
+
+
+def parse_jsonl(text: str) -> Curves:
+    """Curves from one JSON object a line with a `step` (or `steps`) and any numbers.
+
+    Raises:
+        ValueError: a line is not a JSON object.
+    """
+    curves: Curves = {}
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError("every line must be a JSON object")
+        step = record.get("step", record.get("steps"))
+        if step is None:
+            continue
+        for name, value in record.items():
+            if name not in ("step", "steps") and isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(_name(name), Curve()).append(int(step), float(value))
+    return curves
+
+
+def _name(meter: str) -> str:
+    return _NAMES.get(meter, meter)
+
+
+def _full_step(printed: str, expected: int) -> int:
+    """The step behind a rounded one: the expected one if it rounds to what was printed."""
+    unit = _SUFFIXES.get(printed[-1], 1.0)
+    rounded = float(printed[:-1]) * unit
+    return expected if abs(expected - rounded) <= unit / 2 else int(rounded)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

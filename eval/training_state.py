@@ -1,0 +1,67 @@
+"""What an interrupted `aegis-pretrain` continues from: weights, AdamW moments and the step, in one safetensors file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class TrainingState:
+    """Saves and restores `model` and `optimizer` at `path`, for one set of `settings`."""
+
+    def __init__(
+        self, path: Path, model: nn.Module, optimizer: torch.optim.AdamW, settings: dict[str, Any]
+    ) -> None:
+        self.path = path
+        self.model = model
+        self.optimizer = optimizer
+        self.settings = settings
+
+    def save(self, step: int, elapsed: float) -> None:
+        """Write everything after `step` steps that took `elapsed` seconds of training."""
+        tensors = {f"model.{name}": parameter.detach().cpu() for name, parameter in self._parameters()}
+        for name, parameter in self._parameters():
+            moments = self.optimizer.state[parameter]
+            tensors.update({f"{key}.{name}": moments[key].detach().cpu() for key in _MOMENTS})
+        metadata = {"step": str(step), "elapsed": str(elapsed), "settings": json.dumps(self.settings)}
+        with atomic_write(self.path) as beside:
+            save_file(tensors, beside, metadata)
+
+    def load(self) -> tuple[int, float]:
+        """Restore if something was saved; returns (steps done, seconds trained), zeros for a fresh start.
+
+        Raises:
+            AegisError: the state is unreadable or was made with other settings.
+        """
+        if not self.path.is_file():
+            return 0, 0.0
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise AegisError(f"{self.path} is not readable ({error}): remove it to start again.") from error
+        saved = json.loads(metadata["settings"])
+        if saved != self.settings:
+            other = sorted(key for key in self.settings if saved.get(key) != self.settings[key])
+            raise AegisError(
+                f"{self.path} was trained with other values of {', '.join(other)}: give the same flags to "
+                "continue it, or remove it to start again."
+            )
+        with torch.no_grad():
+            for name, parameter in self._parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+                self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
+        return int(metadata["step"]), float(metadata["elapsed"])
+
+    def _parameters(self) -> list[tuple[str, Tensor]]:
+        return list(self.model.named_parameters())

@@ -1,0 +1,151 @@
+"""Finished runs as the commands leave them on disk, small and quick, with real images and videos."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from aegis_envs.env import TabletopEnv
+from aegis_envs.expert import expert_action
+from aegis_eval.benchmarks import Sample, load_samples
+from aegis_eval.metrics import BlindBaseline, exact_match
+from aegis_eval.retention import score_answers
+
+EPISODES = {"reach": 40, "pick": 30}
+STEPS = 1600
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("aegis-cache")
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    return load_samples("tabletop", "test", 120)
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory, samples: list[Sample]) -> SimpleNamespace:
+    """`unprotected` and `aegis`: folders with `eval/`, `vqa/` and `train.log`, as the commands write them."""
+    root = tmp_path_factory.mktemp("runs")
+    rng = np.random.default_rng(0)
+    runs = SimpleNamespace(unprotected=root / "unprotected", aegis=root / "aegis")
+    pretrained = _answers(samples, 0.96, rng)
+    for folder, rate, kept, codec in (
+        (runs.unprotected, 0.7, 0.75, "libx264"),
+        (runs.aegis, 0.75, 0.99, "mpeg4"),
+    ):
+        _write_eval(folder / "eval", rate, codec, rng)
+        _write_vqa(folder / "vqa", samples, pretrained, kept, rng)
+        (folder / "train.log").write_text(_training_log(drift=0.2 if kept > 0.9 else 1.0))
+    return runs
+
+
+def _write_eval(folder: Path, rate: float, codec: str, rng: np.random.Generator) -> None:
+    per_task = []
+    for task, episodes in EPISODES.items():
+        successes = [True, False, *(bool(success) for success in rng.random(episodes - 2) < rate)]
+        videos = folder / "videos" / f"{task}_0"
+        videos.mkdir(parents=True)
+        env = TabletopEnv(task, "test")
+        for episode in range(2):
+            env.reset(seed=episode)
+            frames = [env.render()]
+            for _ in range(10):
+                assert env.episode is not None
+                env.advance(expert_action(env.sim, env.episode))
+                frames.append(env.render())
+            imageio.mimwrite(videos / f"eval_episode_{episode}.mp4", frames, fps=10, codec=codec)
+        env.close()
+        # LeRobot notes the paths as seen from where it ran, which may be elsewhere.
+        paths = [f"elsewhere/{folder.name}/videos/{task}_0/eval_episode_{index}.mp4" for index in range(2)]
+        metrics = {"successes": successes, "video_paths": paths, "sum_rewards": [], "max_rewards": []}
+        per_task.append({"task_group": task, "task_id": 0, "metrics": metrics})
+    (folder / "eval_info.json").write_text(json.dumps({"per_task": per_task, "per_group": {}, "overall": {}}))
+
+
+def _answers(samples: list[Sample], accuracy: float, rng: np.random.Generator) -> list[str]:
+    wrong = {"yes": "no", "no": "yes", "red": "orange", "1": "2", "cube": "sphere"}
+    return [
+        sample.answer if rng.random() < accuracy else wrong.get(sample.answer, "red") for sample in samples
+    ]
+
+
+def _write_vqa(
+    folder: Path, samples: list[Sample], pretrained: list[str], kept: float, rng: np.random.Generator
+) -> None:
+    lost = _answers(samples, kept, rng)
+    given = [
+        new if old == sample.answer else old
+        for sample, old, new in zip(samples, pretrained, lost, strict=True)
+    ]
+    blind = BlindBaseline().fit((sample.question, sample.answer, sample.type) for sample in samples)
+    results = score_answers(samples, given, blind, pretrained).to_dict()
+    results["provenance"] = {"command": "aegis-vqa --policy.path=run <b>", "seed": 0}
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    with (folder / "samples.jsonl").open("w") as lines:
+        for sample, answer, before in zip(samples, given, pretrained, strict=True):
+            record = {key: value for key, value in asdict(sample).items() if key not in ("image", "scene")}
+            record |= {"given": answer, "correct": exact_match(answer, sample.answer)}
+            record |= {"pretrained": before, "pretrained_correct": exact_match(before, sample.answer)}
+            lines.write(json.dumps(record) + "\n")
+
+
+def _training_log(drift: float) -> str:
+    """Lines as `lerobot-train` prints them, steps rounded from 1,000 on."""
+    lines = ["INFO 2026-01-01 10:00:00 ot_train.py:300 Start offline training"]
+    for step in range(100, STEPS + 1, 100):
+        shown = f"{step}" if step < 1000 else f"{step / 1000:.0f}K"
+        lines.append(
+            f"INFO 2026-01-01 10:00:00 ot_train.py:349 step:{shown} smpl:{16 * step} ep:40 epch:0.5 "
+            f"loss:{2 * 0.5 ** (step / 500) + 0.1:.3f} grdn:{1 + 100 / step:.3f} lr:1.0e-04 updt_s:0.2 "
+            f"data_s:0.0 smp/s:80 anchor_distance:{4 + drift * step / 100:.3f} "
+            f"conflict_fraction:{0.4 + 0.1 * np.sin(step):.3f} "
+            f"energy_shed:{0.006 * (1 + np.cos(step)):.3f} unprojected_layers:0.000"
+        )
+        if step == 800:
+            lines.append(
+                "INFO 2026-01-01 10:00:00 ot_train.py:400 step:800 smpl:1 ep:1 epch:0.1 success:50.0"
+            )
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `pretrained_model` folder of an untrained policy for the tabletop, as training saves it."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.modeling_aegis import AegisPolicy
+    from aegis_policy.processor_aegis import make_aegis_pre_post_processors
+
+    config = AegisConfig(
+        vlm=str(tiny_vlm_dir),
+        protection="none",
+        device="cpu",
+        chunk_size=8,
+        n_action_steps=8,
+        expert_width=16,
+        expert_depth=2,
+        expert_heads=2,
+        input_features={
+            "observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
+            "observation.images.wrist": PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
+            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+    )
+    sizes = {"observation.state": 8, "action": 4}
+    stats = {key: {"mean": torch.zeros(size), "std": torch.ones(size)} for key, size in sizes.items()}
+    folder = tmp_path_factory.mktemp("checkpoint") / "pretrained_model"
+    AegisPolicy(config).save_pretrained(folder)
+    for processor in make_aegis_pre_post_processors(config, stats):
+        processor.save_pretrained(folder)
+    return folder

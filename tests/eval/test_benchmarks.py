@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from aegis_eval.benchmarks import count_by_type, fingerprint, load_benchmark, load_samples
+from aegis_eval.questions import TYPES
+from aegis_policy.errors import AegisError
+
+SCENES = 12
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return load_benchmark("tabletop", "test", SCENES)
+
+
+def test_a_benchmark_is_the_same_every_time(samples):
+    again = load_benchmark("tabletop", "test", SCENES)
+    assert fingerprint(again) == fingerprint(samples)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(again, samples, strict=True))
+
+
+def test_splits_and_seeds_share_no_scene(samples):
+    images = {sample.image.tobytes() for sample in samples}
+    for split, seed in (("train", 0), ("val", 0), ("test", 1)):
+        others = load_benchmark("tabletop", split, SCENES, seed)
+        assert not images & {sample.image.tobytes() for sample in others}
+        assert not {sample.id for sample in samples} & {sample.id for sample in others}
+
+
+def test_samples_have_images_and_unique_ids_and_at_most_one_question_a_type(samples):
+    assert len({sample.id for sample in samples}) == len(samples)
+    assert set(count_by_type(samples)) <= set(TYPES)
+    assert max(count_by_type(samples).values()) <= SCENES
+    for sample in samples:
+        assert sample.image.shape == (96, 96, 3) and sample.image.dtype == np.uint8
+        assert sample.image.std() > 5, "an image shows something"
+
+
+def test_the_number_of_samples_is_the_one_asked_for(samples):
+    few = load_samples("tabletop", "test", 20)
+    assert [sample.id for sample in few] == [sample.id for sample in samples[:20]]
+
+
+def test_a_larger_benchmark_is_rendered_by_processes_and_begins_with_the_smaller_one(samples, cache_dir):
+    larger = load_benchmark("tabletop", "test", 101, cache_dir=cache_dir, num_workers=1)
+    assert fingerprint(larger[: len(samples)]) == fingerprint(samples)
+    assert np.array_equal(larger[0].image, samples[0].image)
+    assert any(cache_dir.iterdir()), "rendered scenes are kept"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("okvqa2", "test", 1), "--benchmark=okvqa2 is not known: choose from tabletop"),
+        (("tabletop", "dev", 1), "--split=dev does not exist in tabletop: choose from train, val, test"),
+        (("tabletop", "test", 0), "--samples=0 asks for nothing"),
+    ],
+)
+def test_what_does_not_exist_is_named(arguments, sentence):
+    with pytest.raises(AegisError, match=sentence):
+        load_samples(*arguments)

@@ -1,0 +1,56 @@
+"""`aegis-demo` end to end: the real commands, on a few episodes and steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+
+from aegis_eval.demo import DemoConfig, demo
+from aegis_policy.errors import AegisError
+
+
+@pytest.mark.xdist_group("demo")
+def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(tmp_path: Path) -> None:
+    command = [
+        Path(sys.executable).with_name("aegis-demo"),
+        "--quick=true",
+        f"--output_dir={tmp_path / 'demo'}",
+    ]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    page = tmp_path / "demo" / "report.html"
+    assert first.stdout.strip().endswith(f"wrote {page}")
+    for name in ("Pretrained", "Unprotected", "AEGIS"):
+        assert name in first.stdout
+        assert name.lower() in page.read_text().lower()
+    for protection in ("none", "aegis"):
+        results = json.loads((tmp_path / "demo" / protection / "vqa" / "results.json").read_text())
+        assert results["n"] == 24
+        videos = list((tmp_path / "demo" / protection / "rollouts").rglob("*.mp4"))
+        assert videos
+        assert all(len(iio.imread(video)) > 1 for video in videos)
+    log = (tmp_path / "demo" / "logs" / "aegis-training.log").read_text()
+    assert "conflict_fraction" in log
+    assert "energy_shed" in log
+
+    page.unlink()
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert second.stdout.count("done before") == 7
+    assert page.is_file()
+
+
+def test_a_demo_with_other_flags_needs_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text(json.dumps({"steps": 1}))
+    with pytest.raises(AegisError, match="other flags"):
+        demo(DemoConfig(output_dir=tmp_path))
+
+
+def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(AegisError, match="that are no demo"):
+        demo(DemoConfig(output_dir=tmp_path))
+    assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from aegis_eval.metrics import (
+    BlindBaseline,
+    compare_paired,
+    exact_match,
+    normalise_answer,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("given_answer", "answer", "same"),
+    [
+        ("Green Cylinder.", "green cylinder", True),
+        ("  yes\n", "yes", True),
+        ("no!", "yes", False),
+        ("", "yes", False),
+        ("green", "green cylinder", False),
+    ],
+)
+def test_exact_match_ignores_case_punctuation_and_spaces_only(given_answer, answer, same):
+    assert exact_match(given_answer, answer) is same
+
+
+@given(st.text(alphabet="aBé7 .,!?'\n\t-"))
+def test_normalising_twice_changes_nothing(text):
+    assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
+
+
+@given(st.integers(1, 400), st.data())
+@settings(max_examples=60, deadline=None)
+def test_wilson_interval_agrees_with_scipy(n, data):
+    successes = data.draw(st.integers(0, n))
+    reference = binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson_interval(successes, n) == pytest.approx((reference.low, reference.high), abs=1e-9)
+
+
+def test_wilson_interval_of_nothing_says_nothing_and_nonsense_is_refused():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="5 successes of 3"):
+        wilson_interval(5, 3)
+
+
+def test_paired_comparison_counts_changes_and_brackets_the_difference():
+    rng = np.random.default_rng(0)
+    reference = rng.random(1000) < 0.8
+    correct = reference & (rng.random(1000) < 0.9)
+    result = compare_paired(correct, reference)
+    assert result.difference == pytest.approx(correct.mean() - reference.mean())
+    assert result.ci[0] < result.difference < result.ci[1] < 0
+    assert result.gained == 0 and result.lost == int((reference & ~correct).sum())
+    assert result.p_value < 1e-6
+    spread = np.sqrt(np.var(correct.astype(float) - reference) / 1000)
+    assert result.ci[1] - result.ci[0] == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(2, 9), (0, 1), (5, 5), (40, 90), (700, 800)])
+def test_mcnemar_p_is_the_exact_two_sided_binomial(gained, lost):
+    correct = [True] * gained + [False] * lost + [True] * 20
+    reference = [False] * gained + [True] * lost + [True] * 20
+    expected = binomtest(gained, gained + lost).pvalue
+    assert compare_paired(correct, reference).p_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_equal_models_do_not_differ():
+    result = compare_paired([True, False, True], [True, False, True])
+    assert (result.difference, result.ci, result.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_dependent_samples_widen_the_interval():
+    rng = np.random.default_rng(1)
+    per_image = np.repeat(rng.random(100) < 0.5, 6)
+    none = np.zeros(600, dtype=bool)
+    alone = compare_paired(per_image, none).ci
+    grouped = compare_paired(per_image, none, groups=np.repeat(np.arange(100), 6).tolist()).ci
+    assert grouped[1] - grouped[0] > 2 * (alone[1] - alone[0])
+
+
+def test_a_paired_comparison_needs_the_same_samples():
+    with pytest.raises(ValueError, match="needs the same samples"):
+        compare_paired([True], [True, False])
+
+
+def test_blind_baseline_answers_by_text_then_by_type_and_never_without_training():
+    training = [("is it red?", "yes", "existence")] * 6 + [("is it blue?", "no", "existence")] * 20
+    baseline = BlindBaseline(min_count=5).fit(training)
+    assert baseline.predict("Is it red", "existence") == "yes"
+    assert baseline.predict("is it cyan?", "existence") == "no"
+    assert baseline.predict("how many?", "count") == ""

@@ -1,0 +1,162 @@
+"""Pretraining from nothing: it learns, it can be stopped and continued, and it leaves a plain directory."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from aegis_eval import pretrain as module
+from aegis_eval.anchor import AnchorConfig, make_anchor
+from aegis_eval.pretrain import PretrainConfig, pretrain
+from aegis_policy.errors import AegisError
+from aegis_policy.isolation import GaussianAnchor
+from aegis_policy.small_vlm import SmallVLMSize
+from aegis_policy.vlm import VLMBackbone
+
+_SIZE = SmallVLMSize(patch_size=32, vision_layers=1, vision_width=32, text_layers=1, text_width=32, heads=2)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PretrainConfig:
+    return PretrainConfig(
+        out=tmp_path / "vlm",
+        size=_SIZE,
+        scenes=12,
+        steps=12,
+        batch_size=4,
+        warmup_steps=2,
+        save_freq=3,
+        eval_freq=6,
+        vision_steps=3,
+        val_samples=12,
+        card_samples=12,
+        anchor_samples=12,
+        cache_dir=tmp_path / "cache",
+    )
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForImageTextToText.from_pretrained(path).state_dict()
+
+
+def test_an_interrupted_run_continues_to_the_same_weights(
+    config: PretrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pretrain(config)
+    assert "validation accuracy" in capsys.readouterr().out
+    card = (config.out / "README.md").read_text()
+    assert "| `steps` | 12 |" in card
+    GaussianAnchor.load(config.out / "anchor.safetensors").check(
+        1, 32, VLMBackbone.from_pretrained(config.out).fingerprint()
+    )
+
+    stopped = replace(config, out=tmp_path / "stopped")
+    original = module.QuestionBatches.at
+
+    def fail_at_step_8(self: module.QuestionBatches, step: int) -> object:
+        if step == 8:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.QuestionBatches, "at", fail_at_step_8)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(stopped)
+    assert not stopped.out.exists()
+    pretrain(stopped)
+    whole, continued = _weights(config.out), _weights(stopped.out)
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    assert not stopped.out.with_name("stopped.training").exists()
+
+
+def test_other_flags_do_not_continue_somebody_elses_training(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config)
+    with pytest.raises(AegisError, match="other values of lr"):
+        pretrain(replace(config, lr=1.0))
+
+
+def test_a_finished_model_is_never_overwritten(config: PretrainConfig) -> None:
+    config.out.mkdir()
+    (config.out / "config.json").write_text("{}")
+    with pytest.raises(AegisError, match="--out="):
+        pretrain(config)
+
+
+def test_the_loss_falls_on_scenes_seen_again(config: PretrainConfig) -> None:
+    vlm = module.build_small_vlm(module.vocabulary(), _SIZE, 0, "test")
+    scenes = module.scene_images("train", 8, 0, config.cache_dir)
+    batches = module.QuestionBatches(scenes, vlm, steps=10**6, batch_size=8, questions=3, seed=0)
+    loss_module = module.AnswerLoss(vlm)
+    optimizer = torch.optim.AdamW(vlm.parameters(), lr=3e-3)
+    losses = []
+    for step in range(80):
+        loss = loss_module(*batches.at(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+
+
+def test_anchor_belongs_to_the_model_it_was_made_from(tiny_vlm_dir: Path, tmp_path: Path) -> None:
+    config = AnchorConfig(
+        vlm=str(tiny_vlm_dir), samples=12, out=tmp_path / "anchor.safetensors", batch_size=5
+    )
+    anchor = make_anchor(config)
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    loaded = type(anchor).load(config.out)
+    loaded.check(vlm.num_layers, vlm.hidden_size, vlm.fingerprint())
+    assert loaded.metadata["samples"] == "12"
+    assert loaded.count > 12 * vlm.processor.image_seq_length
+
+
+def test_anchor_moments_are_those_of_the_valid_tokens(tiny_vlm_dir: Path, tmp_path: Path) -> None:
+    config = AnchorConfig(vlm=str(tiny_vlm_dir), samples=7, out=tmp_path / "anchor.safetensors", batch_size=3)
+    anchor = make_anchor(config)
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    samples = module_samples(7)
+    states: list[torch.Tensor] = []
+    with torch.no_grad():
+        for image, question in samples:
+            states.append(vlm.encode(vlm.question_inputs([image], [question])).hidden_states[1][0])
+    tokens = torch.cat(states).double()
+    torch.testing.assert_close(anchor.mean_LD[1].double(), tokens.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(anchor.std_LD[1].double(), tokens.std(0, correction=0), atol=1e-4, rtol=1e-4)
+
+
+def module_samples(count: int) -> list[tuple[object, str]]:
+    from aegis_eval.benchmarks import load_samples
+
+    return [(sample.image, sample.question) for sample in load_samples("tabletop", "train", count, 0)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (None, "neither a benchmark"),
+        ("", "is empty"),
+        ('{"image": "absent.png", "question": "what?"}', "line 1 is not usable"),
+        ("not json", "line 1 is not usable"),
+    ],
+)
+def test_vqa_folders_that_cannot_be_read_are_named(
+    tiny_vlm_dir: Path, tmp_path: Path, lines: str | None, sentence: str
+) -> None:
+    if lines is not None:
+        (tmp_path / "questions.jsonl").write_text(lines)
+    config = AnchorConfig(vlm=str(tiny_vlm_dir), vqa=str(tmp_path), out=tmp_path / "anchor.safetensors")
+    with pytest.raises(AegisError, match=sentence):
+        make_anchor(config)
+    assert not config.out.exists()

@@ -1,0 +1,51 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from aegis_eval.metrics import BlindBaseline
+from aegis_eval.retention import score_answers
+
+
+@dataclass(frozen=True)
+class Asked:
+    question: str
+    answer: str
+    type: str
+    scene: int
+
+
+SAMPLES = [Asked("what colour is the cube?", "red", "colour", index) for index in range(8)] + [
+    Asked("is there a red cube?", "yes", "existence", index) for index in range(8)
+]
+BLIND = BlindBaseline().fit([("is there a red cube?", "yes", "existence")] * 9)
+
+
+def test_scores_are_per_type_and_paired_with_the_pretrained_answers():
+    answers = ["red"] * 4 + ["blue"] * 4 + ["yes"] * 8
+    scores = score_answers(SAMPLES, answers, BLIND, ["red"] * 8 + ["yes"] * 8)
+    assert scores.overall.accuracy == 0.75
+    assert scores.overall.blind == 0.5
+    assert list(scores.per_type) == ["colour", "existence"]
+    colour = scores.per_type["colour"]
+    assert (colour.accuracy, colour.n, colour.blind) == (0.5, 8, 0.0)
+    assert colour.pretrained.paired.lost == 4
+    assert colour.pretrained.retained == 0.5
+    assert scores.per_type["existence"].pretrained.paired.difference == 0.0
+
+
+def test_scores_become_json_with_the_documented_keys():
+    data = json.loads(json.dumps(score_answers(SAMPLES, ["red"] * 16, BLIND).to_dict()))
+    assert {"accuracy", "n", "ci", "blind", "pretrained", "per_type"} <= set(data)
+    assert data["pretrained"] is None
+    assert data["per_type"]["colour"]["accuracy"] == 1.0
+
+
+def test_a_reference_that_knows_nothing_has_no_ratio():
+    scores = score_answers(SAMPLES, ["red"] * 16, BLIND, [""] * 16)
+    assert scores.overall.pretrained.retained is None
+
+
+def test_every_sample_needs_an_answer():
+    with pytest.raises(ValueError, match="16 samples and 1 answers"):
+        score_answers(SAMPLES, ["red"], BLIND)

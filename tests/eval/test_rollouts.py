@@ -1,0 +1,90 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from aegis_envs.env import TabletopEnv
+from aegis_envs.expert import expert_action
+from aegis_eval.metrics import wilson_interval
+from aegis_eval.rollouts import read_rollouts
+from aegis_eval.swap_probe import look_alike, probe_controller, swap_probe
+from aegis_policy.errors import AegisError
+
+
+def test_success_is_read_per_task_with_intervals_and_videos(finished_runs: SimpleNamespace):
+    rollouts = read_rollouts(finished_runs.aegis / "eval")
+    assert [(task.task, task.episodes) for task in rollouts.tasks] == [("reach", 40), ("pick", 30)]
+    assert rollouts.overall.episodes == 70
+    assert rollouts.overall.successes == sum(task.successes for task in rollouts.tasks)
+    assert rollouts.overall.ci == wilson_interval(rollouts.overall.successes, 70)
+    assert json.loads(json.dumps(rollouts.to_dict()))["reach"]["episodes"] == 40
+
+
+def test_videos_are_found_after_the_folder_moved_and_know_how_they_ended(finished_runs: SimpleNamespace):
+    videos = read_rollouts(finished_runs.aegis / "eval").videos
+    assert [(video.task, video.episode, video.success) for video in videos] == [
+        ("reach", 0, True),
+        ("reach", 1, False),
+        ("pick", 0, True),
+        ("pick", 1, False),
+    ]
+    assert all(video.path.stat().st_size > 0 for video in videos)
+    assert all(video.task in str(video.path) for video in videos)
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "{}", '{"per_task": [{"task_group": "reach"}]}', '{"per_task": []}']
+)
+def test_a_folder_that_is_no_evaluation_is_named(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "eval_info.json").write_text(content)
+    with pytest.raises(AegisError, match="lerobot-eval"):
+        read_rollouts(tmp_path)
+
+
+def obedient(envs, observations, first):
+    return np.stack([expert_action(env.sim, env.episode) for env in envs])
+
+
+def deaf():
+    """Serves the object the scene's seed first asked for, whatever is asked now."""
+    first_target: dict[str, str] = {}
+
+    def act(envs, observations, first):
+        actions = []
+        for env in envs:
+            scene = json.dumps(env.episode.scene.to_dict())
+            target = first_target.setdefault(scene, env.episode.target)
+            actions.append(expert_action(env.sim, replace(env.episode, target=target)))
+        return np.stack(actions)
+
+    return act
+
+
+def test_swapping_the_instruction_tells_who_listens_from_who_does_not():
+    heard = probe_controller(obedient, 3, batch_size=4)
+    assert (heard.followed, heard.changed) == (6, 3)
+    ignored = probe_controller(deaf(), 3, batch_size=4)
+    assert (ignored.followed, ignored.changed) == (3, 0)
+    assert ignored.followed_ci[0] < 0.5 < ignored.followed_ci[1]
+    assert json.loads(json.dumps(heard.to_dict()))["followed_rate"] == 1.0
+
+
+def test_the_other_target_is_the_one_most_like_the_first():
+    env = TabletopEnv("reach", "test")
+    for seed in range(5):
+        env.reset(seed=seed)
+        episode = env.episode
+        other = look_alike(episode.scene, episode.target)
+        assert other != episode.target
+        assert len(set(other.split()) & set(episode.target.split())) == 1
+    env.close()
+
+
+def test_a_checkpoint_is_probed_with_its_own_processors(tiny_checkpoint: Path):
+    probe = swap_probe(str(tiny_checkpoint), 1, batch_size=2)
+    assert probe.pairs == 1
+    assert 0 <= probe.followed <= 2

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from aegis_eval.training_log import parse_jsonl, parse_training_log, read_curves
+from aegis_policy.errors import AegisError
+
+
+def test_every_meter_becomes_a_curve_and_rounded_steps_are_counted_on(finished_runs: SimpleNamespace):
+    curves = read_curves(finished_runs.aegis / "train.log")
+    assert curves["loss"].steps == list(range(100, 1601, 100))
+    assert curves["anchor_distance"].values[0] == pytest.approx(4.2)
+    assert {"loss", "grad_norm", "lr", "anchor_distance", "conflict_fraction", "energy_shed"} <= set(curves)
+    assert not {"step", "smpl", "ep", "epch", "success"} & set(curves)
+    assert curves["lr"].values[0] == 1e-4
+
+
+def test_lerobots_own_tracker_prints_what_is_parsed():
+    from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
+
+    meters = {"loss": AverageMeter("loss", ":.3f"), "grad_norm": AverageMeter("grdn", ":.3f")}
+    tracker = MetricsTracker(8, 1000, 10, meters)
+    lines = []
+    for step in range(1, 2501):
+        tracker.step()
+        tracker.update_metrics({"energy_shed": step / 1000})
+        tracker.loss = float(step)
+        if step % 250 == 0:
+            lines.append(f"\x1b[32mINFO\x1b[0m 2026-01-01 ot_train.py:349 {tracker}\rprogress 3%")
+            tracker.reset_averages()
+    curves = parse_training_log("\n".join(lines))
+    assert curves["loss"].steps == list(range(250, 2501, 250))
+    assert curves["loss"].values[0] == pytest.approx(125.5)
+    assert curves["energy_shed"].steps == curves["loss"].steps
+
+
+def test_a_run_logged_every_thousand_steps_keeps_its_steps():
+    curves = parse_training_log("\n".join(f"x step:{k}K loss:0.5" for k in (1, 2, 3)))
+    assert curves["loss"].steps == [1000, 2000, 3000]
+
+
+def test_a_resumed_run_replaces_what_it_repeats():
+    curves = parse_jsonl(
+        "\n".join(json.dumps({"step": s, "loss": v}) for s, v in ((1, 9), (2, 8), (3, 7), (2, 5)))
+    )
+    assert (curves["loss"].steps, curves["loss"].values) == ([1, 2], [9.0, 5.0])
+
+
+def test_figures_that_are_not_numbers_are_left_out():
+    assert parse_training_log("step:10 loss:nan grdn:1.0")["grad_norm"].values == [1.0]
+    assert "loss" not in parse_training_log("step:10 loss:nan grdn:1.0")
+    assert set(parse_jsonl('{"step": 1, "loss": 2.0, "note": "x"}')) == {"loss"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("train.log", "nothing here"), ("m.jsonl", "[1]"), ("m.jsonl", "{")]
+)
+def test_a_file_without_figures_is_named(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(AegisError, match=name):
+        read_curves(tmp_path / name)

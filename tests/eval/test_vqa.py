@@ -1,0 +1,120 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aegis_eval.benchmarks import load_samples
+from aegis_eval.vqa import PolicySource, VqaConfig, answer_samples, evaluate, main
+from aegis_policy.errors import AegisError
+from aegis_policy.vlm import VLMBackbone
+
+SAMPLES = 18
+
+
+def test_the_command_scores_a_vlm_and_names_the_files_it_wrote(tiny_vlm_dir: Path, tmp_path: Path):
+    out = tmp_path / "vqa"
+    flags = [f"--vlm={tiny_vlm_dir}", f"--pretrained={tiny_vlm_dir}", f"--samples={SAMPLES}"]
+    command = [sys.executable, "-m", "aegis_eval.vqa", *flags, f"--output_dir={out}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(out / "results.json") in done.stdout and str(out / "samples.jsonl") in done.stdout
+    assert "blind %" in done.stdout and "McNemar p" in done.stdout
+
+    results = json.loads((out / "results.json").read_text())
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == results["n"] == SAMPLES
+    assert results["accuracy"] == pytest.approx(sum(line["correct"] for line in lines) / SAMPLES)
+    assert sum(score["n"] for score in results["per_type"].values()) == SAMPLES
+    assert results["pretrained"]["paired"]["difference"] == 0.0, "a model does not differ from itself"
+    assert {"command", "date", "git_commit", "versions", "hardware", "seed", "seconds"} <= set(
+        results["provenance"]
+    )
+    assert results["provenance"]["benchmark_fingerprint"]
+    assert [path.name for path in tmp_path.iterdir()] == ["vqa"], "nothing half-written is left behind"
+
+
+def test_an_error_is_one_sentence_on_stderr_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["aegis-vqa", "--samples=4", f"--output_dir={tmp_path / 'new'}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert "exactly one of --policy.path" in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_existing_output_directory_is_not_touched(tiny_vlm_dir: Path, tmp_path: Path):
+    (tmp_path / "results.json").write_text("mine")
+    config = VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path, samples=4)
+    with pytest.raises(AegisError, match="already holds files"):
+        evaluate(config)
+    assert (tmp_path / "results.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"device": "tpu9"}, "--device=tpu9 is not a torch device"),
+        ({"pretrained": "/nowhere"}, "--pretrained=/nowhere is not a transformers model"),
+        ({"benchmark": "trivia"}, "--benchmark=trivia is not known"),
+        ({"policy": PolicySource("/x")}, "exactly one of --policy.path"),
+    ],
+)
+def test_flags_that_cannot_work_are_named(flags, sentence, tiny_vlm_dir: Path, tmp_path: Path):
+    config = VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path / "out", samples=4, **flags)
+    with pytest.raises(AegisError, match=sentence):
+        evaluate(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path):
+    config = VqaConfig(policy=PolicySource(str(tmp_path)), output_dir=tmp_path / "out")
+    with pytest.raises(AegisError, match="holds no config"):
+        evaluate(config)
+
+
+def test_answers_do_not_depend_on_the_batches(tiny_vlm_dir: Path):
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    samples = load_samples("tabletop", "test", 9)
+    assert answer_samples(vlm, samples, batch_size=4) == answer_samples(vlm, samples, batch_size=1)
+
+
+def test_a_policy_is_compared_with_the_vlm_it_was_made_from(tiny_checkpoint: Path, tmp_path: Path):
+    out = evaluate(_asking(tiny_checkpoint, tmp_path / "out"))
+    results = json.loads((out / "results.json").read_text())
+    assert results["pretrained"]["paired"]["lost"] == results["pretrained"]["paired"]["gained"] == 0
+    assert results["model"] == str(tiny_checkpoint)
+
+
+def test_a_policy_whose_vlm_is_gone_is_asked_without_comparison(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "vlm": str(tmp_path / "gone")}))
+    results = json.loads((evaluate(_asking(copy, tmp_path / "out")) / "results.json").read_text())
+    assert results["pretrained"] is None and results["n"] == 6
+    assert "cannot be read, so nothing is compared with it" in capsys.readouterr().out
+
+
+def test_another_vlm_in_the_old_ones_place_is_not_compared_with(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "vlm_fingerprint": "of another"}))
+    results = json.loads((evaluate(_asking(copy, tmp_path / "out")) / "results.json").read_text())
+    assert results["pretrained"] is None
+    assert "its fingerprint differs" in capsys.readouterr().out
+
+
+def _asking(checkpoint: Path, output_dir: Path) -> VqaConfig:
+    return VqaConfig(policy=PolicySource(str(checkpoint)), output_dir=output_dir, samples=6)
