@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Does a policy trained on two cores act, and does it listen? Records demonstrations of reach and pick-up, trains the
+# embedded VLM under AEGIS for at most MINUTES, rolls 100 test scenes a task out, swaps instructions, asks questions.
+# Everything lands in OUT; training continues where it stopped when the same command is given again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-outputs/closed_loop} STEPS=${STEPS:-3500} MINUTES=${MINUTES:-60} EPISODES=${EPISODES:-800} SEED=${SEED:-0}
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 MUJOCO_GL=${MUJOCO_GL:-egl}
+checkpoint=$OUT/training/checkpoints/last/pretrained_model
+
+aegis-record --env.type=aegis_tabletop --env.split=train --env.task=reach,pick --episodes="$EPISODES" \
+    --root="$OUT/data" --seed="$SEED"
+
+if [[ -d $checkpoint ]]; then
+    training=(--config_path="$checkpoint/train_config.json" --resume=true)
+else
+    training=(--policy.type=aegis --policy.device=cpu --policy.protection=aegis
+        --policy.optimizer_lr=5e-4 --policy.optimizer_lr_backbone=2e-4
+        --dataset.repo_id=local/closed_loop --dataset.root="$OUT/data" --output_dir="$OUT/training"
+        --steps="$STEPS" --batch_size=32 --num_workers=0 --save_freq=500 --log_freq=50 --seed="$SEED")
+fi
+timeout --signal=INT "$((MINUTES * 60))" lerobot-train "${training[@]}" 2>&1 | tee -a "$OUT/training.log"
+
+lerobot-eval --policy.path="$checkpoint" --policy.device=cpu --env.type=aegis_tabletop --env.task=reach,pick \
+    --env.split=test --eval.n_episodes=100 --eval.batch_size=20 --eval.use_async_envs=false \
+    --output_dir="$OUT/rollouts" --seed=1000
+python benchmarks/instruction_swap.py --policy.path="$checkpoint" --task=reach,pick --pairs=50 --output="$OUT/swap.json"
+aegis-vqa --policy.path="$checkpoint" --benchmark=tabletop --split=test --samples=1200 --output_dir="$OUT/vqa"

@@ -1,0 +1,110 @@
+"""What a chunk of actions costs: `aegis`-trained over `none`-trained, and sampling over encoding.
+
+    python benchmarks/inference_cost.py [--vlm=embedded|DIR] [--batch-size=1] [--rounds=30] [--json=FILE]
+
+Targets: ratio 1.00 within noise; sampling (10 Euler steps, with their keys and values) under 3 encodings.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from _random_policy import ACTION_DIM, make_policy, random_batch, report
+
+from aegis_policy import flow_matching
+from aegis_policy.modeling_aegis import AegisPolicy
+
+_WARM_UP = 3
+
+
+def trained_policy(vlm: str, protection: str, image_size: int, device: str) -> AegisPolicy:
+    """One training step, a checkpoint, and back: what inference gets to see of a protection."""
+    policy = make_policy(vlm, protection, image_size, device).train()
+    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    loss, _ = policy(random_batch(2, image_size, policy.config.chunk_size, device))
+    loss.backward()
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        policy.save_pretrained(folder)
+        return AegisPolicy.from_pretrained(folder)
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """Processor time of one call on the CPU, wall-clock time on a GPU."""
+    if torch.cuda.is_available():
+        start = time.perf_counter()
+        action()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vlm", default="embedded")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    with torch.enable_grad():
+        free, protected = (
+            trained_policy(arguments.vlm, protection, arguments.image_size, arguments.device)
+            for protection in ("none", "aegis")
+        )
+    batch = random_batch(arguments.batch_size, arguments.image_size, free.config.chunk_size, arguments.device)
+    noise = torch.randn(arguments.batch_size, free.config.chunk_size, ACTION_DIM, device=arguments.device)
+    inputs = free._vlm_inputs(batch)
+    prefix = free.vlm.encode(inputs)
+
+    def sample() -> None:
+        cache = free.expert.prepare_prefix(prefix.hidden_states, prefix.mask)
+        flow_matching.euler_sample(
+            lambda x, t: free.expert(x, t, batch["observation.state"], cache),
+            noise,
+            free.config.num_inference_steps,
+        )
+
+    actions = {
+        "none": lambda: free.predict_action_chunk(batch, noise),
+        "aegis": lambda: protected.predict_action_chunk(batch, noise),
+        "prepare": lambda: free._vlm_inputs(batch),
+        "encode": lambda: free.vlm.encode(inputs),
+        "sample": sample,
+    }
+    rounds = []
+    for index in range(_WARM_UP + arguments.rounds):
+        order = list(actions) if index % 2 else list(reversed(actions))
+        rounds.append({name: seconds(actions[name]) for name in order})
+    rounds = rounds[_WARM_UP:]
+
+    report(
+        {
+            "vlm": arguments.vlm,
+            "batch_size": arguments.batch_size,
+            "rounds": len(rounds),
+            "chunk_seconds_none": median(each["none"] for each in rounds),
+            "prepare_seconds": median(each["prepare"] for each in rounds),
+            "encode_seconds": median(each["encode"] for each in rounds),
+            "sample_seconds": median(each["sample"] for each in rounds),
+            "aegis_over_none": median(each["aegis"] / each["none"] for each in rounds),
+            "sampling_over_encoding": median(each["sample"] / each["encode"] for each in rounds),
+        },
+        arguments.json,
+    )
+
+
+if __name__ == "__main__":
+    main()

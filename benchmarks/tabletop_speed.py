@@ -1,0 +1,112 @@
+"""Tabletop steps a second on one core, with both cameras at the default size, and where the time goes.
+
+    python benchmarks/tabletop_speed.py [--steps=400] [--size=96] [--expert-episodes=0] [--json=FILE]
+
+Target: 120 steps a CPU-second. With `--expert-episodes` the expert's success on every task and split is counted too.
+CPU-seconds are those of the process, so other work on the machine matters less than it does to the clock.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from aegis_envs.env import TabletopEnv
+from aegis_envs.episodes import SPLITS
+from aegis_envs.expert import expert_action
+from aegis_envs.sim import CAMERAS
+from aegis_envs.tasks import TASKS
+
+
+def per_cpu_second(act: Callable[[], Any], count: int) -> float:
+    """How often `act` runs in a second of this process's CPU time."""
+    act()
+    start = time.process_time()
+    for _ in range(count):
+        act()
+    return count / (time.process_time() - start)
+
+
+def speeds(task: str, size: int, count: int) -> dict[str, float]:
+    """Rates of one task's environment with four objects moving under random actions."""
+    env = TabletopEnv(task, image_size=size, max_episode_steps=10**9)
+    seed = next(seed for seed in range(100) if len(env.reset(seed=seed)[1]["scene"]["objects"]) == 4)
+    rng = np.random.default_rng(0)
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 4))
+        if terminated or truncated:
+            env.reset(seed=seed)
+
+    rates = {
+        "steps": per_cpu_second(step, count),
+        "physics": per_cpu_second(lambda: env.sim.move(rng.uniform(-0.04, 0.04, 3), 1.0), count),
+        **{
+            camera: per_cpu_second(lambda name=camera: env.sim.render(name, size), count)
+            for camera in CAMERAS
+        },
+        "resets": per_cpu_second(lambda: env.reset(seed=seed), max(count // 10, 5)),
+    }
+    env.close()
+    return rates
+
+
+def expert_success(task: str, split: str, episodes: int) -> dict[str, float]:
+    """Successes of the scripted expert and its mean number of steps."""
+    env = TabletopEnv(task, split)
+    lengths = []
+    for seed in range(episodes):
+        env.reset(seed=seed)
+        outcome, steps = None, 0
+        while outcome is None and steps < env._max_episode_steps:
+            outcome = env.advance(expert_action(env.sim, env.episode))
+            steps += 1
+        if outcome == "success":
+            lengths.append(steps)
+    return {"successes": len(lengths), "episodes": episodes, "mean_steps": float(np.mean(lengths))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--expert-episodes", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "mujoco": mujoco.__version__,
+        "size": arguments.size,
+        "per_cpu_second": {},
+        "expert": {},
+    }
+    print(
+        f"{'per CPU-second':<16}"
+        + "".join(f"{name:>10}" for name in ("steps", "physics", *CAMERAS, "resets"))
+    )
+    for task in TASKS:
+        rates = figures["per_cpu_second"][task] = speeds(task, arguments.size, arguments.steps)
+        print(f"{task:<16}" + "".join(f"{rate:>10.0f}" for rate in rates.values()), flush=True)
+    if arguments.expert_episodes:
+        for task in TASKS:
+            for split in SPLITS:
+                result = expert_success(task, split, arguments.expert_episodes)
+                figures["expert"][f"{task}/{split}"] = result
+                print(
+                    f"expert {task}/{split:<8} {result['successes']}/{result['episodes']}, "
+                    f"{result['mean_steps']:.1f} steps on average",
+                    flush=True,
+                )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        print(f"wrote {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()
