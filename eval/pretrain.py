@@ -44,21 +44,21 @@ class PretrainConfig:
     out: Path = Path("outputs/pretrain/tabletop-vlm")
     """Where the finished model goes; until then the training state lives beside it in `<out>.training`."""
     size: SmallVLMSize = field(default_factory=SmallVLMSize)
-    scenes: int = 40_000
-    steps: int = 1_700
-    batch_size: int = 32
+    scenes: int = 60_000
+    steps: int = 5_500
+    batch_size: int = 48
     """Images a step over all processes."""
     questions: int = 5
     """Questions packed behind an image, besides its detection caption."""
-    lr: float = 1e-3
+    lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 150
-    vision_steps: int = 800
+    vision_steps: int = 4_000
     """Steps before those in which only the vision side learns, see `aegis_eval.vision_warmup`."""
     mixed_precision: str = "no"
     """`no` or `bf16`; bf16 pays on CUDA, not at this size on a CPU."""
     seed: int = 0
-    eval_freq: int = 250
+    eval_freq: int = 500
     save_freq: int = 100
     val_samples: int = 600
     """Validation questions asked every `eval_freq` steps."""
