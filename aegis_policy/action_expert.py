@@ -32,6 +32,16 @@ class PrefixCache:
     values: tuple[Tensor, ...]
     mask: Tensor
 
+    def repeat(self, rounds: int) -> "PrefixCache":
+        """The same for `rounds` times the batch, the whole batch over and over."""
+        if rounds == 1:
+            return self
+        return PrefixCache(
+            tuple(keys.repeat(rounds, 1, 1, 1) for keys in self.keys),
+            tuple(values.repeat(rounds, 1, 1, 1) for values in self.values),
+            self.mask.repeat(rounds, 1, 1, 1),
+        )
+
 
 def read_layers(num_blocks: int, num_layers: int) -> list[int]:
     """The backbone layer each block reads: evenly spaced, rising, the last block reads the last layer."""

@@ -30,6 +30,9 @@ class AegisConfig(PreTrainedConfig):
         num_inference_steps: Euler steps from noise to a chunk.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
+        flow_samples: points of the noise-action path (noise and time) that the expert learns from for each
+            observation of a training step. The backbone runs once for all of them, so more of them buy a
+            steadier gradient for little; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.
         time_alpha, time_beta, time_max: flow times are time_max (1 - Beta(time_alpha, time_beta)).
         dtype: `float32` or `bfloat16`, the precision of matrix products; weights stay float32.
         gradient_checkpointing: recompute the backbone's activations instead of keeping them.
@@ -56,6 +59,7 @@ class AegisConfig(PreTrainedConfig):
     expert_depth: int = 6
     expert_heads: int = 6
 
+    flow_samples: int = 4
     time_alpha: float = 1.5
     time_beta: float = 1.0
     time_max: float = 0.999
@@ -98,6 +102,10 @@ class AegisConfig(PreTrainedConfig):
             raise AegisError(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
                 f"--policy.chunk_size={self.chunk_size}."
+            )
+        if self.flow_samples < 1:
+            raise AegisError(
+                f"--policy.flow_samples={self.flow_samples} leaves nothing to learn: give at least 1."
             )
         if self.expert_width % self.expert_heads:
             raise AegisError(

@@ -1,10 +1,12 @@
 """The policy as LeRobot sees it: glue between the VLM, the action expert, flow matching and the protection.
 
-Shapes: B batch, C cameras, T prefix tokens, H action horizon, A action dimension, S state dimension.
+Shapes: B batch, F flow samples an observation, N = F B, C cameras, T prefix tokens, H action horizon, A action
+dimension, S state dimension.
 """
 
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -188,11 +190,14 @@ class AegisPolicy(PreTrainedPolicy):
     ) -> tuple[Tensor, dict[str, float]]:
         """The flow-matching loss of a batch; in training, the protection's part of the step too.
 
+        The backbone encodes each observation once; the expert is asked about it at `config.flow_samples`
+        points of the path, whose losses are averaged.
+
         Args:
             batch: normalised, with `action` (B, H, A), `action_is_pad` (B, H), `observation.state` (B, S),
                 `task` (B strings) and the cameras (B, 3, height, width) in [0, 1].
-            noise: (B, H, A) instead of drawing it.
-            time: (B,) flow times instead of drawing them.
+            noise: (F B, H, A) instead of drawing it, F rounds of B samples.
+            time: (F B,) flow times instead of drawing them.
             reduction: `none` returns one loss a sample, (B,).
 
         Returns:
@@ -207,19 +212,27 @@ class AegisPolicy(PreTrainedPolicy):
             self._training_steps += 1
             self._require_projection()
         actions_BHA: Tensor = batch[ACTION]
+        rounds = self.config.flow_samples if noise is None else len(noise) // len(actions_BHA)
         if noise is None:
-            noise = ranks.share(lambda draws: torch.randn(draws, *actions_BHA.shape[1:]), actions_BHA)
+            noise = _draw(lambda count: torch.randn(count, *actions_BHA.shape[1:]), actions_BHA, rounds)
         if time is None:
-            time = ranks.share(self._sample_times, actions_BHA)
+            time = _draw(self._sample_times, actions_BHA, rounds)
         inputs = self._vlm_inputs(batch)
         prefix = self.protection.encode(self.vlm, inputs) if training else self.vlm.encode(inputs)
-        velocity_BHA = self.expert(
-            flow_matching.interpolate(noise, actions_BHA, time), time, batch[OBS_STATE], self._cache(prefix)
+        targets_NHA = actions_BHA.repeat(rounds, 1, 1)
+        velocity_NHA = self.expert(
+            flow_matching.interpolate(noise, targets_NHA, time),
+            time,
+            batch[OBS_STATE].repeat(rounds, 1),
+            self._cache(prefix).repeat(rounds),
         )
         is_pad_BH: Tensor | None = batch.get("action_is_pad")
-        loss_B = flow_matching.sample_losses(
-            velocity_BHA, flow_matching.target_velocity(noise, actions_BHA), is_pad_BH
+        loss_N = flow_matching.sample_losses(
+            velocity_NHA,
+            flow_matching.target_velocity(noise, targets_NHA),
+            None if is_pad_BH is None else is_pad_BH.repeat(rounds, 1),
         )
+        loss_B = loss_N.view(rounds, -1).mean(0)
         loss_B = loss_B / _valid_steps_a_sample(actions_BHA, is_pad_BH, across_ranks=training)
         loss = loss_B.mean()
         figures = {"flow_loss": loss.item()}
@@ -291,6 +304,11 @@ class AegisPolicy(PreTrainedPolicy):
             f"The loss is not finite at training step {self._training_steps} of this run; {advice}. The "
             "weights of the last checkpoint are intact."
         )
+
+
+def _draw(draw: Callable[[int], Tensor], like: Tensor, rounds: int) -> Tensor:
+    """This rank's rows of `rounds` random draws for the global batch, one round after the other."""
+    return torch.cat([ranks.share(draw, like) for _ in range(rounds)])
 
 
 def _valid_steps_a_sample(actions_BHA: Tensor, is_pad_BH: Tensor | None, across_ranks: bool) -> Tensor:

@@ -36,6 +36,24 @@ def test_loss_is_the_mean_over_valid_action_steps(make_policy: MakePolicy, make_
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_flow_samples_share_one_encoding_and_average(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = make_policy("none", flow_samples=3), make_batch()
+    torch.nn.init.normal_(policy.expert.to_velocity.weight)
+    noise, time = torch.randn(3 * 4, *batch["action"].shape[1:]), torch.rand(3 * 4)
+    rounds = [
+        policy(batch, noise=noise[i : i + 4], time=time[i : i + 4], reduction="none")[0] for i in (0, 4, 8)
+    ]
+    encoded = []
+    policy.vlm.vision_tower.register_forward_hook(lambda *_: encoded.append(1))
+    loss_B, _ = policy(batch, noise=noise, time=time, reduction="none")
+    torch.testing.assert_close(loss_B, torch.stack(rounds).mean(0))
+    assert len(encoded) == 1
+    drawn = []
+    policy.expert.register_forward_hook(lambda _module, inputs, _output: drawn.append(inputs[0]))
+    policy(batch)
+    assert drawn[0].shape[0] == 12 and not torch.equal(drawn[0][:4], drawn[0][4:8])
+
+
 def test_padded_actions_do_not_touch_the_loss(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     policy, batch = make_policy("none"), make_batch()
     velocity = policy.expert.to_velocity(torch.zeros(1, 1, policy.config.expert_width))
@@ -216,6 +234,7 @@ def test_a_depth_camera_is_refused(make_config: Callable[..., AegisConfig]) -> N
     [
         ({"dtype": "float8"}, "--policy.dtype=float8"),
         ({"n_action_steps": 5}, "--policy.n_action_steps=5"),
+        ({"flow_samples": 0}, "--policy.flow_samples=0"),
         ({"expert_heads": 3}, "--policy.expert_heads=3"),
     ],
 )
