@@ -9,7 +9,6 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from aegis_envs import columnwise
 from aegis_envs.env import ACTION_DIM, STATE_DIM, TabletopEnv
 from aegis_envs.episodes import check_split
 from aegis_envs.errors import TabletopError
@@ -87,7 +86,3 @@ class AegisTabletopEnv(EnvConfig):
                 vector = gym.vector.SyncVectorEnv(factories, autoreset_mode=same_step)
             suites[task] = {0: vector}
         return suites
-
-
-# Importing this is what LeRobot's commands do with a plugin: from here on they read recordings at full speed.
-columnwise.install()
