@@ -58,6 +58,10 @@ class Demonstration:
     objects: NDArray[np.float32]
     attempt: int
 
+    def scene_at(self, frame: int) -> Scene:
+        """The scene as frame `frame` shows it."""
+        return self.episode.scene.moved(self.objects[frame])
+
     def save(self, path: Path) -> None:
         """Write one `.npz`, whole or not at all."""
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,7 @@ class RecordedEpisode:
 
     def scene_at(self, frame: int) -> Scene:
         """The scene as frame `frame` shows it."""
-        moved = tuple(
-            replace(thing, x=float(x), y=float(y), yaw=float(yaw))
-            for thing, (x, y, _, yaw) in zip(self.scene.objects, self.objects[frame], strict=True)
-        )
-        return replace(self.scene, objects=moved)
+        return self.scene.moved(self.objects[frame])
 
 
 def read_episodes(root: Path | str) -> Iterator[RecordedEpisode]:

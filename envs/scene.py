@@ -5,11 +5,12 @@ right of the front image, z up; the origin is the centre of the workspace.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aegis_envs.errors import TabletopError
 
@@ -120,6 +121,14 @@ class Scene:
         if name not in names:
             raise TabletopError(f"there is no {name!r} in this scene: choose from {', '.join(names)}.")
         return names.index(name)
+
+    def moved(self, poses: NDArray[np.floating]) -> "Scene":
+        """The same things with the objects at `poses` (objects, 4): x, y, z in metres and yaw in radians."""
+        objects = tuple(
+            replace(thing, x=float(x), y=float(y), yaw=float(yaw))
+            for thing, (x, y, _, yaw) in zip(self.objects, poses, strict=True)
+        )
+        return replace(self, objects=objects)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, read back by `Scene.from_dict`."""

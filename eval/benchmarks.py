@@ -1,6 +1,6 @@
 """Visual question answering benchmarks by name: the same samples for the same (name, split, seed) everywhere.
 
-`tabletop` is rendered on first use and cached outside the repository.
+Their images are rendered on first use and cached outside the repository.
 """
 
 import hashlib
@@ -13,11 +13,28 @@ from numpy.typing import NDArray
 
 from aegis_envs.sim import TabletopSim
 from aegis_eval.metrics import BlindBaseline
-from aegis_eval.questions import TYPES, ask
-from aegis_eval.scene_images import SPLITS, SceneImage, default_cache_dir, render_scene, scene_images
+from aegis_eval.questions import COMPOSED_TYPES, TYPES, ask
+from aegis_eval.scene_images import SPLITS, SceneImage
+from aegis_eval.scene_store import SOURCES, default_cache_dir, scene_images
 from aegis_policy.errors import AegisError
 
-BENCHMARKS = ("tabletop",)
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Images from one of `scene_store.SOURCES` and the types of question asked about each."""
+
+    source: str
+    types: tuple[str, ...]
+
+
+BENCHMARKS = {
+    "tabletop": Benchmark("scenes", TYPES),
+    "tabletop_composed": Benchmark("scenes", COMPOSED_TYPES),
+    "tabletop_robot": Benchmark("robot", TYPES),
+}
+"""`tabletop`: what the embedded VLM was trained on. `tabletop_composed`: the same scenes, questions that join two
+attributes and a relation, as no training question does. `tabletop_robot`: the training's kind of questions about
+frames of robot episodes."""
 _QUESTION_STREAM = 7919
 """Keeps the generator of the questions apart from the one that drew the scene."""
 MAX_BLIND_SCENES = 800
@@ -60,8 +77,7 @@ def load_benchmark(
     Raises:
         AegisError: a benchmark or split that does not exist, or no scenes asked for.
     """
-    if name not in BENCHMARKS:
-        raise AegisError(f"--benchmark={name} is not known: choose from {', '.join(BENCHMARKS)}.")
+    benchmark = _known(name)
     if split not in SPLITS:
         raise AegisError(f"--split={split} does not exist in {name}: choose from {', '.join(SPLITS)}.")
     if n_scenes < 1:
@@ -69,9 +85,9 @@ def load_benchmark(
             f"--benchmark={name} needs at least one scene, got {n_scenes}: ask for more samples."
         )
     samples = []
-    for index, photo in enumerate(_photos(split, n_scenes, seed, cache_dir, num_workers)):
+    for index, photo in enumerate(_photos(benchmark.source, split, n_scenes, seed, cache_dir, num_workers)):
         rng = np.random.default_rng([_QUESTION_STREAM, SPLITS[split], seed, index])
-        for kind in TYPES:
+        for kind in benchmark.types:
             for question in ask(photo.scene, rng, types=[kind], n=1, place=photo.place):
                 identity = f"{name}/{split}/{seed}/{index}/{kind}"
                 samples.append(
@@ -80,17 +96,30 @@ def load_benchmark(
     return samples
 
 
+def _known(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise AegisError(f"--benchmark={name} is not known: choose from {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]
+
+
 def _photos(
-    split: str, count: int, seed: int, cache_dir: Path | None, num_workers: int | None
+    source: str, split: str, count: int, seed: int, cache_dir: Path | None, num_workers: int | None
 ) -> Iterator[SceneImage]:
     if count > _FEW:
-        yield from scene_images(split, count, seed, cache_dir or default_cache_dir(), num_workers=num_workers)
+        yield from scene_images(
+            split,
+            count,
+            seed,
+            cache_dir or default_cache_dir(),
+            source=source,
+            num_workers=num_workers,
+        )
         return
     # Rendered here and now: quicker than starting processes.
     sim = TabletopSim()
     try:
         for index in range(count):
-            yield render_scene(sim, split, seed, index)
+            yield SOURCES[source].render(sim, split, seed, index)
     finally:
         sim.close()
 
@@ -105,8 +134,7 @@ def load_samples(
     """
     if count < 1:
         raise AegisError(f"--samples={count} asks for nothing: give a positive number.")
-    per_scene = len(TYPES) - 2
-    scenes = -(-count // per_scene)
+    scenes = -(-count // max(1, len(_known(name).types) - 2))
     while len(samples := load_benchmark(name, split, scenes, seed, cache_dir=cache_dir)) < count:
         scenes *= 2
     return samples[:count]
@@ -133,7 +161,8 @@ def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
             name, *rest = identity.split("/")
             if name not in BENCHMARKS or len(rest) != 4 or rest[0] not in SPLITS:
                 raise AegisError(f"{identity} is not the id of a sample of {', '.join(BENCHMARKS)}.")
-            images[identity] = render_scene(sim, rest[0], int(rest[1]), int(rest[2])).image
+            render = SOURCES[BENCHMARKS[name].source].render
+            images[identity] = render(sim, rest[0], int(rest[1]), int(rest[2])).image
     finally:
         sim.close()
     return images

@@ -19,9 +19,8 @@ tags: [paligemma, aegis, robotics]
 
 A PaliGemma-2-shaped vision-language model of {parameters:.2f} million parameters (SigLIP vision tower,
 linear projector, Gemma 2 decoder), trained from scratch on questions about rendered scenes of the AEGIS
-tabletop. It is the default
-backbone of `--policy.type=aegis`, so that the package can be tried without a download, and a plain transformers
-directory.
+tabletop. It is the default backbone of `--policy.type=aegis`, so that the package can be tried without a download, and
+a plain transformers directory.
 
 ## What it scores
 
@@ -32,6 +31,20 @@ through `generate`, with 95 % Wilson intervals; *blind* is the majority answer o
 {table}
 ```
 
+The same, about front-camera frames of the scripted expert's episodes (`--benchmark=tabletop_robot`, {robot_samples}
+questions):
+
+```
+{robot_table}
+```
+
+And questions that join two attributes and a relation ("what colour is the cube left of the green sphere?"), a form
+that no training question has (`--benchmark=tabletop_composed`, {composed_samples} questions):
+
+```
+{composed_table}
+```
+
 ## How it was made
 
 ```
@@ -40,7 +53,7 @@ through `generate`, with 95 % Wilson intervals; *blind* is the majority answer o
 
 {images} rendered scenes, {vision_steps} steps in which image tokens learn to name what lies under them, then
 {steps} steps of answer-only cross-entropy on {batch_size} images each, {questions} questions and a detection
-caption an image. {minutes} minutes on {hardware}; seed {seed}.
+caption an image. The training took {minutes} minutes on {hardware}; seed {seed}.
 
 | setting | value |
 |---|---|
@@ -54,8 +67,8 @@ and extremes, and `detect objects`. Words it does not know are spelled out lette
 ## What it cannot do
 
 It has seen one table. It knows eight colours, three shapes, zones and a bowl, in 96-pixel images of one camera, and
-no other words of the world. It has never seen the wrist camera. Where the table above shows an accuracy near the blind
-baseline, it has not learned that kind of question.
+no other words of the world. It has never seen the wrist camera, and was never asked about the arm. Where a table above
+shows an accuracy near the blind baseline, it cannot answer that kind of question.
 
 `anchor.safetensors` holds mean and standard deviation of every decoder layer's output over {anchor_samples} training
 questions, for `--policy.protection=aegis`.
@@ -63,7 +76,7 @@ questions, for `--policy.protection=aegis`.
 
 
 def model_card(
-    scores: Scores,
+    scores: Mapping[str, Scores],
     *,
     split: str,
     parameters: int,
@@ -72,14 +85,28 @@ def model_card(
     provenance: Mapping[str, Any],
     anchor_samples: int,
 ) -> str:
-    """Markdown with the YAML header that the hub reads; `settings` are the flags of `aegis-pretrain`."""
+    """Markdown with the YAML header that the hub reads.
+
+    Args:
+        scores: by benchmark.
+        split: the scores' split.
+        parameters: of the model.
+        settings: flags of `aegis-pretrain`.
+        seconds: of training.
+        provenance: command and hardware.
+        anchor_samples: questions behind the anchor.
+    """
     hardware = provenance["hardware"]
     machine = hardware["gpu"] or f"{hardware['cores']} cores of {hardware['processor']}"
     return _CARD.format(
         parameters=parameters / 1e6,
         split=split,
-        samples=scores.overall.n,
-        table=format_table(scores),
+        samples=scores["tabletop"].overall.n,
+        table=format_table(scores["tabletop"]),
+        robot_samples=scores["tabletop_robot"].overall.n,
+        robot_table=format_table(scores["tabletop_robot"]),
+        composed_samples=scores["tabletop_composed"].overall.n,
+        composed_table=format_table(scores["tabletop_composed"]),
         command=provenance["command"],
         images=settings["scenes"],
         minutes=math.ceil(seconds / 60),

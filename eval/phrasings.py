@@ -52,6 +52,19 @@ RELATION_WHICH = (
 RELATIONS = {"u": ("left of", "right of"), "v": ("behind", "in front of")}
 SIDES = {"u": ("left", "right"), "v": ("behind", "front")}
 
+COMPOSED_COLOUR = (
+    "what colour is the {shape} {relation} the {other}?",
+    "tell me the colour of the {shape} {relation} the {other}",
+)
+COMPOSED_SHAPE = (
+    "what shape is the {color} object {relation} the {other}?",
+    "tell me the shape of the {color} object {relation} the {other}",
+)
+COMPOSED_EXISTENCE = (
+    "is there {a_name} {relation} the {other}?",
+    "can you see {a_name} {relation} the {other}?",
+)
+
 EXTREMES = {
     ("u", -1): ("leftmost object", "object furthest to the left", "object on the far left"),
     ("u", 1): ("rightmost object", "object furthest to the right", "object on the far right"),

@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from aegis_envs.tasks import TASKS
 from aegis_eval.anchor import gaussian_anchor
-from aegis_eval.benchmarks import Sample, blind_baseline, load_samples
+from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, load_samples
 from aegis_eval.metrics import BlindBaseline
 from aegis_eval.model_card import model_card
 from aegis_eval.packing import PackedBatch
 from aegis_eval.provenance import provenance
 from aegis_eval.question_batches import QuestionBatches
 from aegis_eval.questions import all_words
-from aegis_eval.retention import score_answers
-from aegis_eval.scene_images import default_cache_dir, scene_images
+from aegis_eval.retention import Scores, score_answers
+from aegis_eval.scene_store import default_cache_dir, scene_images
 from aegis_eval.training_state import TrainingState
 from aegis_eval.vision_warmup import PatchNamer
 from aegis_eval.vqa import answer_samples, format_table
@@ -35,6 +35,9 @@ from aegis_policy import cli
 from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
 from aegis_policy.vlm import VLMBackbone
+
+_TRANSFER = ("tabletop_robot", "tabletop_composed")
+"""Benchmarks of the model card that show how far what was learned carries."""
 
 
 @dataclass
@@ -62,8 +65,10 @@ class PretrainConfig:
     save_freq: int = 100
     val_samples: int = 600
     """Validation questions asked every `eval_freq` steps."""
-    card_samples: int = 2_000
-    """Test questions behind the model card's figures."""
+    card_samples: int = 10_000
+    """Test questions behind the model card's table: about 2,000 scenes."""
+    transfer_samples: int = 2_000
+    """Questions of each kind it was not trained for, see `_TRANSFER`."""
     anchor_samples: int = 3_000
     cache_dir: Path = field(default_factory=default_cache_dir)
 
@@ -116,7 +121,7 @@ def pretrain(cfg: PretrainConfig) -> None:
         world=accelerator.num_processes,
     )
     if first == 0:
-        _warm_up_vision(vlm, batches, cfg, accelerator)
+        trained_seconds = _warm_up_vision(vlm, batches, cfg, accelerator)
     loss_module, optimizer = accelerator.prepare(AnswerLoss(vlm), raw_optimizer)
     vlm.train()
     bar = tqdm(total=cfg.steps, initial=first, desc="aegis-pretrain", unit="step", disable=not main)
@@ -153,7 +158,8 @@ def pretrain(cfg: PretrainConfig) -> None:
 
 def _warm_up_vision(
     vlm: VLMBackbone, batches: QuestionBatches, cfg: PretrainConfig, accelerator: Accelerator
-) -> None:
+) -> float:
+    """Train vision tower and projector; returns the seconds that took."""
     vlm.train()
     torch.manual_seed(cfg.seed)
     namer = PatchNamer(vlm)
@@ -174,6 +180,7 @@ def _warm_up_vision(
         optimizer.zero_grad()
         if step % 20 == 19:
             steps.set_postfix(loss=f"{loss.item():.3f}")
+    return float(steps.format_dict["elapsed"])
 
 
 def vocabulary() -> list[str]:
@@ -198,7 +205,8 @@ def _schedule(step: int, warmup: int, steps: int) -> float:
 
 def _settings(cfg: PretrainConfig) -> dict[str, object]:
     """What must not change between the parts of one training."""
-    places = {"out", "cache_dir", "eval_freq", "save_freq", "val_samples", "card_samples", "anchor_samples"}
+    places = {"out", "cache_dir", "eval_freq", "save_freq", "val_samples"}
+    places |= {"card_samples", "transfer_samples", "anchor_samples"}
     return {key: value for key, value in asdict(cfg).items() if key not in places}
 
 
@@ -225,9 +233,13 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
         gaussian_anchor(saved, pairs, source="tabletop", batch_size=32, total=len(questions)).save(
             beside / "anchor.safetensors"
         )
-        tested = load_samples("tabletop", "test", cfg.card_samples, cfg.seed, cache_dir=cfg.cache_dir)
-        answers = answer_samples(saved, tested, batch_size=100, description="scoring")
-        scores = score_answers(tested, answers, blind_baseline("tabletop", cache_dir=cfg.cache_dir))
+        scores = {
+            name: _score(saved, name, count, cfg)
+            for name, count in [
+                ("tabletop", cfg.card_samples),
+                *((transfer, cfg.transfer_samples) for transfer in _TRANSFER),
+            ]
+        }
         card = model_card(
             scores,
             split="test",
@@ -238,8 +250,17 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
             anchor_samples=len(questions),
         )
         (beside / "README.md").write_text(card)
-    print(format_table(scores))
+    for name, score in scores.items():
+        print(f"\n{name}\n{format_table(score)}")
     print(f"wrote {cfg.out}: model, tokenizer, processor, anchor.safetensors, README.md")
+
+
+def _score(vlm: VLMBackbone, benchmark: str, count: int, cfg: PretrainConfig) -> Scores:
+    """Accuracy on a benchmark's test split, beside its blind baseline."""
+    samples = load_samples(benchmark, "test", count, cfg.seed, cache_dir=cfg.cache_dir)
+    scenes = min(MAX_BLIND_SCENES, count)
+    answers = answer_samples(vlm, samples, batch_size=100, description=f"scoring {benchmark}")
+    return score_answers(samples, answers, blind_baseline(benchmark, scenes, cache_dir=cfg.cache_dir))
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aegis_eval.packing import Block, PackedBatch, pack
 from aegis_eval.questions import TYPES, ask, detection_caption, scene_caption
-from aegis_eval.scene_images import SceneImage, SceneImages
+from aegis_eval.scene_images import SceneImage
+from aegis_eval.scene_store import SceneImages
 from aegis_eval.vision_warmup import patch_labels
 from aegis_policy.vlm import VLMBackbone
 

@@ -7,11 +7,11 @@ that a model that cannot see gains little: as many yes as no, and most missing t
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from aegis_envs.scene import COLORS, SHAPES, Bowl, Scene, SceneObject, Zone, depth, lateral
+from aegis_envs.scene import COLORS, SHAPES, Scene, depth, lateral
+from aegis_eval.composed_questions import MAKERS as COMPOSED_MAKERS
 from aegis_eval.phrasings import (
     CAPTION_PROMPTS,
     COLOUR,
@@ -29,27 +29,15 @@ from aegis_eval.phrasings import (
     WHERE,
     templates,
 )
-
-Item = SceneObject | Zone | Bowl
-Place = Callable[[Item], tuple[float, float]]
-"""Where an item is in the front image: (u, v) in [0, 1], u to the right and v downwards."""
+from aegis_eval.scene_view import CLEAR, Item, Place, Question, View, choose, with_article
 
 TYPES = ("colour", "shape", "count", "existence", "relation", "extreme")
+COMPOSED_TYPES = tuple(COMPOSED_MAKERS)
+"""Questions that training never asks: each joins what two or three of its types ask about."""
 POSITION_BINS = 16
 MAX_COUNT = 4
 _RARITY = np.array([0.7, 0.7, 1.5, 3.0, 5.0])
 """Weights of the counts 0..4: few scenes have four of anything."""
-_CLEAR = 0.07
-"""Least distance along an image axis, as a fraction of the image, for a relation to be asked about."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question with its short lower-case answer; `type` is one of `TYPES` or "where"."""
-
-    text: str
-    answer: str
-    type: str
 
 
 def ask(
@@ -71,7 +59,7 @@ def ask(
     unknown = sorted(set(types) - set(_MAKERS))
     if unknown:
         raise ValueError(f"unknown question type {', '.join(unknown)}: choose from {', '.join(_MAKERS)}")
-    view = _View(scene, place or table_place(scene))
+    view = View(scene, place or table_place(scene))
     asked: dict[str, Question] = {}
     for _ in range(4 * n):
         for index in rng.permutation(len(types)):
@@ -85,17 +73,17 @@ def ask(
 
 def detection_caption(scene: Scene, place: Place | None = None) -> tuple[str, str]:
     """("detect objects", "x03 y05 green cylinder ; x09 y02 red cube"): bins of the image, left to right."""
-    view = _View(scene, place or table_place(scene))
+    view = View(scene, place or table_place(scene))
     found = sorted(zip(view.uv.tolist(), view.objects, strict=True), key=lambda pair: pair[0])
     return DETECTION_PROMPT, " ; ".join(f"{_bins(*uv)} {thing.name}" for uv, thing in found)
 
 
 def scene_caption(scene: Scene, rng: np.random.Generator, place: Place | None = None) -> tuple[str, str]:
     """(prompt, "a green cylinder and a red cube"): what is there, from left to right."""
-    view = _View(scene, place or table_place(scene))
+    view = View(scene, place or table_place(scene))
     order = np.argsort(view.uv[:, 0])
-    names = [_with_article(view.objects[index].name) for index in order]
-    return _choose(rng, CAPTION_PROMPTS), " and ".join(names)
+    names = [with_article(view.objects[index].name) for index in order]
+    return choose(rng, CAPTION_PROMPTS), " and ".join(names)
 
 
 def table_place(scene: Scene) -> Place:
@@ -143,44 +131,23 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-class _View:
-    """A scene with the image position of every object: `uv` is (N, 2), v growing towards the camera."""
-
-    def __init__(self, scene: Scene, place: Place) -> None:
-        self.scene = scene
-        self.place = place
-        self.objects = scene.objects
-        self.uv = np.array([place(thing) for thing in scene.objects], dtype=float).reshape(-1, 2)
-
-    def with_color(self, color: str) -> list[SceneObject]:
-        return [thing for thing in self.objects if thing.color == color]
-
-    def with_shape(self, shape: str) -> list[SceneObject]:
-        return [thing for thing in self.objects if thing.shape == shape]
-
-    def offset(self, axis: str, index: int, other: int) -> float:
-        """How far object `index` lies beyond `other` along the image axis, right or down being positive."""
-        column = "uv".index(axis)
-        return float(self.uv[index, column] - self.uv[other, column])
-
-
-def _colour(view: _View, rng: np.random.Generator) -> Question | None:
+def _colour(view: View, rng: np.random.Generator) -> Question | None:
     alone = [thing for thing in view.objects if len(view.with_shape(thing.shape)) == 1]
     if not alone:
         return None
-    thing = _choose(rng, alone)
-    return Question(_choose(rng, COLOUR).format(shape=thing.shape), thing.color, "colour")
+    thing = choose(rng, alone)
+    return Question(choose(rng, COLOUR).format(shape=thing.shape), thing.color, "colour")
 
 
-def _shape(view: _View, rng: np.random.Generator) -> Question | None:
+def _shape(view: View, rng: np.random.Generator) -> Question | None:
     alone = [thing for thing in view.objects if len(view.with_color(thing.color)) == 1]
     if not alone:
         return None
-    thing = _choose(rng, alone)
-    return Question(_choose(rng, SHAPE).format(color=thing.color), thing.shape, "shape")
+    thing = choose(rng, alone)
+    return Question(choose(rng, SHAPE).format(color=thing.color), thing.shape, "shape")
 
 
-def _count(view: _View, rng: np.random.Generator) -> Question | None:
+def _count(view: View, rng: np.random.Generator) -> Question | None:
     """A number from those this scene offers, rarer ones preferred, then something that occurs that often."""
     subjects: dict[int, list[str]] = {}
     kind = rng.choice(3, p=(0.4, 0.4, 0.2))
@@ -197,13 +164,13 @@ def _count(view: _View, rng: np.random.Generator) -> Question | None:
         return None
     weights = _RARITY[numbers]
     number = int(rng.choice(numbers, p=weights / weights.sum()))
-    return Question(_choose(rng, COUNT).format(plural=_choose(rng, subjects[number])), str(number), "count")
+    return Question(choose(rng, COUNT).format(plural=choose(rng, subjects[number])), str(number), "count")
 
 
-def _existence(view: _View, rng: np.random.Generator) -> Question | None:
+def _existence(view: View, rng: np.random.Generator) -> Question | None:
     present = {(thing.color, thing.shape) for thing in view.objects}
     if rng.random() < 0.5:
-        color, shape = _choose(rng, sorted(present))
+        color, shape = choose(rng, sorted(present))
         return _existence_question(f"{color} {shape}", "yes", rng)
     colors = {color for color, _ in present}
     shapes = {shape for _, shape in present}
@@ -212,71 +179,71 @@ def _existence(view: _View, rng: np.random.Generator) -> Question | None:
     half = [pair for pair in absent if (pair[0] in colors) != (pair[1] in shapes)]
     draw = rng.random()
     candidates = (near if draw < 0.75 else half if draw < 0.9 else absent) or half or absent
-    color, shape = _choose(rng, candidates)
+    color, shape = choose(rng, candidates)
     return _existence_question(f"{color} {shape}", "no", rng)
 
 
 def _existence_question(name: str, answer: str, rng: np.random.Generator) -> Question:
-    return Question(_choose(rng, EXISTENCE).format(a_name=_with_article(name)), answer, "existence")
+    return Question(choose(rng, EXISTENCE).format(a_name=with_article(name)), answer, "existence")
 
 
-def _relation(view: _View, rng: np.random.Generator) -> Question | None:
-    axis = _choose(rng, ("u", "v"))
+def _relation(view: View, rng: np.random.Generator) -> Question | None:
+    axis = choose(rng, ("u", "v"))
     count = len(view.objects)
     pairs = [
         (index, other)
         for index in range(count)
         for other in range(count)
-        if index != other and abs(view.offset(axis, index, other)) >= _CLEAR
+        if index != other and abs(view.offset(axis, index, other)) >= CLEAR
     ]
     if not pairs:
         return None
-    index, other = _choose(rng, pairs)
+    index, other = choose(rng, pairs)
     side = int(view.offset(axis, index, other) > 0)
     names = {"name": view.objects[index].name, "other": view.objects[other].name}
     form = rng.random()
     if form < 0.5:
         truth = bool(rng.random() < 0.5)
-        text = _choose(rng, RELATION_YES_NO).format(
+        text = choose(rng, RELATION_YES_NO).format(
             relation=RELATIONS[axis][side if truth else 1 - side], **names
         )
         return Question(text, "yes" if truth else "no", "relation")
     if form < 0.75:
-        return Question(_choose(rng, RELATION_CHOICE[axis]).format(**names), SIDES[axis][side], "relation")
+        return Question(choose(rng, RELATION_CHOICE[axis]).format(**names), SIDES[axis][side], "relation")
     offsets = [view.offset(axis, third, other) for third in range(count) if third != other]
     on_that_side = [offset for offset in offsets if (offset > 0) == bool(side)]
-    if len(on_that_side) != 1 or min(map(abs, offsets)) < _CLEAR:
+    if len(on_that_side) != 1 or min(map(abs, offsets)) < CLEAR:
         return None
-    text = _choose(rng, RELATION_WHICH).format(relation=RELATIONS[axis][side], other=names["other"])
+    text = choose(rng, RELATION_WHICH).format(relation=RELATIONS[axis][side], other=names["other"])
     return Question(text, names["name"], "relation")
 
 
-def _extreme(view: _View, rng: np.random.Generator) -> Question | None:
-    (axis, sign), wordings = _choose(rng, list(EXTREMES.items()))
+def _extreme(view: View, rng: np.random.Generator) -> Question | None:
+    (axis, sign), wordings = choose(rng, list(EXTREMES.items()))
     positions = sign * view.uv[:, "uv".index(axis)]
     rivals = list(positions)
     if view.scene.bowl is not None:
         rivals.append(sign * view.place(view.scene.bowl)["uv".index(axis)])
     winner = int(np.argmax(positions))
-    if len(positions) < 2 or sorted(rivals)[-2] > positions[winner] - _CLEAR:
+    if len(positions) < 2 or sorted(rivals)[-2] > positions[winner] - CLEAR:
         return None
     thing = view.objects[winner]
-    asked, phrasings = _choose(rng, list(EXTREME_ASKS.items()))
-    text = _choose(rng, phrasings).format(extreme=_choose(rng, wordings))
+    asked, phrasings = choose(rng, list(EXTREME_ASKS.items()))
+    text = choose(rng, phrasings).format(extreme=choose(rng, wordings))
     return Question(text, getattr(thing, asked), "extreme")
 
 
-def _where(view: _View, rng: np.random.Generator) -> Question:
+def _where(view: View, rng: np.random.Generator) -> Question:
     """Position bins of anything an instruction may name: a training task, not one of `TYPES`."""
     named: list[tuple[str, Item]] = [(thing.name, thing) for thing in view.objects]
     named += [(f"{zone.color} zone", zone) for zone in view.scene.zones]
     if view.scene.bowl is not None:
         named.append(("bowl", view.scene.bowl))
-    name, item = _choose(rng, named)
-    return Question(_choose(rng, WHERE).format(name=name), _bins(*view.place(item)), "where")
+    name, item = choose(rng, named)
+    return Question(choose(rng, WHERE).format(name=name), _bins(*view.place(item)), "where")
 
 
-_MAKERS: dict[str, Callable[[_View, np.random.Generator], Question | None]] = {
+_MAKERS: dict[str, Callable[[View, np.random.Generator], Question | None]] = {
     "colour": _colour,
     "shape": _shape,
     "count": _count,
@@ -284,6 +251,7 @@ _MAKERS: dict[str, Callable[[_View, np.random.Generator], Question | None]] = {
     "relation": _relation,
     "extreme": _extreme,
     "where": _where,
+    **COMPOSED_MAKERS,
 }
 _SPAN = 0.44
 """Metres of table that fill the image when no projection is given."""
@@ -292,11 +260,3 @@ _SPAN = 0.44
 def _bins(u: float, v: float) -> str:
     column, row = (int(np.clip(fraction * POSITION_BINS, 0, POSITION_BINS - 1)) for fraction in (u, v))
     return f"x{column:02d} y{row:02d}"
-
-
-def _with_article(name: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def _choose[T](rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]

@@ -39,7 +39,7 @@ def test_every_command_exists() -> None:
         ("aegis_envs.env", ["torch", "lerobot", "transformers"]),
         ("aegis_policy.isolation", ["lerobot", "transformers", "draccus"]),
         ("aegis_policy.files", ["torch", "lerobot"]),
-        ("aegis_eval.scene_images", ["torch", "lerobot"]),
+        ("aegis_eval.scene_store", ["torch", "lerobot"]),
     ],
 )
 def test_light_modules_import_nothing_heavy(module: str, heavy: list[str]) -> None:

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from aegis_eval.benchmarks import count_by_type, fingerprint, load_benchmark, load_samples
+from aegis_eval.benchmarks import (
+    BENCHMARKS,
+    count_by_type,
+    fingerprint,
+    load_benchmark,
+    load_samples,
+    sample_images,
+)
 from aegis_eval.questions import TYPES
 from aegis_policy.errors import AegisError
 
@@ -34,6 +41,15 @@ def test_samples_have_images_and_unique_ids_and_at_most_one_question_a_type(samp
     for sample in samples:
         assert sample.image.shape == (96, 96, 3) and sample.image.dtype == np.uint8
         assert sample.image.std() > 5, "an image shows something"
+
+
+@pytest.mark.parametrize("name", ["tabletop_composed", "tabletop_robot"])
+def test_every_benchmark_names_its_images_so_that_they_can_be_made_again(name):
+    few = load_samples(name, "test", 6)
+    assert set(count_by_type(few)) <= set(BENCHMARKS[name].types)
+    images = sample_images([few[0].id, few[-1].id])
+    for sample in (few[0], few[-1]):
+        assert np.array_equal(images[sample.id], sample.image)
 
 
 def test_the_number_of_samples_is_the_one_asked_for(samples):

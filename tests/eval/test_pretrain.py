@@ -32,6 +32,7 @@ def config(tmp_path: Path) -> PretrainConfig:
         vision_steps=3,
         val_samples=12,
         card_samples=12,
+        transfer_samples=6,
         anchor_samples=12,
         cache_dir=tmp_path / "cache",
     )
@@ -51,6 +52,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     assert "validation accuracy" in capsys.readouterr().out
     card = (config.out / "README.md").read_text()
     assert "| `steps` | 12 |" in card
+    assert "colour+relation" in card and "6\nquestions" in card
     GaussianAnchor.load(config.out / "anchor.safetensors").check(
         1, 32, VLMBackbone.from_pretrained(config.out).fingerprint()
     )

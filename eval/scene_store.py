@@ -1,0 +1,122 @@
+"""Many scene images at once: rendered in parallel the first time, read from a cache outside the repository later.
+
+An image is a function of (source, split, seed, index) alone, so any range can be made again, in any order, by any
+number of processes.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from aegis_envs.scene import Scene
+from aegis_envs.sim import IMAGE_SIZE, TabletopSim
+from aegis_eval.robot_frames import robot_frame
+from aegis_eval.scene_images import SPLITS, SceneImage, render_scene
+from aegis_policy.files import atomic_directory
+
+_FORMAT = 3
+"""Raise when pictures of the same (source, split, seed, index) change, so that caches are made again."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from: `render(sim, split, seed, index)`, and how many of them are one worker's job."""
+
+    render: Callable[[TabletopSim, str, int, int], SceneImage]
+    chunk: int
+
+
+SOURCES = {"scenes": Source(render_scene, 250), "robot": Source(robot_frame, 20)}
+
+_Rendered = tuple[NDArray[np.uint8], list[str]]
+"""Images of a range and their JSON lines."""
+
+
+class SceneImages(Sequence[SceneImage]):
+    """A stored range of rendered scenes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.images: NDArray[np.uint8] = np.load(directory / "images.npy", mmap_mode="r")
+        self._records = [json.loads(line) for line in (directory / "scenes.jsonl").read_text().splitlines()]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> SceneImage:  # type: ignore[override]
+        record = self._records[index]
+        places = {name: (place[0], place[1]) for name, place in record["places"].items()}
+        return SceneImage(np.array(self.images[index]), Scene.from_dict(record["scene"]), places)
+
+
+def scene_images(
+    split: str,
+    count: int,
+    seed: int,
+    cache_dir: Path,
+    *,
+    source: str = "scenes",
+    num_workers: int | None = None,
+) -> SceneImages:
+    """The first `count` images of a split, from one of `SOURCES`.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    name = hashlib.sha256(f"{_FORMAT}/{split}/{count}/{seed}".encode()).hexdigest()[:12]
+    directory = cache_dir / f"{source}-{split}-{count}-{name}"
+    if not directory.is_dir():
+        _render_all(directory, source, split, count, seed, num_workers or _cores())
+    return SceneImages(directory)
+
+
+def _render_all(directory: Path, source: str, split: str, count: int, seed: int, num_workers: int) -> None:
+    chunk = SOURCES[source].chunk
+    jobs = [(source, split, seed, start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    with atomic_directory(directory) as beside, ExitStack() as stack:
+        images = np.lib.format.open_memmap(
+            beside / "images.npy", mode="w+", dtype=np.uint8, shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3)
+        )
+        records = stack.enter_context((beside / "scenes.jsonl").open("w"))
+        bar = stack.enter_context(tqdm(total=count, desc=f"rendering {split} {source}", unit="image"))
+        chunks: Iterable[_Rendered] = map(_render_range, jobs)
+        if min(num_workers, len(jobs)) > 1:
+            context = multiprocessing.get_context("forkserver")
+            workers = stack.enter_context(ProcessPoolExecutor(min(num_workers, len(jobs)), context))
+            chunks = workers.map(_render_range, jobs)
+        for (_, _, _, start, stop), (pictures, lines) in zip(jobs, chunks, strict=True):
+            images[start:stop] = pictures
+            records.writelines(lines)
+            bar.update(stop - start)
+        images.flush()
+
+
+def _render_range(job: tuple[str, str, int, int, int]) -> _Rendered:
+    source, split, seed, start, stop = job
+    sim = TabletopSim()
+    try:
+        rendered = [SOURCES[source].render(sim, split, seed, index) for index in range(start, stop)]
+    finally:
+        sim.close()
+    records = [json.dumps({"scene": item.scene.to_dict(), "places": item.places}) + "\n" for item in rendered]
+    return np.stack([item.image for item in rendered]), records
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/aegis`, by default `~/.cache/aegis`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aegis"
