@@ -24,6 +24,7 @@ from torch import Tensor
 from aegis_policy import flow_matching, ranks
 from aegis_policy.action_expert import ActionExpert, PrefixCache
 from aegis_policy.anchoring import StoredAnchor, adopt_anchor
+from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.dataset_checks import check_batch, check_language, check_statistics
 from aegis_policy.errors import AegisError
@@ -64,6 +65,7 @@ class AegisPolicy(PreTrainedPolicy):
         config.validate_features()
         if dataset_meta is not None:
             check_language(dataset_meta.tasks.index)
+            read_chunks_by_column()
         if dataset_stats is not None:
             check_statistics(config, dataset_stats, None if dataset_meta is None else dataset_meta.features)
 

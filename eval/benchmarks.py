@@ -21,16 +21,19 @@ from aegis_policy.errors import AegisError
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Images from one of `scene_store.SOURCES` and the types of question asked about each."""
+    """Images from one of `scene_store.SOURCES`, the types of question asked about each, and the benchmark whose
+    training questions a blind guesser knows.
+    """
 
     source: str
     types: tuple[str, ...]
+    guesser: str
 
 
 BENCHMARKS = {
-    "tabletop": Benchmark("scenes", TYPES),
-    "tabletop_composed": Benchmark("scenes", COMPOSED_TYPES),
-    "tabletop_robot": Benchmark("robot", TYPES),
+    "tabletop": Benchmark("scenes", TYPES, guesser="tabletop"),
+    "tabletop_composed": Benchmark("scenes", COMPOSED_TYPES, guesser="tabletop_composed"),
+    "tabletop_robot": Benchmark("robot", TYPES, guesser="tabletop"),
 }
 """`tabletop`: what the embedded VLM was trained on. `tabletop_composed`: the same scenes, questions that join two
 attributes and a relation, as no training question does. `tabletop_robot`: the training's kind of questions about
@@ -143,8 +146,8 @@ def load_samples(
 def blind_baseline(
     name: str, n_scenes: int = MAX_BLIND_SCENES, seed: int = 0, *, cache_dir: Path | None = None
 ) -> BlindBaseline:
-    """Majority answers of the first `n_scenes` scenes of the benchmark's training split."""
-    training = load_benchmark(name, "train", n_scenes, seed, cache_dir=cache_dir)
+    """Majority answers of the first `n_scenes` scenes of a training split."""
+    training = load_benchmark(_known(name).guesser, "train", n_scenes, seed, cache_dir=cache_dir)
     return BlindBaseline().fit((sample.question, sample.answer, sample.type) for sample in training)
 
 

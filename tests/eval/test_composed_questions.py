@@ -81,9 +81,7 @@ def test_yes_and_no_are_as_frequent_and_words_are_known(asked: list[tuple[Scene,
 def test_training_never_asks_them(asked: list[tuple[Scene, Question]]) -> None:
     rng = np.random.default_rng(4)
     trained = {
-        question.text
-        for scene, _ in asked
-        for question in ask(scene, rng, types=[*TYPES, "where"], n=12)
+        question.text for scene, _ in asked for question in ask(scene, rng, types=[*TYPES, "where"], n=12)
     }
     assert len(trained) > 1000
     assert not trained & {question.text for _, question in asked}

@@ -1,0 +1,45 @@
+"""Action chunks from image datasets, without decoding pictures that nobody asked for.
+
+LeRobot 0.6.1 fetches the H rows of an action chunk whole, and a row of a dataset with `image` features holds a PNG for
+every camera: with 16 steps and two cameras, 32 pictures are decoded and thrown away for every training sample. Here
+the rows are fetched with the wanted column alone. The items are the same; `benchmarks/dataset_access.py` prints what
+that saves.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import datasets
+from lerobot.datasets.dataset_reader import DatasetReader
+
+Query = Callable[[DatasetReader, dict[str, list[int]]], dict[str, Any]]
+
+
+def read_chunks_by_column() -> None:
+    """Make LeRobot's datasets read chunks this way from now on in this process."""
+    query = DatasetReader._query_hf_dataset
+    if not hasattr(query, "__wrapped__"):
+        DatasetReader._query_hf_dataset = _by_column(query)
+
+
+def _by_column(query: Query) -> Query:
+    columns: WeakKeyDictionary[datasets.Dataset, dict[str, datasets.Dataset]] = WeakKeyDictionary()
+
+    @wraps(query)
+    def query_by_column(reader: DatasetReader, query_indices: dict[str, list[int]]) -> dict[str, Any]:
+        narrow = copy.copy(reader)
+        known = columns.setdefault(reader.hf_dataset, {})
+        result: dict[str, Any] = {}
+        for key, indices in query_indices.items():
+            if key not in reader.hf_dataset.column_names:
+                continue  # a video key, which LeRobot reads from its own files
+            if key not in known:
+                known[key] = reader.hf_dataset.select_columns([key])
+            narrow.hf_dataset = known[key]
+            result |= query(narrow, {key: indices})
+        return result
+
+    return query_by_column

@@ -1,0 +1,95 @@
+"""Chunks read by column are the same chunks, and decode no picture but the sample's own."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.datasets import io_utils
+from lerobot.datasets.dataset_reader import DatasetReader
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from aegis_policy.chunk_reading import read_chunks_by_column
+
+CHUNK = {"action": [step / 10 for step in range(8)], "observation.state": [-0.1, 0.0]}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of six frames with one camera."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    camera = {"dtype": "image", "shape": (16, 16, 3), "names": ["height", "width", "channels"]}
+    features = {
+        "observation.images.front": camera,
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": list("xyz")},
+        "action": {"dtype": "float32", "shape": (2,), "names": list("ab")},
+    }
+    dataset = LeRobotDataset.create("local/small", 10, features, root=folder, use_videos=False)
+    rng = np.random.default_rng(0)
+    for episode in range(2):
+        for _ in range(6):
+            dataset.add_frame(
+                {
+                    "observation.images.front": rng.integers(0, 255, (16, 16, 3), dtype=np.uint8),
+                    "observation.state": rng.normal(size=3).astype(np.float32),
+                    "action": rng.normal(size=2).astype(np.float32),
+                    "task": f"task {episode}",
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    return folder
+
+
+@pytest.fixture
+def original() -> Iterator[Any]:
+    """LeRobot's own reading, put back afterwards."""
+    query = DatasetReader._query_hf_dataset
+    unwrapped = getattr(query, "__wrapped__", query)
+    DatasetReader._query_hf_dataset = unwrapped
+    yield unwrapped
+    DatasetReader._query_hf_dataset = query
+
+
+def _items(root: Path, **options: Any) -> list[dict[str, Any]]:
+    dataset = LeRobotDataset("local/small", root=root, delta_timestamps=CHUNK, **options)
+    return [dataset[index] for index in range(len(dataset))]
+
+
+@pytest.mark.parametrize("options", [{}, {"episodes": [1]}])
+def test_items_are_the_same(root: Path, original: Any, options: dict[str, Any]) -> None:
+    expected = _items(root, **options)
+    read_chunks_by_column()
+    assert DatasetReader._query_hf_dataset is not original
+    items = _items(root, **options)
+    assert len(items) == len(expected) > 0
+    for mine, its in zip(items, expected, strict=True):
+        assert mine.keys() == its.keys()
+        assert mine["action"].shape == (8, 2) and mine["observation.state"].shape == (2, 3)
+        for key, value in its.items():
+            assert torch.equal(mine[key], value) if isinstance(value, torch.Tensor) else mine[key] == value
+
+
+def test_only_the_samples_own_picture_is_decoded(
+    root: Path, original: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    to_tensor = io_utils.pil_to_chw_tensor
+    monkeypatch.setattr(io_utils, "pil_to_chw_tensor", lambda image: decoded.append(1) or to_tensor(image))
+    _items(root)
+    assert len(decoded) > 12
+    read_chunks_by_column()
+    read_chunks_by_column()
+    decoded.clear()
+    _items(root)
+    assert len(decoded) == 12
+
+
+def test_a_dataset_still_travels_to_loader_workers(root: Path, original: Any) -> None:
+    read_chunks_by_column()
+    dataset = LeRobotDataset("local/small", root=root, delta_timestamps=CHUNK)
+    first = dataset[0]["action"]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0]["action"], first)
