@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Does a policy trained on two cores act, and does it listen? Records demonstrations of reach and pick-up, trains the
-# embedded VLM under AEGIS for at most MINUTES, rolls 100 test scenes a task out, swaps instructions, asks questions.
-# Everything lands in OUT; training continues where it stopped when the same command is given again.
+# embedded VLM under AEGIS on two processes for at most MINUTES, rolls 100 test scenes a task out, swaps instructions,
+# asks questions. Everything lands in OUT; training continues where it stopped when the same command is given again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-outputs/closed_loop} STEPS=${STEPS:-3500} MINUTES=${MINUTES:-60} EPISODES=${EPISODES:-800} SEED=${SEED:-0}
+OUT=${OUT:-outputs/closed_loop} STEPS=${STEPS:-3500} MINUTES=${MINUTES:-60} EPISODES=${EPISODES:-1000} SEED=${SEED:-0}
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 MUJOCO_GL=${MUJOCO_GL:-egl}
 checkpoint=$OUT/training/checkpoints/last/pretrained_model
 
@@ -17,9 +17,11 @@ else
     training=(--policy.type=aegis --policy.device=cpu --policy.protection=aegis
         --policy.optimizer_lr=5e-4 --policy.optimizer_lr_backbone=2e-4
         --dataset.repo_id=local/closed_loop --dataset.root="$OUT/data" --output_dir="$OUT/training"
-        --steps="$STEPS" --batch_size=32 --num_workers=0 --save_freq=500 --log_freq=50 --seed="$SEED")
+        --steps="$STEPS" --batch_size=16 --num_workers=0 --save_freq=500 --log_freq=50 --seed="$SEED")
 fi
-timeout --signal=INT "$((MINUTES * 60))" lerobot-train "${training[@]}" 2>&1 | tee -a "$OUT/training.log"
+OMP_NUM_THREADS=1 timeout --signal=INT "$((MINUTES * 60))" \
+    torchrun --nproc_per_node=2 "$(which lerobot-train)" "${training[@]}" 2>&1 | tee -a "$OUT/training.log" ||
+    [[ $? -eq 124 ]] # out of time: what was saved last is what counts
 
 lerobot-eval --policy.path="$checkpoint" --policy.device=cpu --env.type=aegis_tabletop --env.task=reach,pick \
     --env.split=test --eval.n_episodes=100 --eval.batch_size=20 --eval.use_async_envs=false \
