@@ -1,6 +1,7 @@
-"""Questions that join two attributes and a relation. Training asks about each alone and never about two together.
+"""Questions that join attributes and a relation in a form that training never uses.
 
-"What colour is the cube left of the green sphere?" needs the cubes, the side and the colour of the one that is left.
+Training asks for the colour of the only cube, and whether two things named in full lie left and right of each other.
+"What colour is the cube left of the green sphere?" needs the cubes, the side and the colour of the one that is there.
 A wording is asked only if the answer follows from it: exactly one thing fits, and everything it could be mistaken for
 is clearly on one side or the other. Torch-free.
 """
@@ -54,21 +55,28 @@ def _attribute(
 
 
 def _existence(view: View, rng: np.random.Generator) -> Question | None:
-    """Yes and no as often; half of the missing things are there, but on the other side."""
+    """Ask "is there a cube left of the green sphere?", or "a red object": yes and no as often."""
     anchor, axis, side = _reference(view, rng)
     beyond = _sides(view, axis, anchor)
-    there = [view.objects[index].name for index, where in beyond.items() if where == side]
-    if not there:
+    if side not in beyond.values():
         return None
+    known, values = choose(rng, (("shape", SHAPES), ("color", tuple(COLORS))))
+    where = {
+        value: [beyond[index] for index in beyond if getattr(view.objects[index], known) == value]
+        for value in values
+    }
     answer = choose(rng, ("yes", "no"))
-    names = there
-    if answer == "no":
-        present = {thing.name for thing in view.objects}
-        absent = [name for color in COLORS for shape in SHAPES if (name := f"{color} {shape}") not in present]
-        opposite = [view.objects[index].name for index, where in beyond.items() if where == 1 - side]
-        names = opposite if opposite and rng.random() < 0.5 else absent
+    if answer == "yes":
+        fitting = [value for value, sides in where.items() if side in sides]
+    else:
+        absent = [value for value, sides in where.items() if side not in sides and None not in sides]
+        # Things that are there, but on the other side, are what tells a model that reads the relation.
+        fitting = [value for value in absent if where[value]] or absent
+    if not fitting:
+        return None
+    value = choose(rng, fitting)
     text = choose(rng, COMPOSED_EXISTENCE).format(
-        a_name=with_article(choose(rng, names)),
+        a_thing=with_article(value if known == "shape" else f"{value} object"),
         relation=RELATIONS[axis][side],
         other=view.objects[anchor].name,
     )

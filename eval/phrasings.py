@@ -61,8 +61,8 @@ COMPOSED_SHAPE = (
     "tell me the shape of the {color} object {relation} the {other}",
 )
 COMPOSED_EXISTENCE = (
-    "is there {a_name} {relation} the {other}?",
-    "can you see {a_name} {relation} the {other}?",
+    "is there {a_thing} {relation} the {other}?",
+    "can you see {a_thing} {relation} the {other}?",
 )
 
 EXTREMES = {
@@ -91,7 +91,7 @@ CAPTION_PROMPTS = ("describe the scene", "what is on the table?", "what do you s
 
 
 def templates() -> Iterator[str]:
-    """Every phrasing with its placeholders taken out."""
+    """Every phrasing that training uses, with its placeholders taken out."""
     groups: list[Sequence[str]] = [
         COLOUR,
         SHAPE,

@@ -109,7 +109,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     vlm = build_small_vlm(vocabulary(), cfg.size, cfg.seed, name=str(cfg.out))
     raw_optimizer = torch.optim.AdamW(_groups(vlm, cfg.weight_decay), lr=cfg.lr, betas=(0.9, 0.98))
     state = TrainingState(_state_path(cfg.out), vlm.model, raw_optimizer, _settings(cfg))
-    first, trained_seconds = state.load()
+    restored = state.load()
     batches = QuestionBatches(
         scenes,
         vlm,
@@ -120,8 +120,11 @@ def pretrain(cfg: PretrainConfig) -> None:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    if first == 0:
-        trained_seconds = _warm_up_vision(vlm, batches, cfg, accelerator)
+    if restored is None:
+        restored = 0, _warm_up_vision(vlm, batches, cfg, accelerator)
+        if main:
+            state.save(*restored)
+    first, trained_seconds = restored
     loss_module, optimizer = accelerator.prepare(AnswerLoss(vlm), raw_optimizer)
     vlm.train()
     bar = tqdm(total=cfg.steps, initial=first, desc="aegis-pretrain", unit="step", disable=not main)
@@ -152,23 +155,25 @@ def pretrain(cfg: PretrainConfig) -> None:
     if main:
         finish(vlm, cfg, seconds)
         shutil.rmtree(state.path.parent)
-    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def _warm_up_vision(
     vlm: VLMBackbone, batches: QuestionBatches, cfg: PretrainConfig, accelerator: Accelerator
 ) -> float:
-    """Train vision tower and projector; returns the seconds that took."""
+    """Train vision tower and projector, interruptible like the rest; returns the seconds that took."""
     vlm.train()
     torch.manual_seed(cfg.seed)
     namer = PatchNamer(vlm)
     raw_optimizer = torch.optim.AdamW(namer.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-    module, optimizer = accelerator.prepare(namer, raw_optimizer)
-    steps = tqdm(
-        range(cfg.vision_steps), desc="vision warm-up", unit="step", disable=not accelerator.is_main_process
+    state = TrainingState(
+        _state_path(cfg.out).with_name("vision.safetensors"), namer, raw_optimizer, _settings(cfg)
     )
-    for step in steps:
+    first, seconds_before = state.load() or (0, 0.0)
+    module, optimizer = accelerator.prepare(namer, raw_optimizer)
+    main = accelerator.is_main_process
+    bar = tqdm(total=cfg.vision_steps, initial=first, desc="vision warm-up", unit="step", disable=not main)
+    for step in range(first, cfg.vision_steps):
         for group in raw_optimizer.param_groups:
             group["lr"] = cfg.lr * _schedule(step, cfg.warmup_steps, cfg.vision_steps)
         pixel_values, labels = batches.patches_at(step)
@@ -178,9 +183,15 @@ def _warm_up_vision(
         accelerator.clip_grad_norm_(namer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 19:
-            steps.set_postfix(loss=f"{loss.item():.3f}")
-    return float(steps.format_dict["elapsed"])
+        bar.update()
+        done = step + 1
+        if main and done % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if main and done % cfg.save_freq == 0:
+            state.save(done, seconds_before + bar.format_dict["elapsed"])
+    seconds = seconds_before + float(bar.format_dict["elapsed"])
+    bar.close()
+    return seconds
 
 
 def vocabulary() -> list[str]:

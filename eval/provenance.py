@@ -24,7 +24,7 @@ def provenance(seed: int, seconds: float, **more: Any) -> dict[str, Any]:
         more: anything else worth keeping, JSON-able.
     """
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -33,6 +33,24 @@ def provenance(seed: int, seconds: float, **more: Any) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         **more,
     }
+
+
+def command_line() -> str:
+    """This process's command as one would type it in the checkout, torchrun and all."""
+    program = Path(sys.argv[0])
+    named = ["python", _from_here(program)] if program.suffix == ".py" else [program.name]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        launched = named[-1] if program.suffix == ".py" else f".venv/bin/{program.name}"
+        named = ["torchrun", f"--nproc_per_node={processes}", launched]
+    return shlex.join([*named, *sys.argv[1:]])
+
+
+def _from_here(program: Path) -> str:
+    try:
+        return str(program.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return program.name
 
 
 def git_commit() -> str | None:

@@ -33,7 +33,7 @@ from aegis_eval.scene_view import CLEAR, Item, Place, Question, View, choose, wi
 
 TYPES = ("colour", "shape", "count", "existence", "relation", "extreme")
 COMPOSED_TYPES = tuple(COMPOSED_MAKERS)
-"""Questions that training never asks: each joins what two or three of its types ask about."""
+"""Forms of question that training never uses, see `aegis_eval.composed_questions`."""
 POSITION_BINS = 16
 MAX_COUNT = 4
 _RARITY = np.array([0.7, 0.7, 1.5, 3.0, 5.0])
@@ -211,6 +211,9 @@ def _relation(view: View, rng: np.random.Generator) -> Question | None:
     if form < 0.75:
         return Question(choose(rng, RELATION_CHOICE[axis]).format(**names), SIDES[axis][side], "relation")
     offsets = [view.offset(axis, third, other) for third in range(count) if third != other]
+    if view.scene.bowl is not None:
+        column = "uv".index(axis)
+        offsets.append(view.place(view.scene.bowl)[column] - float(view.uv[other, column]))
     on_that_side = [offset for offset in offsets if (offset > 0) == bool(side)]
     if len(on_that_side) != 1 or min(map(abs, offsets)) < CLEAR:
         return None

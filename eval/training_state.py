@@ -1,4 +1,4 @@
-"""What an interrupted `aegis-pretrain` continues from: weights, AdamW moments and the step, in one safetensors file."""
+"""What an interrupted training continues from: weights, AdamW moments and the step, in one safetensors file."""
 
 import json
 from pathlib import Path
@@ -27,23 +27,23 @@ class TrainingState:
         self.settings = settings
 
     def save(self, step: int, elapsed: float) -> None:
-        """Write everything after `step` steps that took `elapsed` seconds of training."""
+        """Write everything after `step` steps, `elapsed` seconds of training so far."""
         tensors = {f"model.{name}": parameter.detach().cpu() for name, parameter in self._parameters()}
         for name, parameter in self._parameters():
-            moments = self.optimizer.state[parameter]
-            tensors.update({f"{key}.{name}": moments[key].detach().cpu() for key in _MOMENTS})
+            if moments := self.optimizer.state.get(parameter):  # none before the first step
+                tensors.update({f"{key}.{name}": moments[key].detach().cpu() for key in _MOMENTS})
         metadata = {"step": str(step), "elapsed": str(elapsed), "settings": json.dumps(self.settings)}
         with atomic_write(self.path) as beside:
             save_file(tensors, beside, metadata)
 
-    def load(self) -> tuple[int, float]:
-        """Restore if something was saved; returns (steps done, seconds trained), zeros for a fresh start.
+    def load(self) -> tuple[int, float] | None:
+        """Restore what was saved; returns (steps done, seconds trained), or None if nothing was.
 
         Raises:
             AegisError: the state is unreadable or was made with other settings.
         """
         if not self.path.is_file():
-            return 0, 0.0
+            return None
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata()
@@ -52,7 +52,8 @@ class TrainingState:
             raise AegisError(f"{self.path} is not readable ({error}): remove it to start again.") from error
         saved = json.loads(metadata["settings"])
         if saved != self.settings:
-            other = sorted(key for key in self.settings if saved.get(key) != self.settings[key])
+            keys = saved.keys() | self.settings.keys()
+            other = sorted(key for key in keys if saved.get(key) != self.settings.get(key))
             raise AegisError(
                 f"{self.path} was trained with other values of {', '.join(other)}: give the same flags to "
                 "continue it, or remove it to start again."
@@ -60,7 +61,8 @@ class TrainingState:
         with torch.no_grad():
             for name, parameter in self._parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-                self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
+                if f"{_MOMENTS[0]}.{name}" in tensors:
+                    self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
         return int(metadata["step"]), float(metadata["elapsed"])
 
     def _parameters(self) -> list[tuple[str, Tensor]]:

@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> PretrainConfig:
         warmup_steps=2,
         save_freq=3,
         eval_freq=6,
-        vision_steps=3,
+        vision_steps=6,
         val_samples=12,
         card_samples=12,
         transfer_samples=6,
@@ -42,7 +42,10 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     return AutoModelForImageTextToText.from_pretrained(path).state_dict()
 
 
+@pytest.mark.parametrize(("phase", "at"), [("patches_at", 5), ("at", 0), ("at", 8)])
 def test_an_interrupted_run_continues_to_the_same_weights(
+    phase: str,
+    at: int,
     config: PretrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -58,19 +61,27 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     )
 
     stopped = replace(config, out=tmp_path / "stopped")
-    original = module.QuestionBatches.at
+    original = getattr(module.QuestionBatches, phase)
+    repeated: list[int] = []
 
-    def fail_at_step_8(self: module.QuestionBatches, step: int) -> object:
-        if step == 8:
+    def stop(self: module.QuestionBatches, step: int) -> object:
+        if step == at:
             raise KeyboardInterrupt
         return original(self, step)
 
+    def watch(self: module.QuestionBatches, step: int) -> object:
+        repeated.append(step)
+        return original(self, step)
+
     with monkeypatch.context() as patch:
-        patch.setattr(module.QuestionBatches, "at", fail_at_step_8)
+        patch.setattr(module.QuestionBatches, phase, stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain(stopped)
     assert not stopped.out.exists()
-    pretrain(stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.QuestionBatches, phase, watch)
+        pretrain(stopped)
+    assert repeated[0] == at - at % config.save_freq
     whole, continued = _weights(config.out), _weights(stopped.out)
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
     assert not stopped.out.with_name("stopped.training").exists()
