@@ -32,16 +32,6 @@ class PrefixCache:
     values: tuple[Tensor, ...]
     mask: Tensor
 
-    def repeat(self, rounds: int) -> "PrefixCache":
-        """The same for `rounds` times the batch, the whole batch over and over."""
-        if rounds == 1:
-            return self
-        return PrefixCache(
-            tuple(keys.repeat(rounds, 1, 1, 1) for keys in self.keys),
-            tuple(values.repeat(rounds, 1, 1, 1) for values in self.values),
-            self.mask.repeat(rounds, 1, 1, 1),
-        )
-
 
 def read_layers(num_blocks: int, num_layers: int) -> list[int]:
     """The backbone layer each block reads: evenly spaced, rising, the last block reads the last layer."""
@@ -92,7 +82,10 @@ class ActionExpert(nn.Module):
         return PrefixCache(keys, values, mask_BT[:, None, None, :])
 
     def forward(self, x_BHA: Tensor, time_B: Tensor, state_BS: Tensor, cache: PrefixCache) -> Tensor:
-        """Velocity (B, H, A) at the noisy chunk `x_BHA` and flow time `time_B`, which may be (1,) for all."""
+        """Velocity (B, H, A) at the noisy chunk `x_BHA` and flow time `time_B`, which may be (1,) for all.
+
+        B may be a multiple of the cache's batch: the cached batch over and over, each prefix read several times.
+        """
         tokens_BNW = torch.cat([self.embed_action(x_BHA), self.embed_state(state_BS)[:, None]], dim=1)
         tokens_BNW = tokens_BNW + self.positions
         time_BW = self.embed_time(time_features(time_B).to(tokens_BNW.dtype))
@@ -130,10 +123,18 @@ class Block(nn.Module):
         tokens_BNW = tokens_BNW + gate1 * self.self_out(attended)
 
         q = _split_heads(self.to_query(_modulated_norm(tokens_BNW, shift2, scale2)), self.heads)
-        attended = _merge_heads(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask))
+        attended = _merge_heads(_read_prefix(q, keys, values, mask))
         tokens_BNW = tokens_BNW + gate2 * self.cross_out(attended)
 
         return tokens_BNW + gate3 * self.mlp(_modulated_norm(tokens_BNW, shift3, scale3))
+
+
+def _read_prefix(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of `q` (F B, K, N, W/K) to the keys and values of B prefixes, which are not copied F times."""
+    flow_samples, tokens = len(q) // len(keys), q.shape[2]
+    q = q.unflatten(0, (flow_samples, -1)).movedim(0, 2).flatten(2, 3)
+    attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    return attended.unflatten(2, (flow_samples, tokens)).movedim(2, 0).flatten(0, 1)
 
 
 class PrefixReader(nn.Module):

@@ -7,6 +7,7 @@ that saves.
 """
 
 import copy
+import copyreg
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -19,10 +20,20 @@ Query = Callable[[DatasetReader, dict[str, list[int]]], dict[str, Any]]
 
 
 def read_chunks_by_column() -> None:
-    """Make LeRobot's datasets read chunks this way from now on in this process."""
+    """Make LeRobot's datasets read chunks this way from now on, here and in the data-loader workers they go to."""
     query = DatasetReader._query_hf_dataset
     if not hasattr(query, "__wrapped__"):
         DatasetReader._query_hf_dataset = _by_column(query)
+        copyreg.pickle(DatasetReader, _pickled)  # a spawned worker has imported LeRobot alone
+
+
+def _pickled(reader: DatasetReader) -> tuple[Callable[[], DatasetReader], tuple[()], dict[str, Any]]:
+    return _unpickled, (), reader.__dict__
+
+
+def _unpickled() -> DatasetReader:
+    read_chunks_by_column()
+    return DatasetReader.__new__(DatasetReader)
 
 
 def _by_column(query: Query) -> Query:

@@ -10,6 +10,15 @@ from aegis_policy.errors import AegisError
 from aegis_policy.optimizer_aegis import AegisAdamWConfig
 from aegis_policy.protection import protection_named
 
+_AT_LEAST_ONE = (
+    "chunk_size",
+    "num_inference_steps",
+    "flow_samples",
+    "expert_width",
+    "expert_depth",
+    "expert_heads",
+)
+
 
 @PreTrainedConfig.register_subclass("aegis")
 @dataclass
@@ -18,7 +27,6 @@ class AegisConfig(PreTrainedConfig):
 
     Attributes:
         vlm: `embedded`, a transformers directory, or a hub id. A checkpoint carries its own copy.
-        trust_remote_code: allow the VLM's directory to bring its own Python code.
         protection: `none`, `freeze`, `stop_gradient` or `aegis`; see `aegis_policy.protection`.
         anchor_path: the anchor that `aegis-anchor` wrote for `vlm`; the embedded VLM brings its own. It is
             read once, at the start: a checkpoint carries the anchor, and a path given here replaces it.
@@ -31,8 +39,8 @@ class AegisConfig(PreTrainedConfig):
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
         flow_samples: points of the noise-action path (noise and time) that the expert learns from for each
-            observation of a training step. The backbone runs once for all of them, so more of them buy a
-            steadier gradient for little; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.
+            observation of a training step. The backbone runs once for all of them, the expert once for
+            each; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.
         time_alpha, time_beta, time_max: flow times are time_max (1 - Beta(time_alpha, time_beta)).
         dtype: `float32` or `bfloat16`, the precision of matrix products; weights stay float32.
         gradient_checkpointing: recompute the backbone's activations instead of keeping them.
@@ -43,14 +51,12 @@ class AegisConfig(PreTrainedConfig):
     """
 
     vlm: str = "embedded"
-    trust_remote_code: bool = False
 
     protection: str = "aegis"
     anchor_path: Path | None = None
     train_vision_tower: bool = False
     train_projector: bool = False
 
-    n_obs_steps: int = 1
     chunk_size: int = 16
     n_action_steps: int = 8
     num_inference_steps: int = 10
@@ -103,9 +109,15 @@ class AegisConfig(PreTrainedConfig):
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
                 f"--policy.chunk_size={self.chunk_size}."
             )
-        if self.flow_samples < 1:
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise AegisError(f"--policy.{name}={getattr(self, name)} must be at least 1.")
+        if self.n_obs_steps != 1:
+            raise AegisError(f"--policy.n_obs_steps={self.n_obs_steps}: this policy reads one observation.")
+        if min(self.time_alpha, self.time_beta) <= 0 or not 0 < self.time_max <= 1:
             raise AegisError(
-                f"--policy.flow_samples={self.flow_samples} leaves nothing to learn: give at least 1."
+                f"--policy.time_alpha={self.time_alpha} and --policy.time_beta={self.time_beta} must be positive, "
+                f"--policy.time_max={self.time_max} between 0 and 1."
             )
         if self.expert_width % self.expert_heads:
             raise AegisError(

@@ -36,9 +36,11 @@ def check_batch(config: "AegisConfig", batch: Mapping[str, Any], with_actions: b
         given = [key for key in given if not key.endswith("_is_pad")]
         raise AegisError(
             f"The policy expects {', '.join(missing)}, which the data lacks: map the data's keys with "
-            f"""--rename_map='{{"their.key": "policy.key"}}'.\n{key_table(given, wanted)}"""
+            f"""--rename_map='{{"their.key": "policy.key"}}' (cameras), or in the dataset itself (state, """
+            f"actions, whose statistics are not renamed).\n{key_table(given, wanted)}"
         )
-    if not batch.get("task"):
+    tasks = batch.get("task")
+    if not tasks or not all(str(task).strip() for task in tasks):
         raise AegisError(
             "The data has no instruction (key `task`): this policy follows language, so record the dataset "
             "with a task text for every frame, and give the environment a task_description."
@@ -75,24 +77,21 @@ def check_language(tasks: Iterable[str]) -> None:
         )
 
 
-def check_statistics(
-    config: "AegisConfig", statistics: Mapping[str, Mapping[str, Any]], keys: Iterable[str] | None = None
-) -> None:
+def check_statistics(config: "AegisConfig", statistics: Mapping[str, Mapping[str, Any]]) -> None:
     """See that the dataset's statistics cover every feature that is normalised.
+
+    LeRobot renames a dataset's keys but not its statistics, and leaves a feature without statistics as it is: a
+    renamed state would be trained on unnormalised.
 
     Args:
         config: which features there are and how each is normalised.
         statistics: feature key -> name -> values.
-        keys: those that the dataset has under the policy's names; None: all.
 
     Raises:
         AegisError: some are absent, not finite, or of another length.
     """
     features = {**(config.input_features or {}), **(config.output_features or {})}
-    keys = set(features) if keys is None else set(keys)
     for key, feature in features.items():
-        if key not in keys:
-            continue
         mode = config.normalization_mapping.get(feature.type.value, NormalizationMode.IDENTITY)
         for name in _STATISTICS.get(mode, ()):
             value = torch.as_tensor(statistics.get(key, {}).get(name, []))
@@ -100,7 +99,8 @@ def check_statistics(
                 problem = "no" if value.numel() == 0 else "no usable"
                 raise AegisError(
                     f"The dataset's statistics (meta/stats.json) have {problem} `{name}` of {key}, which "
-                    f"{mode.value} normalisation needs with shape {tuple(feature.shape)}: compute them again "
-                    "with lerobot-edit-dataset --operation.type=recompute_stats, or set "
+                    f"{mode.value} normalisation needs with shape {tuple(feature.shape)}: name the key so in "
+                    "the dataset (--rename_map does not rename statistics), compute them again with "
+                    "lerobot-edit-dataset --operation.type=recompute_stats, or set "
                     "--policy.normalization_mapping."
                 )

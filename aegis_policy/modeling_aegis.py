@@ -4,6 +4,7 @@ Shapes: B batch, F flow samples an observation, N = F B, C cameras, T prefix tok
 dimension, S state dimension.
 """
 
+import json
 import os
 from collections import deque
 from collections.abc import Callable
@@ -67,15 +68,14 @@ class AegisPolicy(PreTrainedPolicy):
             check_language(dataset_meta.tasks.index)
             read_chunks_by_column()
         if dataset_stats is not None:
-            check_statistics(config, dataset_stats, None if dataset_meta is None else dataset_meta.features)
+            check_statistics(config, dataset_stats)
 
-        trust = config.trust_remote_code
         if checkpoint is None:
-            self.vlm = VLMBackbone.from_pretrained(config.vlm, trust_remote_code=trust)
+            self.vlm = VLMBackbone.from_pretrained(config.vlm)
             config.vlm_fingerprint = self.vlm.fingerprint()
         else:
             folder = checkpoint / _VLM_FOLDER
-            self.vlm = VLMBackbone.from_architecture(folder, name=config.vlm, trust_remote_code=trust)
+            self.vlm = VLMBackbone.from_architecture(folder, name=config.vlm)
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -128,6 +128,7 @@ class AegisPolicy(PreTrainedPolicy):
                 f"{directory} holds no {_VLM_FOLDER}/ folder, so it is not a whole checkpoint of this "
                 "policy: name the `pretrained_model` folder that training saved."
             )
+        _require_same_vlm(directory, config)
         policy = super().from_pretrained(
             directory, config=config, strict=strict, checkpoint=directory, **kwargs
         )
@@ -169,12 +170,7 @@ class AegisPolicy(PreTrainedPolicy):
         Raises:
             AegisError: the run is sharded by FSDP, which this LeRobot cannot do for a policy of this kind.
         """
-        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-            raise AegisError(
-                f"LeRobot {lerobot.__version__} calls a policy's forward behind FSDP's back, so "
-                "--policy.type=aegis cannot be sharded: launch with torchrun or accelerate's MULTI_GPU (DDP) "
-                "instead."
-            )
+        _refuse_sharding()
         self.protection.begin_training(self.vlm, self.anchor.restore(self.config.anchor_info or {}))
         groups = [
             *parameter_groups("expert", [self.expert], self.config.optimizer_lr),
@@ -198,7 +194,7 @@ class AegisPolicy(PreTrainedPolicy):
         Args:
             batch: normalised, with `action` (B, H, A), `action_is_pad` (B, H), `observation.state` (B, S),
                 `task` (B strings) and the cameras (B, 3, height, width) in [0, 1].
-            noise: (F B, H, A) instead of drawing it, F rounds of B samples.
+            noise: (F B, H, A) instead of drawing it: the whole batch F times over.
             time: (F B,) flow times instead of drawing them.
             reduction: `none` returns one loss a sample, (B,).
 
@@ -212,29 +208,30 @@ class AegisPolicy(PreTrainedPolicy):
         training = self.training and torch.is_grad_enabled()
         if training:
             self._training_steps += 1
+            _refuse_sharding()
             self._require_projection()
         actions_BHA: Tensor = batch[ACTION]
-        rounds = self.config.flow_samples if noise is None else len(noise) // len(actions_BHA)
+        flow_samples = self.config.flow_samples if noise is None else len(noise) // len(actions_BHA)
         if noise is None:
-            noise = _draw(lambda count: torch.randn(count, *actions_BHA.shape[1:]), actions_BHA, rounds)
+            noise = _draw(lambda count: torch.randn(count, *actions_BHA.shape[1:]), actions_BHA, flow_samples)
         if time is None:
-            time = _draw(self._sample_times, actions_BHA, rounds)
+            time = _draw(self._sample_times, actions_BHA, flow_samples)
         inputs = self._vlm_inputs(batch)
         prefix = self.protection.encode(self.vlm, inputs) if training else self.vlm.encode(inputs)
-        targets_NHA = actions_BHA.repeat(rounds, 1, 1)
+        targets_NHA = actions_BHA.repeat(flow_samples, 1, 1)
         velocity_NHA = self.expert(
             flow_matching.interpolate(noise, targets_NHA, time),
             time,
-            batch[OBS_STATE].repeat(rounds, 1),
-            self._cache(prefix).repeat(rounds),
+            batch[OBS_STATE].repeat(flow_samples, 1),
+            self._cache(prefix),
         )
         is_pad_BH: Tensor | None = batch.get("action_is_pad")
         loss_N = flow_matching.sample_losses(
             velocity_NHA,
             flow_matching.target_velocity(noise, targets_NHA),
-            None if is_pad_BH is None else is_pad_BH.repeat(rounds, 1),
+            None if is_pad_BH is None else is_pad_BH.repeat(flow_samples, 1),
         )
-        loss_B = loss_N.view(rounds, -1).mean(0)
+        loss_B = loss_N.view(flow_samples, -1).mean(0)
         loss_B = loss_B / _valid_steps_a_sample(actions_BHA, is_pad_BH, across_ranks=training)
         loss = loss_B.mean()
         figures = {"flow_loss": loss.item()}
@@ -293,7 +290,7 @@ class AegisPolicy(PreTrainedPolicy):
             )
 
     def _require_finite(self, loss: Tensor, batch: dict[str, Any]) -> None:
-        """Stop all ranks together, before a gradient that is not finite reaches the weights."""
+        """Stop all ranks together, before the gradient of a loss that is not finite reaches the weights."""
         if ranks.all_true(torch.isfinite(loss.detach())):
             return
         broken = [key for key in (ACTION, OBS_STATE) if not torch.isfinite(batch[key]).all()]
@@ -303,14 +300,32 @@ class AegisPolicy(PreTrainedPolicy):
             else "lower --policy.optimizer_lr and --policy.optimizer_lr_backbone, or look for outliers"
         )
         raise AegisError(
-            f"The loss is not finite at training step {self._training_steps} of this run; {advice}. The "
-            "weights of the last checkpoint are intact."
+            f"The loss is not finite at training step {self._training_steps} of this run; {advice}."
         )
 
 
-def _draw(draw: Callable[[int], Tensor], like: Tensor, rounds: int) -> Tensor:
-    """This rank's rows of `rounds` random draws for the global batch, one round after the other."""
-    return torch.cat([ranks.share(draw, like) for _ in range(rounds)])
+def _refuse_sharding() -> None:
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise AegisError(
+            f"LeRobot {lerobot.__version__} calls a policy's forward behind FSDP's back, so "
+            "--policy.type=aegis cannot be sharded: launch with torchrun or accelerate's MULTI_GPU (DDP) "
+            "instead."
+        )
+
+
+def _require_same_vlm(checkpoint: Path, config: PreTrainedConfig | None) -> None:
+    """A checkpoint brings its own VLM; another one named beside it would be ignored."""
+    own = json.loads((checkpoint / "config.json").read_text()).get("vlm")
+    if isinstance(config, AegisConfig) and config.vlm != own:
+        raise AegisError(
+            f"--policy.vlm={config.vlm} was given together with the checkpoint {checkpoint}, whose backbone is "
+            f"a fine-tuned {own}: leave --policy.vlm out, or start from it without --policy.path."
+        )
+
+
+def _draw(draw: Callable[[int], Tensor], like: Tensor, flow_samples: int) -> Tensor:
+    """This rank's rows of `flow_samples` random draws for the global batch, one round after the other."""
+    return torch.cat([ranks.share(draw, like) for _ in range(flow_samples)])
 
 
 def _valid_steps_a_sample(actions_BHA: Tensor, is_pad_BH: Tensor | None, across_ranks: bool) -> Tensor:

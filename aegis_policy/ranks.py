@@ -15,10 +15,11 @@ def count() -> int:
 def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
     """This rank's part of one random draw for the whole global batch, a row for each row of `like`.
 
-    LeRobot seeds all ranks alike: if each drew only for itself, all would learn from the same noise.
+    LeRobot seeds all ranks alike: if each drew only for itself, all would learn from the same noise. Rank r holds
+    the r-th block of the global batch (accelerate's `BatchSamplerShard`), and so of the draw.
     """
-    rank = dist.get_rank() if count() > 1 else 0
-    return draw(count() * len(like))[rank :: count()].to(like)
+    rank, rows = dist.get_rank() if count() > 1 else 0, len(like)
+    return draw(count() * rows)[rank * rows : (rank + 1) * rows].to(like)
 
 
 def mean(x: Tensor) -> Tensor:

@@ -18,8 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from aegis_policy.errors import AegisError
 
@@ -87,7 +95,6 @@ class VLMBackbone(nn.Module):
         name_or_directory: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
-        trust_remote_code: bool = False,
     ) -> "VLMBackbone":
         """Load architecture, weights (safetensors only) and processor of a directory, a hub id, or `embedded`.
 
@@ -96,17 +103,22 @@ class VLMBackbone(nn.Module):
         """
         name = str(name_or_directory)
         source = _resolve(name)
-        _load_config(source, name, trust_remote_code)
+        _load_config(source, name)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            model, loading = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise AegisError(
                 f"--policy.vlm={name} has a configuration but no readable safetensors weights "
                 f"({_first_line(error)}): download the model again or name another directory."
             ) from error
-        return cls(model, _load_processor(source, name, trust_remote_code), name)
+        if missing := sorted(loading["missing_keys"]):
+            raise AegisError(
+                f"--policy.vlm={name} lacks weights of its own architecture ({missing[0]} and {len(missing) - 1} "
+                "more): download the model again or name another directory."
+            )
+        return cls(model, _load_processor(source, name), name)
 
     @classmethod
     def from_architecture(
@@ -114,8 +126,6 @@ class VLMBackbone(nn.Module):
         directory: str | Path,
         *,
         name: str | None = None,
-        dtype: torch.dtype = torch.float32,
-        trust_remote_code: bool = False,
     ) -> "VLMBackbone":
         """Build the model with random weights from what `save_architecture` wrote; the caller loads the weights.
 
@@ -123,11 +133,11 @@ class VLMBackbone(nn.Module):
             AegisError: the folder holds no usable configuration or processor.
         """
         directory = str(directory)
-        config = _load_config(directory, directory, trust_remote_code)
-        model = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-        return cls(model, _load_processor(directory, directory, trust_remote_code), name or directory)
+        config = _load_config(directory, directory)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        if (Path(directory) / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+        return cls(model, _load_processor(directory, directory), name or directory)
 
     def save_architecture(self, directory: str | Path) -> None:
         """Write configuration, generation defaults, tokenizer and processor, without weights."""
@@ -174,9 +184,11 @@ class VLMBackbone(nn.Module):
             images: one tensor (B, 3, H, W) a camera, floats in [0, 1].
             texts: B instructions.
         """
-        samples = [list(views) for views in zip(*images, strict=True)]
+        # As integers, like the pictures of questions: resizing floats overshoots where integers are clipped.
+        views = [(image * 255).round().clamp(0, 255).to(torch.uint8) for image in images]
+        samples = [list(cameras) for cameras in zip(*views, strict=True)]
         prompts = [self.family.instruction_prompt(_one_line(text), len(images)) for text in texts]
-        return self._process(samples, prompts, padding_side="right", do_rescale=False)
+        return self._process(samples, prompts, padding_side="right")
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
@@ -230,11 +242,9 @@ class VLMBackbone(nn.Module):
     def _part(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)
 
-    def _process(
-        self, samples: list[list[Any]], prompts: list[str], padding_side: str, **options: Any
-    ) -> dict[str, Tensor]:
+    def _process(self, samples: list[list[Any]], prompts: list[str], padding_side: str) -> dict[str, Tensor]:
         self.processor.tokenizer.padding_side = padding_side
-        inputs = self.processor(images=samples, text=prompts, padding=True, return_tensors="pt", **options)
+        inputs = self.processor(images=samples, text=prompts, padding=True, return_tensors="pt")
         inputs.pop("labels", None)
         return {key: value.to(self.device) for key, value in inputs.items()}
 
@@ -264,15 +274,15 @@ def _resolve(name: str) -> str:
     return str(_EMBEDDED_DIRECTORY)
 
 
-def _load_config(source: str, name: str, trust_remote_code: bool) -> Any:
+def _load_config(source: str, name: str) -> Any:
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise AegisError(
             f"--policy.vlm={name} is not a transformers model ({_first_line(error)}): give a directory with a "
             "config.json, a hub id, or `embedded`."
         ) from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping and not trust_remote_code:
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise AegisError(
             f"--policy.vlm={name} is a `{config.model_type}` model, which transformers does not list as "
             "image-text-to-text: choose a vision-language model."
@@ -285,9 +295,9 @@ def _load_config(source: str, name: str, trust_remote_code: bool) -> Any:
     return config
 
 
-def _load_processor(source: str, name: str, trust_remote_code: bool) -> Any:
+def _load_processor(source: str, name: str) -> Any:
     try:
-        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise AegisError(
             f"--policy.vlm={name} has no readable processor ({_first_line(error)}): its directory needs the "

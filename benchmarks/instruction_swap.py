@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aegis_envs.episodes import check_split
 from aegis_envs.errors import TabletopError
-from aegis_envs.tasks import check_split, parse_tasks
+from aegis_envs.tasks import parse_tasks
 from aegis_eval.provenance import provenance
 from aegis_eval.swap_probe import swap_probe
 from aegis_eval.vqa import PolicySource

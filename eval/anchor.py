@@ -38,7 +38,6 @@ class AnchorConfig:
         seed: another seed takes other samples of a benchmark.
         device: `cuda` or `cpu`, by default CUDA if there is one.
         cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
-        trust_remote_code: allow the VLM to bring its own code.
     """
 
     vlm: str = "embedded"
@@ -49,7 +48,6 @@ class AnchorConfig:
     seed: int = 0
     device: str | None = None
     cache_dir: Path | None = None
-    trust_remote_code: bool = False
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def make_anchor(config: AnchorConfig) -> GaussianAnchor:
     """
     if config.samples < 1 or config.batch_size < 1:
         raise AegisError("--samples and --batch_size must be positive.")
-    vlm = VLMBackbone.from_pretrained(config.vlm, trust_remote_code=config.trust_remote_code)
+    vlm = VLMBackbone.from_pretrained(config.vlm)
     vlm.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     anchor = gaussian_anchor(
         vlm, _pairs(config), source=config.vqa, batch_size=config.batch_size, total=config.samples

@@ -39,6 +39,7 @@ def robot_frame(sim: TabletopSim, split: str, seed: int, index: int) -> SceneIma
             scene = _standing_scene(demonstration, int(frame))
             if scene is None:
                 continue
+            sim.reset_look()
             sim.set_scene(scene)
             sim.set_arm(demonstration.state[frame, :3], float(demonstration.state[frame, 3]))
             if all_visible(sim):

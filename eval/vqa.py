@@ -51,7 +51,6 @@ class VqaConfig:
         device: `cuda` or `cpu`, by default CUDA if there is one.
         output_dir: a new folder for `results.json` and `samples.jsonl`, by default `outputs/vqa/DATE_NAME`.
         cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
-        trust_remote_code: allow a VLM to bring its own code.
     """
 
     policy: PolicySource = field(default_factory=PolicySource)
@@ -66,7 +65,6 @@ class VqaConfig:
     device: str | None = None
     output_dir: Path | None = None
     cache_dir: Path | None = None
-    trust_remote_code: bool = False
 
 
 def main() -> None:
@@ -176,7 +174,7 @@ def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
             "give exactly one of --policy.path (a checkpoint) and --vlm (a model to ask as it is)."
         )
     if config.vlm is not None:
-        vlm = VLMBackbone.from_pretrained(config.vlm, trust_remote_code=config.trust_remote_code)
+        vlm = VLMBackbone.from_pretrained(config.vlm)
         return vlm.to(_device(config)), None
     policy, _ = load_policy(str(config.policy.path))
     return policy.vlm.to(_device(config)), policy.config
@@ -209,7 +207,7 @@ def _check_pretrained(config: VqaConfig) -> None:
     if name is None or name == EMBEDDED_VLM:
         return
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise AegisError(
             f"--pretrained={name} is not a transformers model: give a directory with a config.json, a hub id, "
@@ -223,7 +221,7 @@ def _reference(config: VqaConfig, policy_config: Any) -> tuple[VLMBackbone | Non
     if name is None:
         return None, ""
     try:
-        vlm = VLMBackbone.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        vlm = VLMBackbone.from_pretrained(name)
     except AegisError as error:
         if config.pretrained is not None:
             raise AegisError(str(error).replace("--policy.vlm", "--pretrained")) from error

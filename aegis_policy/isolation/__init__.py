@@ -10,15 +10,16 @@ AEGIS (arXiv 2604.16067), in four steps.
 
        W2^2_l = ||mu_l - mu0_l||^2 + ||sigma_l - sigma0_l||^2,        L_anchor = sum over l of W2^2_l
 
-   (`masked_moments`, `w2_squared`), and `GradientIsolator` takes its gradient g_anchor on the same graph.
+   (`global_moments`, `w2_squared`), and `GradientIsolator` takes its gradient g_anchor on the same graph.
 3. **Projection**, one a layer. With all of a layer's parameters flattened into one vector and
    d = <g_task, g_anchor>,
 
-       g = g_task - d / ||g_anchor||^2 g_anchor     if d < 0: to first order the step no longer moves away
+       g = g_task - d / ||g_anchor||^2 g_anchor     if d < 0
        g = g_task                                   otherwise, bit for bit
 
-   (`project_`). g_anchor itself is never added: it says where not to go, not where to go.
-4. **Step** with g (`ProjectedAdamW`).
+   (`project_`). To first order, a plain gradient step with g no longer raises the distance. g_anchor itself is
+   never added: it says where not to go, not where to go.
+4. **Step** with g (`ProjectedAdamW`). Its rescaling and momentum can bring some of the conflict back.
 
 Nothing here knows about robots or language: any module will do whose layers you can name. On a plain model,
 first the anchor of its outputs as they are now:

@@ -115,6 +115,14 @@ def test_weights_of_other_sizes_are_refused(make_policy: MakePolicy, tmp_path: P
         AegisPolicy.from_pretrained(tmp_path, config=config)
 
 
+def test_another_vlm_named_beside_a_checkpoint_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
+    make_policy("none").save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path)
+    config.vlm = "google/paligemma2-3b-mix-224"
+    with pytest.raises(AegisError, match=r"--policy.vlm=google/.* together with the checkpoint"):
+        AegisPolicy.from_pretrained(tmp_path, config=config)
+
+
 def test_a_folder_without_the_vlm_is_no_checkpoint(make_policy: MakePolicy, tmp_path: Path) -> None:
     make_policy("none").save_pretrained(tmp_path)
     shutil.rmtree(tmp_path / "vlm")

@@ -1,6 +1,8 @@
 """Chunks read by column are the same chunks, and decode no picture but the sample's own."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,26 @@ def test_only_the_samples_own_picture_is_decoded(
     assert len(decoded) == 12
 
 
-def test_a_dataset_still_travels_to_loader_workers(root: Path, original: Any) -> None:
+def test_a_process_that_is_sent_a_dataset_reads_it_by_column_too(
+    root: Path, original: Any, tmp_path: Path
+) -> None:
     read_chunks_by_column()
     dataset = LeRobotDataset("local/small", root=root, delta_timestamps=CHUNK)
-    first = dataset[0]["action"]
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0]["action"], first)
+    (tmp_path / "dataset.pickle").write_bytes(pickle.dumps(dataset))
+    # As a spawned loader worker does it, which has imported nothing of ours.
+    worker = (
+        "import pickle, sys\n"
+        "from lerobot.datasets.dataset_reader import DatasetReader\n"
+        "assert not hasattr(DatasetReader._query_hf_dataset, '__wrapped__')\n"
+        "dataset = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "assert hasattr(DatasetReader._query_hf_dataset, '__wrapped__')\n"
+        "print(dataset[9]['action'].tolist())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", worker, str(tmp_path / "dataset.pickle")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(dataset[9]["action"].tolist())

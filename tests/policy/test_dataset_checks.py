@@ -42,12 +42,12 @@ def test_statistics_of_another_length_or_not_finite_are_refused(
         AegisPolicy(make_config("none"), dataset_stats=statistics)
 
 
-def test_statistics_of_renamed_keys_are_left_to_lerobot(
+def test_a_renamed_state_whose_statistics_keep_the_old_name_is_refused(
     make_config: Callable[..., AegisConfig], statistics: Statistics
 ) -> None:
     statistics["robot.state"] = statistics.pop("observation.state")
-    meta = SimpleNamespace(tasks=SimpleNamespace(index=["reach"]), features={"robot.state": {}, "action": {}})
-    AegisPolicy(make_config("none"), dataset_stats=statistics, dataset_meta=meta)
+    with pytest.raises(AegisError, match=r"no `mean` of observation.state.*does not rename statistics"):
+        AegisPolicy(make_config("none"), dataset_stats=statistics)
 
 
 @pytest.mark.parametrize("tasks", [[], [""], [" ", ""]])

@@ -1,11 +1,13 @@
 """The backbone's two views of one model, and what it says when it cannot be loaded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig, PaliGemmaConfig
 
 from aegis_policy.errors import AegisError
@@ -27,8 +29,8 @@ def vlm(tiny_vlm_dir: Path) -> VLMBackbone:
     return VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
 
 
-def _images(count: int, seed: int = 0) -> list[np.ndarray]:
-    return list(np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+def _images(count: int, seed: int = 0, size: int = 32) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
 
 
 def _as_floats(images: list[np.ndarray]) -> torch.Tensor:
@@ -66,8 +68,9 @@ def test_every_camera_adds_its_image_tokens_and_changes_the_prefix(vlm: VLMBackb
     assert not torch.allclose(two.hidden_states[-1], swapped.hidden_states[-1])
 
 
-def test_float_and_uint8_images_give_the_same_pixels(vlm: VLMBackbone) -> None:
-    images = _images(2)
+@pytest.mark.parametrize("size", [32, 48, 20])
+def test_camera_frames_and_pictures_of_questions_give_the_same_pixels(vlm: VLMBackbone, size: int) -> None:
+    images = _images(2, size=size)
     as_floats = vlm.prepare([_as_floats(images)], ["what is it"] * 2)["pixel_values"]
     as_bytes = vlm.question_inputs(images, ["what is it"] * 2)["pixel_values"]
     torch.testing.assert_close(as_floats, as_bytes, atol=1e-5, rtol=1e-5)
@@ -103,7 +106,13 @@ def test_architecture_rebuilds_without_weights_and_keeps_the_tokenizer(
 ) -> None:
     vlm.save_architecture(tmp_path / "vlm")
     assert not list((tmp_path / "vlm").glob("*.safetensors"))
+    described = json.loads((tmp_path / "vlm" / "generation_config.json").read_text())
+    (tmp_path / "vlm" / "generation_config.json").write_text(
+        json.dumps({**described, "eos_token_id": [1, 7]})
+    )
     rebuilt = VLMBackbone.from_architecture(tmp_path / "vlm")
+    assert rebuilt.model.generation_config.eos_token_id == [1, 7]
+    rebuilt.model.generation_config.eos_token_id = described["eos_token_id"]
     assert rebuilt.fingerprint() != vlm.fingerprint()
     rebuilt.load_state_dict(vlm.state_dict())
     assert rebuilt.fingerprint() == vlm.fingerprint()
@@ -154,6 +163,26 @@ def test_a_directory_that_is_no_usable_vlm_is_named_with_what_to_do(
     with pytest.raises(AegisError, match=sentence) as error:
         VLMBackbone.from_pretrained(tmp_path)
     assert f"--policy.vlm={tmp_path}" in str(error.value)
+
+
+def test_weights_cut_short_are_named(tiny_vlm_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_vlm_dir, tmp_path / "vlm")
+    file = tmp_path / "vlm" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(AegisError, match=r"no readable safetensors weights.*download the model again"):
+        VLMBackbone.from_pretrained(tmp_path / "vlm")
+
+
+def test_weights_that_lack_a_part_are_named_and_not_drawn_at_random(
+    tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_vlm_dir, tmp_path / "vlm")
+    file = tmp_path / "vlm" / "model.safetensors"
+    weights = load_file(file)
+    lost = next(name for name in weights if "layers.1.mlp" in name)
+    save_file({name: value for name, value in weights.items() if name != lost}, file, {"format": "pt"})
+    with pytest.raises(AegisError, match=r"lacks weights of its own architecture.*layers\.1\.mlp"):
+        VLMBackbone.from_pretrained(tmp_path / "vlm")
 
 
 def test_missing_processor_is_named(tiny_vlm_dir: Path, tmp_path: Path) -> None:

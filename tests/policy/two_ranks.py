@@ -17,20 +17,30 @@ from aegis_policy.modeling_aegis import AegisPolicy
 
 
 def train(checkpoint: Path, batches: Path, rank: int, ranks: int) -> dict[str, Any]:
-    """The policy's parameters after one step a batch, and the last step's figures."""
+    """The policy's parameters after one step a batch, the last step's figures, and every step's conflicts.
+
+    A rank holds a block of the global batch, as accelerate deals it out, and draws its own noise and flow times.
+    """
     policy = AegisPolicy.from_pretrained(checkpoint).train()
     optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     wrapped = DistributedDataParallel(policy, find_unused_parameters=True) if ranks > 1 else policy
-    for batch in torch.load(batches, weights_only=True):
-        share = {key: value[rank::ranks] for key, value in batch.items()}
-        noise, time = share.pop("noise"), share.pop("time")
-        loss, _ = wrapped(share, noise=noise, time=time)
+    conflicts = []
+    for step, batch in enumerate(torch.load(batches, weights_only=True)):
+        rows = len(batch["action"]) // ranks
+        share = {key: value[rank * rows : (rank + 1) * rows] for key, value in batch.items()}
+        torch.manual_seed(step)  # alike on all ranks, as `lerobot-train` seeds them
+        loss, figures = wrapped(share)
+        conflicts.append(figures["conflict_fraction"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
         optimizer.step()
         optimizer.zero_grad()
     assert policy.protection.isolator is not None
-    return {"parameters": dict(policy.named_parameters()), "figures": policy.protection.isolator.metrics()}
+    return {
+        "parameters": dict(policy.named_parameters()),
+        "figures": policy.protection.isolator.metrics(),
+        "conflicts": conflicts,
+    }
 
 
 def main(checkpoint: Path, batches: Path, out: Path) -> None:
