@@ -27,7 +27,7 @@ class AegisTabletopEnv(EnvConfig):
     demonstrations recorded on train.
 
     Raises:
-        AegisError: unknown task or split.
+        AegisError: unknown task or split, or a number that cannot be.
     """
 
     task: str | None = "all"
@@ -45,6 +45,13 @@ class AegisTabletopEnv(EnvConfig):
                 check_split(self.split)
         except TabletopError as error:
             raise AegisError(str(error)) from error
+        if self.fps != CONTROL_HZ:
+            raise AegisError(
+                f"--env.fps={self.fps}: the arm is controlled {CONTROL_HZ} times a second, always."
+            )
+        for name in ("image_size", "episode_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise AegisError(f"--env.{name}={getattr(self, name)} must be at least 1.")
         shape = (self.image_size, self.image_size, 3)
         self.features = {
             ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,)),

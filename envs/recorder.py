@@ -105,8 +105,10 @@ def _recipe(config: RecordConfig) -> Recipe:
     for name, least in (("episodes", 1), ("num_workers", 1), ("seed", 0), ("noise", 0)):
         if getattr(config, name) < least:
             raise AegisError(f"--{name}={getattr(config, name)} is too small: give at least {least}.")
-    if config.env.episode_length:
-        raise AegisError("--env.episode_length has no meaning here: an expert's episode ends when it succeeds.")
+    if config.env.episode_length is not None:
+        raise AegisError(
+            "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
+        )
     if config.noise > 1:
         raise AegisError(f"--noise={config.noise} is stronger than the arm: give at most 1.")
     return Recipe(

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from aegis_eval.benchmarks import BENCHMARKS, load_samples
+from aegis_eval.devices import torch_device
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import GaussianAnchor, MomentAccumulator
@@ -63,8 +64,8 @@ def make_anchor(config: AnchorConfig) -> GaussianAnchor:
     """
     if config.samples < 1 or config.batch_size < 1:
         raise AegisError("--samples and --batch_size must be positive.")
-    vlm = VLMBackbone.from_pretrained(config.vlm)
-    vlm.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch_device(config.device)
+    vlm = VLMBackbone.from_pretrained(config.vlm).to(device)
     anchor = gaussian_anchor(
         vlm, _pairs(config), source=config.vqa, batch_size=config.batch_size, total=config.samples
     )

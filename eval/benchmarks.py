@@ -5,6 +5,7 @@ Their images are rendered on first use and cached outside the repository.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from aegis_envs.sim import TabletopSim
 from aegis_eval.metrics import BlindBaseline
 from aegis_eval.questions import COMPOSED_TYPES, TYPES, ask
 from aegis_eval.scene_images import SPLITS, SceneImage
-from aegis_eval.scene_store import SOURCES, default_cache_dir, scene_images
+from aegis_eval.scene_store import SOURCES, default_cache_dir, rendering, scene_images
 from aegis_policy.errors import AegisError
 
 
@@ -119,12 +120,9 @@ def _photos(
         )
         return
     # Rendered here and now: quicker than starting processes.
-    sim = TabletopSim()
-    try:
+    with rendering(), closing(TabletopSim()) as sim:
         for index in range(count):
             yield SOURCES[source].render(sim, split, seed, index)
-    finally:
-        sim.close()
 
 
 def load_samples(
@@ -158,16 +156,13 @@ def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
         AegisError: an id that no benchmark here gives out.
     """
     images = {}
-    sim = TabletopSim()
-    try:
+    with rendering(), closing(TabletopSim()) as sim:
         for identity in ids:
             name, *rest = identity.split("/")
             if name not in BENCHMARKS or len(rest) != 4 or rest[0] not in SPLITS:
                 raise AegisError(f"{identity} is not the id of a sample of {', '.join(BENCHMARKS)}.")
             render = SOURCES[BENCHMARKS[name].source].render
             images[identity] = render(sim, rest[0], int(rest[1]), int(rest[2])).image
-    finally:
-        sim.close()
     return images
 
 

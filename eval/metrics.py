@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Interval = tuple[float, float]
 
+_SIGN_FLIPS = 10_000
 _BOOTSTRAP_BLOCK = 2_000_000
 """Resampling weights held at a time."""
 
@@ -51,7 +52,8 @@ class PairedComparison:
     """Model against reference on the same samples.
 
     `difference` is accuracy minus the reference's, with a bootstrap interval; `gained` and `lost` count the
-    samples that only one of the two answers correctly, `p_value` is McNemar's exact test on them.
+    samples that only one of the two answers correctly, `p_value` is McNemar's exact test on them, or its
+    counterpart for groups of dependent samples.
     """
 
     difference: float
@@ -94,15 +96,50 @@ def compare_paired(
         ci=_bootstrap_mean(changes, groups, resamples, confidence, seed),
         gained=gained,
         lost=lost,
-        p_value=_mcnemar(gained, lost),
+        p_value=_sign_test(_by_group(changes, groups)[0], seed),
     )
 
 
-def _mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p-value of a fair coin showing `gained` heads and `lost` tails."""
-    changes = gained + lost
-    tail = sum(math.comb(changes, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**changes)
+def accuracy_interval(
+    correct: Sequence[bool] | NDArray[np.bool_],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 5000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of an accuracy: Wilson's for independent samples, a bootstrap of whole groups for dependent ones."""
+    values = np.asarray(correct, dtype=float)
+    if groups is None or len(set(groups)) == len(values):
+        return wilson_interval(int(values.sum()), len(values), confidence)
+    return _bootstrap_mean(values, groups, resamples, confidence, seed)
+
+
+def _sign_test(sums: NDArray[np.float64], seed: int) -> float:
+    """Two-sided p of the groups' changes if each could as well have gone the other way.
+
+    With one change a group this is McNemar's exact test; where groups change by more, their signs are flipped at
+    random.
+    """
+    changed = sums[sums != 0]
+    if np.all(np.abs(changed) == 1):
+        fewer = int(min((changed > 0).sum(), (changed < 0).sum()))
+        tail = sum(math.comb(len(changed), k) for k in range(fewer + 1))
+        return min(1.0, 2 * tail / 2 ** len(changed))
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(_SIGN_FLIPS, len(changed)))
+    as_far = np.abs(signs @ changed) >= abs(changed.sum()) - 1e-9
+    return float((1 + as_far.sum()) / (1 + _SIGN_FLIPS))
+
+
+def _by_group(
+    values: NDArray[np.float64], groups: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sum and size of every group, in order of first appearance; without groups each value is its own."""
+    labels = range(len(values)) if groups is None else groups
+    index: dict[Hashable, int] = {}
+    group_of = np.array([index.setdefault(label, len(index)) for label in labels])
+    sums = np.bincount(group_of, weights=values, minlength=len(index))
+    return sums, np.bincount(group_of, minlength=len(index))
 
 
 def _bootstrap_mean(
@@ -113,12 +150,8 @@ def _bootstrap_mean(
     seed: int,
 ) -> Interval:
     """Percentile interval of the mean, whole groups being drawn with replacement."""
-    labels = range(len(values)) if groups is None else groups
-    index: dict[Hashable, int] = {}
-    group_of = np.array([index.setdefault(label, len(index)) for label in labels])
-    count = len(index)
-    sums = np.bincount(group_of, weights=values, minlength=count)
-    sizes = np.bincount(group_of, minlength=count)
+    sums, sizes = _by_group(values, groups)
+    count = len(sums)
     rng = np.random.default_rng(seed)
     block = max(1, _BOOTSTRAP_BLOCK // count)
     means = []
@@ -132,8 +165,7 @@ def _bootstrap_mean(
 class BlindBaseline:
     """The best answer without looking: the majority of the same text, else of the same type, in training.
 
-    It is fitted on the training split and never sees the split it is scored on. A text counts from
-    `min_count` occurrences.
+    It is fitted on a training split. A text counts from `min_count` occurrences.
     """
 
     def __init__(self, min_count: int = 5) -> None:

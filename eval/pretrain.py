@@ -7,6 +7,7 @@ torchrun; an interrupted run continues where it last saved when the same command
 """
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ from aegis_eval.training_state import TrainingState
 from aegis_eval.vision_warmup import PatchNamer
 from aegis_eval.vqa import answer_samples, format_table
 from aegis_policy import cli
+from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
 from aegis_policy.vlm import VLMBackbone
@@ -98,9 +100,10 @@ def pretrain(cfg: PretrainConfig) -> None:
     """Train and save the embedded VLM.
 
     Raises:
-        AegisError: `--out` already holds a model, or the saved training state belongs to other settings.
+        AegisError: `--out` already holds a model, a number cannot be, or the saved state belongs to other settings.
     """
     require_new_directory(cfg.out, "--out")
+    _check(cfg)
     accelerator = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
     main = accelerator.is_main_process
     with accelerator.main_process_first():
@@ -156,6 +159,20 @@ def pretrain(cfg: PretrainConfig) -> None:
         finish(vlm, cfg, seconds)
         shutil.rmtree(state.path.parent)
     accelerator.end_training()
+
+
+def _check(cfg: PretrainConfig) -> None:
+    for name in ("scenes", "steps", "batch_size", "questions", "eval_freq", "save_freq", "val_samples"):
+        if getattr(cfg, name) < 1:
+            raise AegisError(f"--{name}={getattr(cfg, name)} must be at least 1.")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not processes <= cfg.batch_size <= cfg.scenes:
+        raise AegisError(
+            f"--batch_size={cfg.batch_size} must give each of {processes} processes an image, and not exceed "
+            f"--scenes={cfg.scenes}."
+        )
+    if cfg.mixed_precision not in ("no", "bf16"):
+        raise AegisError(f"--mixed_precision={cfg.mixed_precision} is unknown: choose no or bf16.")
 
 
 def _warm_up_vision(

@@ -13,9 +13,9 @@ from aegis_eval.metrics import (
     BlindBaseline,
     Interval,
     PairedComparison,
+    accuracy_interval,
     compare_paired,
     exact_match,
-    wilson_interval,
 )
 
 
@@ -90,7 +90,7 @@ def score_answers(
         return Score(
             accuracy=hits / n,
             n=n,
-            ci=wilson_interval(hits, n),
+            ci=accuracy_interval(correct[chosen], scenes[chosen].tolist()),
             blind=float(blindly[chosen].mean()),
             pretrained=None
             if reference is None
@@ -106,7 +106,7 @@ def format_table(scores: Scores) -> str:
     paired = scores.overall.pretrained is not None
     header = ["type", "n", "accuracy %", "95 % interval", "blind %"]
     if paired:
-        header += ["pretrained %", "difference", "95 % interval", "McNemar p"]
+        header += ["pretrained %", "difference", "95 % interval", "p"]
     rows = [header]
     for kind, score in [*scores.per_type.items(), ("all", scores.overall)]:
         rows.append(_table_row(kind, score))
@@ -150,7 +150,7 @@ def _refer(correct: np.ndarray, reference: np.ndarray, scenes: np.ndarray) -> Re
     hits, n = int(reference.sum()), len(reference)
     return Reference(
         accuracy=hits / n,
-        ci=wilson_interval(hits, n),
+        ci=accuracy_interval(correct=reference, groups=scenes.tolist()),
         paired=compare_paired(correct, reference, scenes.tolist()),
         retained=float(correct.sum() / hits) if hits else None,
     )

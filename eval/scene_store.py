@@ -8,9 +8,10 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from aegis_envs.errors import TabletopError
 from aegis_envs.scene import Scene
 from aegis_envs.sim import IMAGE_SIZE, TabletopSim
 from aegis_eval.robot_frames import robot_frame
 from aegis_eval.scene_images import SPLITS, SceneImage, render_scene
+from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory
 
 _FORMAT = 3
@@ -40,6 +43,24 @@ SOURCES = {"scenes": Source(render_scene, 250), "robot": Source(robot_frame, 20)
 
 _Rendered = tuple[NDArray[np.uint8], list[str]]
 """Images of a range and their JSON lines."""
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Where images are rendered: what the simulator or its workers cannot do becomes a sentence.
+
+    Raises:
+        AegisError: no off-screen rendering, or a worker was killed.
+    """
+    try:
+        yield
+    except TabletopError as error:
+        raise AegisError(str(error)) from error
+    except BrokenProcessPool as error:
+        raise AegisError(
+            "a rendering worker was killed (out of memory?): run the same command again, with fewer processes "
+            "beside it."
+        ) from error
 
 
 class SceneImages(Sequence[SceneImage]):
@@ -77,7 +98,8 @@ def scene_images(
     name = hashlib.sha256(f"{_FORMAT}/{split}/{count}/{seed}".encode()).hexdigest()[:12]
     directory = cache_dir / f"{source}-{split}-{count}-{name}"
     if not directory.is_dir():
-        _render_all(directory, source, split, count, seed, num_workers or _cores())
+        with rendering():
+            _render_all(directory, source, split, count, seed, num_workers or _cores())
     return SceneImages(directory)
 
 

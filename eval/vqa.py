@@ -13,11 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import AutoConfig
 
 from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, fingerprint, load_samples
+from aegis_eval.devices import torch_device
 from aegis_eval.metrics import exact_match
 from aegis_eval.provenance import provenance
 from aegis_eval.retention import format_table, score_answers
@@ -79,8 +79,11 @@ def evaluate(config: VqaConfig) -> Path:
         AegisError: flags that do not name one usable model, benchmark and free output folder.
     """
     started = time.monotonic()
+    for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
     output_dir = _output_directory(config)
-    _device(config)
+    torch_device(config.device)
     _check_pretrained(config)
     vlm, policy_config = _asked_model(config)
     samples = load_samples(
@@ -157,16 +160,6 @@ def _output_directory(config: VqaConfig) -> Path:
     return require_new_directory(Path("outputs") / "vqa" / f"{stamp}_{name}", "--output_dir")
 
 
-def _device(config: VqaConfig) -> torch.device:
-    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise AegisError(f"--device={name}: torch sees no CUDA device here; leave the flag out or give cpu.")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise AegisError(f"--device={name} is not a torch device: give cuda or cpu.") from error
-
-
 def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
     """The model to ask and, if it is in a policy, the policy's configuration."""
     if (config.policy.path is None) == (config.vlm is None):
@@ -175,9 +168,9 @@ def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
         )
     if config.vlm is not None:
         vlm = VLMBackbone.from_pretrained(config.vlm)
-        return vlm.to(_device(config)), None
+        return vlm.to(torch_device(config.device)), None
     policy, _ = load_policy(str(config.policy.path))
-    return policy.vlm.to(_device(config)), policy.config
+    return policy.vlm.to(torch_device(config.device)), policy.config
 
 
 def load_policy(path: str) -> tuple[Any, str]:
@@ -235,7 +228,7 @@ def _reference(config: VqaConfig, policy_config: Any) -> tuple[VLMBackbone | Non
             f"{name} is no longer the VLM this policy was made from (its fingerprint differs), so nothing is "
             "compared with it: name the original with --pretrained."
         )
-    return vlm.to(_device(config)), ""
+    return vlm.to(torch_device(config.device)), ""
 
 
 def _write(

@@ -1,5 +1,6 @@
 """What an installation promises: LeRobot finds the plugin, light parts stay light, no machine or registry is named."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -58,3 +59,9 @@ def test_shipped_weights_stay_under_twenty_megabytes() -> None:
     weights = list((ROOT / "aegis_policy").rglob("*.safetensors"))
     assert {path.name for path in weights} == {"model.safetensors", "anchor.safetensors"}
     assert sum(path.stat().st_size for path in weights) < 20_000_000
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")))
+def test_benchmark_scripts_find_what_they_import(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    assert callable(importlib.import_module(script).main)

@@ -6,6 +6,7 @@ from scipy.stats import binomtest
 
 from aegis_eval.metrics import (
     BlindBaseline,
+    accuracy_interval,
     compare_paired,
     exact_match,
     normalise_answer,
@@ -79,6 +80,33 @@ def test_dependent_samples_widen_the_interval():
     alone = compare_paired(per_image, none).ci
     grouped = compare_paired(per_image, none, groups=np.repeat(np.arange(100), 6).tolist()).ci
     assert grouped[1] - grouped[0] > 2 * (alone[1] - alone[0])
+
+
+def test_dependent_samples_do_not_pass_for_evidence():
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(60), 5).tolist()
+    false_alarms = {"grouped": 0, "alone": 0}
+    for _ in range(100):
+        changes = np.repeat(rng.choice((-1, 0, 1), 60), 5)  # an image changes all its answers, for no reason
+        ours, theirs = changes > 0, changes < 0
+        false_alarms["grouped"] += compare_paired(ours, theirs, groups, resamples=10).p_value < 0.05
+        false_alarms["alone"] += compare_paired(ours, theirs, resamples=10).p_value < 0.05
+    assert false_alarms["grouped"] <= 12 < false_alarms["alone"]
+
+
+def test_one_change_a_group_is_mcnemar():
+    ours, theirs = [True] * 3 + [False] * 11, [False] * 3 + [True] * 9 + [False] * 2
+    groups = list(range(14))
+    assert compare_paired(ours, theirs, groups).p_value == compare_paired(ours, theirs).p_value
+
+
+def test_accuracy_intervals_know_about_shared_images():
+    correct = np.repeat(np.arange(100) % 2 == 0, 6)
+    groups = np.repeat(np.arange(100), 6).tolist()
+    assert accuracy_interval(correct) == wilson_interval(300, 600)
+    assert accuracy_interval(correct[::6], groups[::6]) == wilson_interval(50, 100)
+    low, high = accuracy_interval(correct, groups)
+    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
 
 
 def test_a_paired_comparison_needs_the_same_samples():

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from aegis_eval.packing import Block, PackedBatch, pack
+from aegis_eval.question_batches import QuestionBatches
 from aegis_policy.vlm import VLMBackbone
 
 IMAGE_TOKENS = 2
@@ -69,9 +70,14 @@ def _logits(
         ).logits
 
 
-def test_one_block_gives_the_logits_of_the_models_own_path(tiny_vlm_dir: Path) -> None:
+def test_one_block_of_the_training_gives_the_logits_of_the_models_own_path(tiny_vlm_dir: Path) -> None:
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    block = QuestionBatches([], vlm, steps=1, batch_size=1, questions=1, seed=0).block(
+        "what colour is the cube?", "red"
+    )
+    asked = vlm.question_inputs([np.asarray(image)], ["what colour is the cube?"])["input_ids"][0].tolist()
+    assert asked[vlm.processor.image_seq_length :] == block.prompt
     inputs = vlm.processor(
         images=[[image]],
         text=["<image>answer en what colour is the cube?"],
@@ -79,9 +85,7 @@ def test_one_block_gives_the_logits_of_the_models_own_path(tiny_vlm_dir: Path) -
         return_tensors="pt",
     )
     labels = inputs.pop("labels")[0]
-    first_answer = int((labels != -100).nonzero()[0])
-    ids = inputs["input_ids"][0].tolist()
-    block = Block(ids[vlm.processor.image_seq_length : first_answer], ids[first_answer:])
+    assert labels[labels != -100].tolist() == block.answer
     batch = pack([[block]], vlm.processor.image_seq_length, vlm.processor.image_token_id, 0)
     assert torch.equal(batch.input_ids, inputs["input_ids"])
     with torch.no_grad():

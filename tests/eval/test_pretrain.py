@@ -100,6 +100,23 @@ def test_other_flags_do_not_continue_somebody_elses_training(
         pretrain(replace(config, lr=1.0))
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"steps": 0}, "--steps=0 must be at least 1"),
+        ({"save_freq": 0}, "--save_freq=0 must be at least 1"),
+        ({"batch_size": 13}, "--batch_size=13 .* not exceed --scenes=12"),
+        ({"mixed_precision": "fp4"}, "--mixed_precision=fp4 is unknown"),
+    ],
+)
+def test_numbers_that_cannot_be_are_named(
+    config: PretrainConfig, flags: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(AegisError, match=sentence):
+        pretrain(replace(config, **flags))
+    assert not config.out.parent.joinpath("cache").exists()
+
+
 def test_a_finished_model_is_never_overwritten(config: PretrainConfig) -> None:
     config.out.mkdir()
     (config.out / "config.json").write_text("{}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from aegis_envs.errors import TabletopError
+from aegis_eval import benchmarks
 from aegis_eval.benchmarks import load_samples
 from aegis_eval.vqa import PolicySource, VqaConfig, answer_samples, evaluate, main
 from aegis_policy.errors import AegisError
@@ -21,7 +23,7 @@ def test_the_command_scores_a_vlm_and_names_the_files_it_wrote(tiny_vlm_dir: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert str(out / "results.json") in done.stdout and str(out / "samples.jsonl") in done.stdout
-    assert "blind %" in done.stdout and "McNemar p" in done.stdout
+    assert "blind %" in done.stdout and "difference" in done.stdout
 
     results = json.loads((out / "results.json").read_text())
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
@@ -63,12 +65,27 @@ def test_an_existing_output_directory_is_not_touched(tiny_vlm_dir: Path, tmp_pat
         ({"device": "tpu9"}, "--device=tpu9 is not a torch device"),
         ({"pretrained": "/nowhere"}, "--pretrained=/nowhere is not a transformers model"),
         ({"benchmark": "trivia"}, "--benchmark=trivia is not known"),
+        ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
+        ({"seed": -1}, "--seed=-1 must be at least 0"),
         ({"policy": PolicySource("/x")}, "exactly one of --policy.path"),
     ],
 )
 def test_flags_that_cannot_work_are_named(flags, sentence, tiny_vlm_dir: Path, tmp_path: Path):
     config = VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path / "out", samples=4, **flags)
     with pytest.raises(AegisError, match=sentence):
+        evaluate(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_that_cannot_render_gets_one_sentence(
+    tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def blind() -> None:
+        raise TabletopError("off-screen rendering is not available")
+
+    monkeypatch.setattr(benchmarks, "TabletopSim", blind)
+    config = VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path / "out", samples=4)
+    with pytest.raises(AegisError, match="off-screen rendering is not available"):
         evaluate(config)
     assert not (tmp_path / "out").exists()
 
