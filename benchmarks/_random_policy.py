@@ -1,17 +1,16 @@
-"""What the cost benchmarks share: a policy of any VLM, random batches, and how figures are printed."""
+"""What the cost benchmarks share: a policy of any VLM, and random batches."""
 
-import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
+from aegis_eval.anchor import gaussian_anchor
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.files import atomic_write
-from aegis_policy.isolation import GaussianAnchor, MomentAccumulator
+from aegis_policy.isolation import GaussianAnchor
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.vlm import EMBEDDED_VLM, VLMBackbone
 
@@ -31,52 +30,37 @@ def random_batch(batch_size: int, image_size: int, chunk_size: int, device: str)
     return batch
 
 
-def make_policy(vlm: str, protection: str, image_size: int, device: str) -> AegisPolicy:
+def make_policy(vlm: str, protection: str, image_size: int, device: str, **options: Any) -> AegisPolicy:
     """A fresh policy, its zero-initialised layers woken up; a missing anchor is made on the spot."""
-    anchor_path = None
-    if protection == "aegis" and vlm != EMBEDDED_VLM:
-        anchor_path = _random_anchor(vlm, image_size)
-    config = AegisConfig(
+    with tempfile.TemporaryDirectory() as folder:
+        if protection == "aegis" and vlm != EMBEDDED_VLM:
+            options["anchor_path"] = Path(folder) / "anchor.safetensors"
+            _random_anchor(vlm, image_size).save(options["anchor_path"])
+        return _awake(AegisPolicy(_config(vlm, protection, image_size, device, options)).to(device))
+
+
+def _config(vlm: str, protection: str, image_size: int, device: str, options: dict[str, Any]) -> AegisConfig:
+    return AegisConfig(
         vlm=vlm,
         protection=protection,
-        anchor_path=anchor_path,
         device=device,
+        **options,
         input_features={
             **{camera: PolicyFeature(FeatureType.VISUAL, (3, image_size, image_size)) for camera in CAMERAS},
             "observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,)),
         },
         output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
     )
-    policy = AegisPolicy(config).to(device)
+
+
+def _awake(policy: AegisPolicy) -> AegisPolicy:
     for parameter in policy.expert.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
     return policy
 
 
-def report(figures: dict[str, Any], json_path: Path | None) -> None:
-    """Print the figures, and write them with the machine they were measured on."""
-    for key, value in figures.items():
-        print(f"{key:<32} {value:.3f}" if isinstance(value, float) else f"{key:<32} {value}")
-    if json_path is not None:
-        machine = {
-            "platform": platform.platform(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-        with atomic_write(json_path) as path:
-            path.write_text(json.dumps({**figures, "machine": machine}, indent=2) + "\n")
-        print(f"wrote {json_path}")
-
-
-def _random_anchor(vlm: str, image_size: int) -> Path:
-    backbone = VLMBackbone.from_pretrained(vlm)
-    batch = random_batch(8, image_size, 1, "cpu")
-    with torch.no_grad():
-        prefix = backbone.encode(backbone.prepare([batch[CAMERAS[0]]], batch["task"]))
-    accumulators = [MomentAccumulator() for _ in prefix.hidden_states]
-    for accumulator, hidden in zip(accumulators, prefix.hidden_states, strict=True):
-        accumulator.update(hidden, prefix.mask)
-    path = Path(tempfile.mkdtemp()) / "anchor.safetensors"
-    GaussianAnchor.from_accumulators(accumulators, {"vlm": vlm}).save(path)
-    return path
+def _random_anchor(vlm: str, image_size: int) -> GaussianAnchor:
+    images = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), dtype=np.uint8)
+    pairs = ((image, "what is on the table?") for image in images)
+    return gaussian_anchor(VLMBackbone.from_pretrained(vlm), pairs, source="noise", batch_size=8)

@@ -8,15 +8,13 @@ is recorded first, and left in a temporary folder only while the benchmark runs.
 """
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
-import lerobot
 import numpy as np
 import torch
+from _report import report
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from aegis_envs.configuration_tabletop import AegisTabletopEnv
@@ -56,13 +54,7 @@ def main() -> None:
         figures["image"] = frames_per_cpu_second(root, arguments.frames, arguments.chunk)
         if arguments.video_root:
             figures["video"] = frames_per_cpu_second(arguments.video_root, arguments.frames, arguments.chunk)
-    for kind, rate in figures.items():
-        print(f"{kind:<16} {rate:>8.0f} frames a CPU-second")
-    if arguments.json:
-        machine = platform.processor() or platform.machine()
-        described = {"machine": machine, "lerobot": lerobot.__version__, "frames_per_cpu_second": figures}
-        arguments.json.write_text(json.dumps(described, indent=2) + "\n")
-        print(f"wrote {arguments.json}")
+    report({f"{kind}, frames a CPU-second": rate for kind, rate in figures.items()}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from _random_policy import ACTION_DIM, make_policy, random_batch, report
+from _random_policy import ACTION_DIM, make_policy, random_batch
+from _report import report
 
 from aegis_policy import flow_matching
 from aegis_policy.modeling_aegis import AegisPolicy
@@ -34,9 +35,9 @@ def trained_policy(vlm: str, protection: str, image_size: int, device: str) -> A
         return AegisPolicy.from_pretrained(folder)
 
 
-def seconds(action: Callable[[], Any]) -> float:
+def seconds(action: Callable[[], Any], device: str) -> float:
     """Processor time of one call on the CPU, wall-clock time on a GPU."""
-    if torch.cuda.is_available():
+    if device.startswith("cuda"):
         start = time.perf_counter()
         action()
         torch.cuda.synchronize()
@@ -87,7 +88,7 @@ def main() -> None:
     rounds = []
     for index in range(_WARM_UP + arguments.rounds):
         order = list(actions) if index % 2 else list(reversed(actions))
-        rounds.append({name: seconds(actions[name]) for name in order})
+        rounds.append({name: seconds(actions[name], arguments.device) for name in order})
     rounds = rounds[_WARM_UP:]
 
     report(

@@ -7,15 +7,13 @@ CPU-seconds are those of the process, so other work on the machine matters less 
 """
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
+from _report import report
 
 from aegis_envs.env import TabletopEnv
 from aegis_envs.episodes import SPLITS
@@ -79,33 +77,14 @@ def main() -> None:
     parser.add_argument("--expert-episodes", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "mujoco": mujoco.__version__,
-        "size": arguments.size,
-        "per_cpu_second": {},
-        "expert": {},
-    }
-    print(
-        f"{'per CPU-second':<16}"
-        + "".join(f"{name:>10}" for name in ("steps", "physics", *CAMERAS, "resets"))
-    )
+    figures: dict[str, Any] = {"size": arguments.size}
     for task in TASKS:
-        rates = figures["per_cpu_second"][task] = speeds(task, arguments.size, arguments.steps)
-        print(f"{task:<16}" + "".join(f"{rate:>10.0f}" for rate in rates.values()), flush=True)
-    if arguments.expert_episodes:
-        for task in TASKS:
-            for split in SPLITS:
-                result = expert_success(task, split, arguments.expert_episodes)
-                figures["expert"][f"{task}/{split}"] = result
-                print(
-                    f"expert {task}/{split:<8} {result['successes']}/{result['episodes']}, "
-                    f"{result['mean_steps']:.1f} steps on average",
-                    flush=True,
-                )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-        print(f"wrote {arguments.json}")
+        for name, rate in speeds(task, arguments.size, arguments.steps).items():
+            figures[f"{task}: {name} a CPU-second"] = rate
+    for task in TASKS if arguments.expert_episodes else ():
+        for split in SPLITS:
+            figures[f"expert {task}/{split}"] = expert_success(task, split, arguments.expert_episodes)
+    report(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_envs.episodes import SPLITS, check_split, retarget, sample_episode
+from aegis_envs.errors import TabletopError
 from aegis_envs.scene import Scene
 from aegis_envs.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE, MAX_STEP, TabletopSim
 from aegis_envs.tasks import TASKS, Episode, Judge, nearest_object, parse_tasks
@@ -84,6 +85,10 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             scene = scene if isinstance(scene, Scene) else Scene.from_dict(scene)
             target = options.get("target", scene.objects[0].name)
             zone = options.get("zone", scene.zones[0].color if scene.zones else None)
+            if TASKS[episode.task].zones and zone not in [item.color for item in scene.zones]:
+                raise TabletopError(
+                    f'options["scene"] has no {zone or ""} zone, which {episode.task} needs: add one.'
+                )
             instruction = TASKS[episode.task].phrasings[0].format(target=target, zone=zone)
             scene.index(target)
             return Episode(episode.task, episode.split, scene, target, zone, instruction, episode.start)

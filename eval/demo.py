@@ -177,6 +177,7 @@ def _run_stages(config: DemoConfig, protection: str, name: str, data: Path) -> l
                 "--benchmark=tabletop",
                 "--split=test",
                 f"--samples={config.samples}",
+                f"--seed={config.seed}",
                 f"--output_dir={folder / 'vqa'}",
             ],
         ),

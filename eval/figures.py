@@ -24,6 +24,7 @@ SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
     color: f"--series-{index}" for index, color in enumerate(SERIES)
 }
+_LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 _MARKERS = ("o", "s", "D", "^", "v", "P")
 _STYLE = {
     "svg.fonttype": "none",
@@ -116,7 +117,8 @@ def curve_figure(curves: Mapping[str, Curve], *, log: bool = False, description:
     figure, axes = _axes(2.5, width=3.8)
     for index, (name, curve) in enumerate(curves.items()):
         color, _ = _look(index)
-        axes.plot(curve.steps, curve.values, color=color, linewidth=1.6, label=name)
+        line = _LINES[index % len(_LINES)]
+        axes.plot(curve.steps, curve.values, color=color, linestyle=line, linewidth=1.6, label=name)
     if log and all(value > 0 for curve in curves.values() for value in curve.values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -125,7 +127,8 @@ def curve_figure(curves: Mapping[str, Curve], *, log: bool = False, description:
     axes.set_xlabel("training step")
     axes.margins(x=0.02)
     _legend(axes, figure)
-    return _svg(figure, description)
+    ends = (f"{name} from {curve.values[0]:.3g} to {curve.values[-1]:.3g}" for name, curve in curves.items())
+    return _svg(figure, f"{description}; {', '.join(ends)}")
 
 
 def _axes(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:

@@ -33,7 +33,7 @@ body { margin: 0; background: var(--page); color: var(--ink);
 main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 8px 0 4px; }
 h2 { font-size: 1.2rem; margin: 40px 0 8px; }
-h3 { font-size: 1rem; margin: 0 0 8px; }
+h3, .card h2 { font-size: 1rem; margin: 0 0 8px; }
 p { margin: 0 0 12px; max-width: 70ch; }
 .films-of { margin-top: 16px; }
 .soft { color: var(--soft); }
@@ -84,9 +84,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool =
     lines = []
     for index, row in enumerate(rows):
         mark = ' class="total"' if total and index == len(rows) - 1 else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+        cells = f'<th scope="row">{escape(row[0])}</th>' + "".join(
+            f"<td>{escape(cell)}</td>" for cell in row[1:]
+        )
+        lines.append(f"<tr{mark}>{cells}</tr>")
     body = "\n".join(lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    # Reachable by keyboard, since it may scroll.
+    inside = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="group">{inside}</div>'
 
 
 def picture(image: NDArray[np.uint8], alt: str) -> str:

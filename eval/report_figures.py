@@ -32,7 +32,7 @@ def headline(runs: Sequence[RunSummary], pretrained: Json | None) -> str:
             )
         cards.append(
             f'<section class="card run" style="--run: var(--series-{index % len(SERIES)})">'
-            f"<h3>{escape(run.name)}</h3>"
+            f"<h2>{escape(run.name)}</h2>"
             f'<div class="numbers">{"".join(numbers)}</div>{_kept(run)}</section>'
         )
     lead = "What each policy can do, and what its backbone can still answer. Brackets: 95 % intervals."
@@ -144,7 +144,7 @@ def retention(runs: Sequence[RunSummary], pretrained: Json | None) -> str:
     text = (
         "Exact-match accuracy on questions about held-out scenes. Blind is the most frequent answer to the "
         "same question in training; brackets beside a run are the 95 % interval of its paired difference to "
-        "the pretrained model, in points."
+        "the pretrained model, in points; of its own accuracy, in %, where nothing is there to compare with."
     )
     return (
         f'<h2>What the backbone still answers</h2><p class="soft">{text}</p><div class="grid">'

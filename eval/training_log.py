@@ -57,7 +57,8 @@ def parse_training_log(text: str) -> Curves:
     """Curves from the lines in which LeRobot prints its meters.
 
     LeRobot rounds steps from 1,000 on ("step:1K"): these are counted on by the spacing of the exact ones.
-    Values are averages since the line before, with three decimals, as printed.
+    Values are averages since the line before, with three decimals, as printed. A log to which a resumed run
+    appended is only right up to step 1,000, since rounded steps do not say where it went on: keep a log a run.
     """
     curves: Curves = {}
     previous = spacing = 0
