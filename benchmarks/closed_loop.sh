@@ -4,7 +4,7 @@
 # asks questions. Everything lands in OUT; training continues where it stopped when the same command is given again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-outputs/closed_loop} STEPS=${STEPS:-3500} MINUTES=${MINUTES:-60} EPISODES=${EPISODES:-1000} SEED=${SEED:-0}
+OUT=${OUT:-outputs/closed_loop} STEPS=${STEPS:-2800} MINUTES=${MINUTES:-60} EPISODES=${EPISODES:-1000} SEED=${SEED:-0}
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 MUJOCO_GL=${MUJOCO_GL:-egl}
 checkpoint=$OUT/training/checkpoints/last/pretrained_model
 

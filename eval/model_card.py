@@ -25,7 +25,7 @@ a plain transformers directory.
 ## What it scores
 
 Exact match on the `{split}` split of `--benchmark=tabletop` ({samples} questions about scenes that training never saw),
-through `generate`, with 95 % Wilson intervals; *blind* is the majority answer of the training questions.
+through `generate`, with 95 % intervals; *blind* is the majority answer of the training questions.
 
 ```
 {table}
