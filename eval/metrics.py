@@ -138,7 +138,7 @@ def _by_group(
     labels = range(len(values)) if groups is None else groups
     index: dict[Hashable, int] = {}
     group_of = np.array([index.setdefault(label, len(index)) for label in labels])
-    sums = np.bincount(group_of, weights=values, minlength=len(index))
+    sums = np.bincount(group_of, weights=values, minlength=len(index)).astype(np.float64)
     return sums, np.bincount(group_of, minlength=len(index))
 
 
