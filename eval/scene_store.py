@@ -13,12 +13,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+import aegis_envs
 from aegis_envs.errors import TabletopError
 from aegis_envs.scene import Scene
 from aegis_envs.sim import IMAGE_SIZE, TabletopSim
@@ -26,9 +29,6 @@ from aegis_eval.robot_frames import robot_frame
 from aegis_eval.scene_images import SPLITS, SceneImage, render_scene
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory
-
-_FORMAT = 3
-"""Raise when pictures of the same (source, split, seed, index) change, so that caches are made again."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,22 @@ def scene_images(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
-    name = hashlib.sha256(f"{_FORMAT}/{split}/{count}/{seed}".encode()).hexdigest()[:12]
-    directory = cache_dir / f"{source}-{split}-{count}-{name}"
+    directory = cache_dir / f"{source}-{split}-{count}-{seed}-{_recipe()}"
     if not directory.is_dir():
         with rendering():
             _render_all(directory, source, split, count, seed, num_workers or _cores())
     return SceneImages(directory)
+
+
+@cache
+def _recipe() -> str:
+    """A short hash of the code that draws, moves and renders: pictures of other code are made again."""
+    digest = hashlib.sha256(version("mujoco").encode())
+    sources = [*Path(aegis_envs.__file__).parent.glob("*.py")]
+    sources += [Path(__file__).with_name(name) for name in ("scene_images.py", "robot_frames.py")]
+    for path in sorted(sources, key=lambda path: path.name):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _render_all(directory: Path, source: str, split: str, count: int, seed: int, num_workers: int) -> None:
