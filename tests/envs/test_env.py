@@ -139,6 +139,14 @@ def test_a_scene_described_in_json_can_be_set():
     env.close()
 
 
+def test_a_scene_without_the_zone_that_a_task_needs_is_named():
+    env = TabletopEnv("push")
+    _, info = env.reset(seed=1)
+    with pytest.raises(TabletopError, match=r"no white zone, which push needs"):
+        env.reset(options={"scene": {**info["scene"], "zones": []}, "zone": "white"})
+    env.close()
+
+
 def test_standing_still_runs_out_of_time_and_fails():
     env = TabletopEnv("reach", max_episode_steps=6)
     env.reset(seed=0)

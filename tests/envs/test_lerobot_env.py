@@ -75,7 +75,13 @@ def test_success_reaches_the_place_where_lerobot_looks_for_it():
 
 @pytest.mark.parametrize(
     ("settings", "names"),
-    [({"task": "juggle"}, r"--env\.task=juggle"), ({"split": "validation"}, r"--env\.split=validation")],
+    [
+        ({"task": "juggle"}, r"--env\.task=juggle"),
+        ({"split": "validation"}, r"--env\.split=validation"),
+        ({"fps": 30}, r"--env\.fps=30: the arm is controlled 10 times a second"),
+        ({"image_size": 0}, r"--env\.image_size=0"),
+        ({"episode_length": 0}, r"--env\.episode_length=0"),
+    ],
 )
 def test_a_wrong_flag_is_named_with_the_choices(settings, names):
     with pytest.raises(AegisError, match=names):

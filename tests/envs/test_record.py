@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,12 @@ def test_flags_that_cannot_be_used_are_named(tmp_path, overrides, names):
     with pytest.raises(AegisError, match=names):
         record(_config(tmp_path / "none", **overrides))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_episode_length_is_refused_where_it_would_do_nothing(tmp_path):
+    config = replace(_config(tmp_path / "none"), env=AegisTabletopEnv(task="reach", episode_length=9))
+    with pytest.raises(AegisError, match=r"--env\.episode_length has no meaning here"):
+        record(config)
 
 
 @pytest.mark.parametrize(
