@@ -171,6 +171,7 @@ class AegisPolicy(PreTrainedPolicy):
             AegisError: the run is sharded by FSDP, which this LeRobot cannot do for a policy of this kind.
         """
         _refuse_sharding()
+        ranks.keep_group()
         self.protection.begin_training(self.vlm, self.anchor.restore(self.config.anchor_info or {}))
         groups = [
             *parameter_groups("expert", [self.expert], self.config.optimizer_lr),

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_kept: list[dist.ProcessGroup | None] = []
+
 
 def count() -> int:
     """How many ranks train together."""
@@ -20,6 +22,17 @@ def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
     """
     rank, rows = dist.get_rank() if count() > 1 else 0, len(like)
     return draw(count() * rows)[rank * rows : (rank + 1) * rows].to(like)
+
+
+def keep_group() -> None:
+    """Let the process group live as long as the process.
+
+    LeRobot and accelerate drop it with the DDP wrapper at the end of training. PyTorch 2.11's gloo group then waits
+    for its worker thread while holding the interpreter's lock; if that thread is just about to release its last
+    tensor, for which it needs the lock, the process never ends.
+    """
+    if count() > 1 and not _kept:
+        _kept.append(dist.group.WORLD)
 
 
 def mean(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from aegis_eval.scene_store import default_cache_dir, scene_images
 from aegis_eval.training_state import TrainingState
 from aegis_eval.vision_warmup import PatchNamer
 from aegis_eval.vqa import answer_samples, format_table
-from aegis_policy import cli
+from aegis_policy import cli, ranks
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
@@ -105,6 +105,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     require_new_directory(cfg.out, "--out")
     _check(cfg)
     accelerator = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
+    ranks.keep_group()
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         scenes = scene_images("train", cfg.scenes, cfg.seed, cfg.cache_dir)

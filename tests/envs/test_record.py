@@ -186,7 +186,12 @@ def test_an_interrupted_recording_continues_where_it_stopped(recording, tmp_path
     staging = tmp_path / ".tabletop.recording"
     # Far more episodes than are over before the interruption arrives.
     process = subprocess.Popen(
-        [*COMMAND, *_flags(root, episodes=400)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *_flags(root, episodes=400)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 900
     while not list(staging.glob("episode_*.npz")) and process.poll() is None and time.time() < deadline:
