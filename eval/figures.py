@@ -112,10 +112,13 @@ def rate_figure(
     return _svg(figure, description)
 
 
-def curve_figure(curves: Mapping[str, Curve], *, log: bool = False, description: str) -> str:
-    """One training figure over steps, a line a run."""
+def curve_figure(
+    curves: Mapping[str, Curve], runs: Sequence[str], *, log: bool = False, description: str
+) -> str:
+    """One training figure over steps, a line a run; `runs` are all runs of the page, which fix how each looks."""
     figure, axes = _axes(2.5, width=3.8)
-    for index, (name, curve) in enumerate(curves.items()):
+    for name, curve in curves.items():
+        index = runs.index(name)
         color, _ = _look(index)
         line = _LINES[index % len(_LINES)]
         axes.plot(curve.steps, curve.values, color=color, linestyle=line, linewidth=1.6, label=name)

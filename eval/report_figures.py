@@ -180,7 +180,8 @@ def training(runs: Sequence[RunSummary]) -> str:
     for key, (heading, label, log) in _CURVES.items():
         curves = {run.name: run.curves[key] for run in runs if key in run.curves}
         if curves:
-            figure = curve_figure(curves, log=log, description=f"{heading} over training: {label}")
+            names = [run.name for run in runs]
+            figure = curve_figure(curves, names, log=log, description=f"{heading} over training: {label}")
             cards.append(f'<div class="card"><h3>{heading}</h3><p class="soft">{label}</p>{figure}</div>')
     return f'<h2>Over training</h2><div class="grid">{"".join(cards)}</div>' if cards else ""
 
