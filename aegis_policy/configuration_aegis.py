@@ -58,7 +58,7 @@ class AegisConfig(PreTrainedConfig):
     train_projector: bool = False
 
     chunk_size: int = 16
-    n_action_steps: int = 8
+    n_action_steps: int = 2
     num_inference_steps: int = 10
 
     expert_width: int = 192
