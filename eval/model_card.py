@@ -53,7 +53,8 @@ that no training question has (`--benchmark=tabletop_composed`, {composed_sample
 
 {images} rendered scenes, {vision_steps} steps in which image tokens learn to name what lies under them, then
 {steps} steps of answer-only cross-entropy on {batch_size} images each, {questions} questions and a detection
-caption an image, or one question alone in every fourth step and the last 15 %. The training took {minutes} minutes on {hardware}; seed {seed}.
+caption an image, or one question alone in every fourth step and the last 15 %. The training took
+{minutes} minutes on {hardware}; seed {seed}.
 
 | setting | value |
 |---|---|
