@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import draccus
+from draccus.utils import DraccusException
 
 from aegis_policy.errors import AegisError
 
@@ -20,6 +21,16 @@ def run[Config](config_class: type[Config], command: Callable[[Config], Any]) ->
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    except AegisError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (AegisError, DraccusException) as error:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    """The first sentence of ours in the chain of causes, else what the parser says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, AegisError):
+            return str(cause)
+        cause = cause.__cause__
+    return str(error)

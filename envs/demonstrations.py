@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_envs.arm import WORKSPACE_HIGH, WORKSPACE_LOW
 from aegis_envs.env import TabletopEnv
 from aegis_envs.episodes import SPLITS, sample_episode
 from aegis_envs.errors import TabletopError
@@ -26,6 +27,11 @@ MAX_ATTEMPTS = 25
 SHOVE_CHANCE = 0.08
 SHOVE_STEPS = 3
 """A shove pushes the arm one way for this many steps; between shoves the expert is undisturbed."""
+SCATTER_Z = (0.03, 0.16)
+"""Heights of scattered starts, metres: from between the objects to where the expert travels."""
+_ABOVE_OBJECTS = 0.075
+_BESIDE_OBJECTS = 0.085
+_BESIDE_BOWL = 0.14
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Recipe:
     split: str
     seed: int
     noise: float
+    scatter: float
     image_size: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +119,7 @@ def demonstrate(recipe: Recipe, slot: int) -> Demonstration:
             [list(SPLITS).index(recipe.split), list(TASKS).index(task), recipe.seed, slot, attempt]
         )
         episode = sample_episode(task, recipe.split, rng)
-        demonstration = _attempt(env, episode, rng, recipe.noise, attempt)
+        demonstration = _attempt(env, episode, rng, recipe, attempt)
         if demonstration is not None:
             return demonstration
     raise TabletopError(
@@ -128,10 +135,12 @@ def demonstrate_to_file(recipe: Recipe, slot: int, path: Path) -> int:
 
 
 def _attempt(
-    env: TabletopEnv, episode: Episode, rng: np.random.Generator, noise: float, attempt: int
+    env: TabletopEnv, episode: Episode, rng: np.random.Generator, recipe: Recipe, attempt: int
 ) -> Demonstration | None:
     """One try; None unless it succeeds. Now and then the arm is shoved; the kept actions are the expert's."""
     env.start(episode)
+    if recipe.scatter and rng.random() < recipe.scatter:
+        env.sim.set_arm(_scattered_start(episode.scene, rng), float(rng.integers(2)))
     shove: NDArray[np.float64] = np.zeros(3)
     left = 0
     frames: list[tuple[dict[str, Any], NDArray[np.float32], NDArray[np.float32]]] = []
@@ -142,7 +151,7 @@ def _attempt(
         if left < 0:
             shove = np.zeros(3)
             if rng.random() < SHOVE_CHANCE:
-                shove, left = noise * rng.uniform(-1.0, 1.0, 3), SHOVE_STEPS - 1
+                shove, left = recipe.noise * rng.uniform(-1.0, 1.0, 3), SHOVE_STEPS - 1
         outcome = env.advance(action + np.append(shove, 0.0))
         if outcome == "success":
             return Demonstration(
@@ -156,6 +165,21 @@ def _attempt(
         if outcome is not None:
             return None
     return None
+
+
+def _scattered_start(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Fingertips (3,) anywhere in the workspace where the gripper touches nothing."""
+    taken = [(thing.x, thing.y, _BESIDE_OBJECTS) for thing in scene.objects]
+    if scene.bowl is not None:
+        taken.append((scene.bowl.x, scene.bowl.y, _BESIDE_BOWL))
+    low, high = WORKSPACE_LOW.copy(), WORKSPACE_HIGH.copy()
+    low[2], high[2] = SCATTER_Z
+    while True:
+        start: NDArray[np.float64] = rng.uniform(low, high)
+        if start[2] > _ABOVE_OBJECTS or all(
+            np.hypot(x - start[0], y - start[1]) > clearance for x, y, clearance in taken
+        ):
+            return start
 
 
 def _object_poses(env: TabletopEnv) -> NDArray[np.float32]:

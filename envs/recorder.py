@@ -55,6 +55,9 @@ class RecordConfig:
     num_workers: int = 2
     noise: float = 0.5
     """Strength of the shoves the expert has to recover from, from 0 (none) to 1 (the largest action)."""
+    scatter: float = 0.5
+    """Share of the demonstrations that begin with the fingertips anywhere over the table, low between the objects
+    or with the gripper shut: where a policy that missed finds itself, and where the usual start never leads."""
 
 
 def record(config: RecordConfig) -> None:
@@ -102,7 +105,7 @@ def _recipe(config: RecordConfig) -> Recipe:
         raise AegisError(
             f"--env.type={config.env.type} has no scripted expert here: use --env.type=aegis_tabletop."
         )
-    for name, least in (("episodes", 1), ("num_workers", 1), ("seed", 0), ("noise", 0)):
+    for name, least in (("episodes", 1), ("num_workers", 1), ("seed", 0), ("noise", 0), ("scatter", 0)):
         if getattr(config, name) < least:
             raise AegisError(f"--{name}={getattr(config, name)} is too small: give at least {least}.")
     if config.env.episode_length is not None:
@@ -111,8 +114,15 @@ def _recipe(config: RecordConfig) -> Recipe:
         )
     if config.noise > 1:
         raise AegisError(f"--noise={config.noise} is stronger than the arm: give at most 1.")
+    if config.scatter > 1:
+        raise AegisError(f"--scatter={config.scatter} is no share: give at most 1.")
     return Recipe(
-        tuple(config.env.tasks), config.env.split or "train", config.seed, config.noise, config.env.image_size
+        tasks=tuple(config.env.tasks),
+        split=config.env.split or "train",
+        seed=config.seed,
+        noise=config.noise,
+        scatter=config.scatter,
+        image_size=config.env.image_size,
     )
 
 

@@ -31,6 +31,7 @@ def robot_frame(sim: TabletopSim, split: str, seed: int, index: int) -> SceneIma
         split="train" if split == "train" else "test",
         seed=1_000_000 * (1 + SPLITS[split]) + seed,
         noise=0.5,
+        scatter=0.0,
         image_size=IMAGE_SIZE,
     )
     for attempt in count():

@@ -9,8 +9,8 @@ from aegis_envs.errors import TabletopError
 from aegis_envs.sim import MAX_STEP
 from aegis_envs.tasks import TASKS
 
-CALM = Recipe(("reach", "pick"), "train", 0, 0.0, 48)
-SHOVED = Recipe(("reach", "pick"), "train", 0, 1.0, 48)
+CALM = Recipe(("reach", "pick"), "train", 0, 0.0, 0.0, 48)
+SHOVED = Recipe(("reach", "pick"), "train", 0, 1.0, 0.0, 48)
 
 
 def _unexplained_motion(demonstration):
@@ -27,6 +27,22 @@ def test_shoves_push_the_arm_off_its_way_but_are_not_in_the_recorded_actions():
     assert max(shoved) > 0.5
 
 
+def test_scattered_starts_lie_all_over_the_table_and_move_nothing():
+    scattered = Recipe(("reach", "pick", "bowl"), "train", 0, 0.0, 1.0, 48)
+    starts = []
+    for slot in range(12):
+        demonstration = demonstrate(scattered, slot)
+        starts.append(demonstration.state[0])
+        scene = demonstration.episode.scene
+        placed = np.array([(thing.x, thing.y) for thing in scene.objects])
+        np.testing.assert_allclose(demonstration.objects[0, :, :2], placed, atol=2e-3)
+        assert np.abs(demonstration.objects[2, :, :2] - placed).max() < 5e-3
+    starts = np.array(starts)
+    assert (np.ptp(starts[:, :2], axis=0) > 0.2).all()
+    assert starts[:, 2].min() < 0.07
+    assert {round(float(opening)) for opening in starts[:, 3]} == {0, 1}
+
+
 def test_a_slot_gives_the_same_demonstration_whatever_was_simulated_before():
     first = demonstrate(SHOVED, 1)
     demonstrate(SHOVED, 0)
@@ -39,7 +55,7 @@ def test_a_slot_gives_the_same_demonstration_whatever_was_simulated_before():
 
 
 def test_tasks_take_turns_and_every_action_is_in_range():
-    recipe = Recipe(tuple(TASKS), "unseen", 3, 0.5, 48)
+    recipe = Recipe(tuple(TASKS), "unseen", 3, 0.5, 0.0, 48)
     for slot, task in enumerate(TASKS):
         demonstration = demonstrate(recipe, slot)
         assert demonstration.episode.task == task

@@ -54,6 +54,14 @@ def recording(tmp_path_factory):
     return root
 
 
+def test_an_unknown_task_ends_the_command_with_one_sentence(tmp_path):
+    flags = ["--env.type=aegis_tabletop", "--env.task=juggle", f"--root={tmp_path / 'data'}"]
+    done = subprocess.run([*COMMAND, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --env.task=juggle is not a tabletop task")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_dataset_holds_two_cameras_a_state_an_action_and_the_instruction(recording):
     dataset = LeRobotDataset("local/any", root=recording)
     assert dataset.fps == 10
@@ -136,6 +144,8 @@ def test_a_complete_recording_is_left_alone_and_any_other_folder_refused(recordi
         ({"num_workers": 0}, "--num_workers=0"),
         ({"noise": -1.0}, "--noise=-1.0"),
         ({"noise": 2.0}, "--noise=2.0"),
+        ({"scatter": -0.1}, "--scatter=-0.1"),
+        ({"scatter": 1.5}, "--scatter=1.5"),
     ],
 )
 def test_flags_that_cannot_be_used_are_named(tmp_path, overrides, names):

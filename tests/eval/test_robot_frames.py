@@ -57,7 +57,7 @@ def test_frames_repeat_and_splits_differ(sim: TabletopSim) -> None:
 
 
 def test_nothing_is_asked_about_an_object_in_the_gripper() -> None:
-    recipe = robot_frames.Recipe(("pick",), "test", 5, 0.0, IMAGE_SIZE)
+    recipe = robot_frames.Recipe(("pick",), "test", 5, 0.0, 0.0, IMAGE_SIZE)
     demonstration = demonstrate(recipe, 0)
     assert robot_frames._standing_scene(demonstration, 0) == demonstration.scene_at(0)
     assert robot_frames._standing_scene(demonstration, len(demonstration.action) - 1) is None
