@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import lerobot
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
@@ -122,7 +123,13 @@ class AegisPolicy(PreTrainedPolicy):
         if not directory.is_dir():
             hub_options = ("revision", "cache_dir", "force_download", "token", "local_files_only")
             options = {key: kwargs[key] for key in hub_options if key in kwargs}
-            directory = Path(snapshot_download(str(pretrained_name_or_path), **options))
+            try:
+                directory = Path(snapshot_download(str(pretrained_name_or_path), **options))
+            except (OSError, ValueError, HfHubHTTPError) as error:
+                raise AegisError(
+                    f"--policy.path={pretrained_name_or_path} is neither a folder nor a model that the hub gives "
+                    f"({' '.join(str(error).split())}): name the `pretrained_model` folder of a checkpoint."
+                ) from error
         if not (directory / _VLM_FOLDER).is_dir():
             raise AegisError(
                 f"{directory} holds no {_VLM_FOLDER}/ folder, so it is not a whole checkpoint of this "

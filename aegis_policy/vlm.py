@@ -69,11 +69,6 @@ class Prefix:
     mask: Tensor
 
 
-def embedded_directory() -> Path:
-    """The folder of the embedded VLM: a plain transformers directory."""
-    return _EMBEDDED_DIRECTORY
-
-
 def embedded_anchor() -> Path:
     """The Gaussian anchor that belongs to the embedded VLM."""
     return _EMBEDDED_DIRECTORY / "anchor.safetensors"
@@ -95,30 +90,37 @@ class VLMBackbone(nn.Module):
         name_or_directory: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
+        flag: str = "--policy.vlm",
     ) -> "VLMBackbone":
         """Load architecture, weights (safetensors only) and processor of a directory, a hub id, or `embedded`.
+
+        Args:
+            name_or_directory: what to load.
+            dtype: of the weights.
+            flag: how errors call what named the model.
 
         Raises:
             AegisError: nothing usable is there, it is not an image-text-to-text model, or its family is unknown.
         """
         name = str(name_or_directory)
-        source = _resolve(name)
-        _load_config(source, name)
+        named = f"{flag}={name}"
+        source = _resolve(name, named)
+        _load_config(source, named)
         try:
             model, loading = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise AegisError(
-                f"--policy.vlm={name} has a configuration but no readable safetensors weights "
+                f"{named} has a configuration but no readable safetensors weights "
                 f"({_first_line(error)}): download the model again or name another directory."
             ) from error
         if missing := sorted(loading["missing_keys"]):
             raise AegisError(
-                f"--policy.vlm={name} lacks weights of its own architecture ({missing[0]} and {len(missing) - 1} "
+                f"{named} lacks weights of its own architecture ({missing[0]} and {len(missing) - 1} "
                 "more): download the model again or name another directory."
             )
-        return cls(model, _load_processor(source, name), name)
+        return cls(model, _load_processor(source, named), name)
 
     @classmethod
     def from_architecture(
@@ -263,44 +265,54 @@ class VLMBackbone(nn.Module):
                 handle.remove()
 
 
-def _resolve(name: str) -> str:
+def _resolve(name: str, named: str) -> str:
     if name != EMBEDDED_VLM:
         return name
     if not (_EMBEDDED_DIRECTORY / "config.json").is_file():
         raise AegisError(
-            f"--policy.vlm=embedded: {_EMBEDDED_DIRECTORY} holds no model; reinstall the package or make "
+            f"{named}: {_EMBEDDED_DIRECTORY} holds no model; reinstall the package or make "
             "the model with aegis-pretrain."
         )
     return str(_EMBEDDED_DIRECTORY)
 
 
-def _load_config(source: str, name: str) -> Any:
+def check_vlm(name: str, flag: str) -> None:
+    """Find out whether `name` is a VLM of a known family, without loading its weights.
+
+    Raises:
+        AegisError: it is not.
+    """
+    named = f"{flag}={name}"
+    _load_config(_resolve(name, named), named)
+
+
+def _load_config(source: str, named: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise AegisError(
-            f"--policy.vlm={name} is not a transformers model ({_first_line(error)}): give a directory with a "
+            f"{named} is not a transformers model ({_first_line(error)}): give a directory with a "
             "config.json, a hub id, or `embedded`."
         ) from error
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise AegisError(
-            f"--policy.vlm={name} is a `{config.model_type}` model, which transformers does not list as "
+            f"{named} is a `{config.model_type}` model, which transformers does not list as "
             "image-text-to-text: choose a vision-language model."
         )
     if config.model_type not in FAMILIES:
         raise AegisError(
-            f"--policy.vlm={name} is a `{config.model_type}` model; known families are "
+            f"{named} is a `{config.model_type}` model; known families are "
             f"{', '.join(sorted(FAMILIES))}: add its parts to FAMILIES in aegis_policy/vlm.py."
         )
     return config
 
 
-def _load_processor(source: str, name: str) -> Any:
+def _load_processor(source: str, named: str) -> Any:
     try:
         return AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise AegisError(
-            f"--policy.vlm={name} has no readable processor ({_first_line(error)}): its directory needs the "
+            f"{named} has no readable processor ({_first_line(error)}): its directory needs the "
             "tokenizer and preprocessor files beside config.json."
         ) from error
 

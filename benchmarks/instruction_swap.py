@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aegis_envs.episodes import check_split
 from aegis_envs.errors import TabletopError
@@ -40,9 +41,19 @@ def main(config: SwapConfig) -> None:
     if config.pairs < 1:
         raise AegisError(f"--pairs={config.pairs} asks for nothing: give a positive number.")
     try:
-        tasks, split = parse_tasks(config.task), check_split(config.split)
+        results = _probe(config)
     except TabletopError as error:
         raise AegisError(str(error).replace("--env.", "--")) from error
+    if config.output is not None:
+        data = {"tasks": results, "provenance": provenance(config.seed, time.monotonic() - started)}
+        with atomic_write(config.output) as beside:
+            beside.write_text(json.dumps(data, indent=2) + "\n")
+        print(f"wrote {config.output}")
+
+
+def _probe(config: SwapConfig) -> dict[str, Any]:
+    assert config.policy.path is not None
+    tasks, split = parse_tasks(config.task), check_split(config.split)
     results = {}
     for task in tasks:
         probe = swap_probe(
@@ -55,11 +66,7 @@ def main(config: SwapConfig) -> None:
             f"{probe.pairs} scenes"
         )
         results[task] = probe.to_dict()
-    if config.output is not None:
-        data = {"tasks": results, "provenance": provenance(config.seed, time.monotonic() - started)}
-        with atomic_write(config.output) as beside:
-            beside.write_text(json.dumps(data, indent=2) + "\n")
-        print(f"wrote {config.output}")
+    return results
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
                 raise TabletopError(
                     f'options["scene"] has no {zone or ""} zone, which {episode.task} needs: add one.'
                 )
+            if TASKS[episode.task].bowl and scene.bowl is None:
+                raise TabletopError(f'options["scene"] has no bowl, which {episode.task} needs: add one.')
             instruction = TASKS[episode.task].phrasings[0].format(target=target, zone=zone)
             scene.index(target)
             return Episode(episode.task, episode.split, scene, target, zone, instruction, episode.start)

@@ -62,10 +62,11 @@ def make_anchor(config: AnchorConfig) -> GaussianAnchor:
     Raises:
         AegisError: the VLM or the VQA samples cannot be read.
     """
-    if config.samples < 1 or config.batch_size < 1:
-        raise AegisError("--samples and --batch_size must be positive.")
+    for name, least in (("samples", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
     device = torch_device(config.device)
-    vlm = VLMBackbone.from_pretrained(config.vlm).to(device)
+    vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
     anchor = gaussian_anchor(
         vlm, _pairs(config), source=config.vqa, batch_size=config.batch_size, total=config.samples
     )

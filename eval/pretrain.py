@@ -163,9 +163,10 @@ def pretrain(cfg: PretrainConfig) -> None:
 
 
 def _check(cfg: PretrainConfig) -> None:
-    for name in ("scenes", "steps", "batch_size", "questions", "eval_freq", "save_freq", "val_samples"):
-        if getattr(cfg, name) < 1:
-            raise AegisError(f"--{name}={getattr(cfg, name)} must be at least 1.")
+    least = dict.fromkeys(("vision_steps", "warmup_steps", "seed"), 0)
+    for name, value in asdict(cfg).items():
+        if isinstance(value, int) and value < least.get(name, 1):
+            raise AegisError(f"--{name}={value} must be at least {least.get(name, 1)}.")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not processes <= cfg.batch_size <= cfg.scenes:
         raise AegisError(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, fingerprint, load_samples
 from aegis_eval.devices import torch_device
@@ -24,7 +23,7 @@ from aegis_eval.retention import format_table, score_answers
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
-from aegis_policy.vlm import EMBEDDED_VLM, VLMBackbone
+from aegis_policy.vlm import VLMBackbone, check_vlm
 
 
 @dataclass
@@ -167,7 +166,7 @@ def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
             "give exactly one of --policy.path (a checkpoint) and --vlm (a model to ask as it is)."
         )
     if config.vlm is not None:
-        vlm = VLMBackbone.from_pretrained(config.vlm)
+        vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm")
         return vlm.to(torch_device(config.device)), None
     policy, _ = load_policy(str(config.policy.path))
     return policy.vlm.to(torch_device(config.device)), policy.config
@@ -196,16 +195,8 @@ def load_policy(path: str) -> tuple[Any, str]:
 
 def _check_pretrained(config: VqaConfig) -> None:
     """Find out before the work that `--pretrained` names no model; its weights are loaded only when needed."""
-    name = config.pretrained
-    if name is None or name == EMBEDDED_VLM:
-        return
-    try:
-        AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise AegisError(
-            f"--pretrained={name} is not a transformers model: give a directory with a config.json, a hub id, "
-            "or `embedded`."
-        ) from error
+    if config.pretrained is not None:
+        check_vlm(config.pretrained, "--pretrained")
 
 
 def _reference(config: VqaConfig, policy_config: Any) -> tuple[VLMBackbone | None, str]:
@@ -214,10 +205,10 @@ def _reference(config: VqaConfig, policy_config: Any) -> tuple[VLMBackbone | Non
     if name is None:
         return None, ""
     try:
-        vlm = VLMBackbone.from_pretrained(name)
-    except AegisError as error:
+        vlm = VLMBackbone.from_pretrained(name, flag="--pretrained")
+    except AegisError:
         if config.pretrained is not None:
-            raise AegisError(str(error).replace("--policy.vlm", "--pretrained")) from error
+            raise
         return None, (
             f"The VLM this policy was made from ({name}) cannot be read, so nothing is compared with it: "
             "name a copy with --pretrained."

@@ -139,11 +139,16 @@ def test_a_scene_described_in_json_can_be_set():
     env.close()
 
 
-def test_a_scene_without_the_zone_that_a_task_needs_is_named():
+def test_a_scene_without_the_zone_or_bowl_that_a_task_needs_is_named():
     env = TabletopEnv("push")
     _, info = env.reset(seed=1)
     with pytest.raises(TabletopError, match=r"no white zone, which push needs"):
         env.reset(options={"scene": {**info["scene"], "zones": []}, "zone": "white"})
+    env.close()
+    env = TabletopEnv("bowl")
+    _, info = env.reset(seed=0)
+    with pytest.raises(TabletopError, match="no bowl, which bowl needs"):
+        env.reset(options={"scene": {**info["scene"], "bowl": None}})
     env.close()
 
 

@@ -105,6 +105,8 @@ def test_other_flags_do_not_continue_somebody_elses_training(
     [
         ({"steps": 0}, "--steps=0 must be at least 1"),
         ({"save_freq": 0}, "--save_freq=0 must be at least 1"),
+        ({"card_samples": 0}, "--card_samples=0 must be at least 1"),
+        ({"seed": -1}, "--seed=-1 must be at least 0"),
         ({"batch_size": 13}, "--batch_size=13 .* not exceed --scenes=12"),
         ({"mixed_precision": "fp4"}, "--mixed_precision=fp4 is unknown"),
     ],

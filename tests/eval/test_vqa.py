@@ -8,6 +8,7 @@ import pytest
 
 from aegis_envs.errors import TabletopError
 from aegis_eval import benchmarks
+from aegis_eval.anchor import AnchorConfig, make_anchor
 from aegis_eval.benchmarks import load_samples
 from aegis_eval.vqa import PolicySource, VqaConfig, answer_samples, evaluate, main
 from aegis_policy.errors import AegisError
@@ -94,6 +95,16 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path):
     config = VqaConfig(policy=PolicySource(str(tmp_path)), output_dir=tmp_path / "out")
     with pytest.raises(AegisError, match="holds no config"):
         evaluate(config)
+    config = VqaConfig(policy=PolicySource("outputs/trian"), output_dir=tmp_path / "out")
+    with pytest.raises(AegisError, match=r"--policy\.path=outputs/trian is neither a folder nor a model"):
+        evaluate(config)
+
+
+def test_the_flag_that_named_the_model_is_the_one_in_the_error(tmp_path: Path):
+    with pytest.raises(AegisError, match=r"^--vlm=/nowhere is not a transformers model"):
+        evaluate(VqaConfig(vlm="/nowhere", output_dir=tmp_path / "out"))
+    with pytest.raises(AegisError, match=r"^--vlm=/nowhere is not a transformers model"):
+        make_anchor(AnchorConfig(vlm="/nowhere", out=tmp_path / "anchor.safetensors"))
 
 
 def test_answers_do_not_depend_on_the_batches(tiny_vlm_dir: Path):
