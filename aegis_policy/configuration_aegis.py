@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
-from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
 from aegis_policy.errors import AegisError
-from aegis_policy.optimizer_aegis import AegisAdamWConfig
+from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
 from aegis_policy.protection import protection_named
 
 _AT_LEAST_ONE = (
@@ -45,7 +44,7 @@ class AegisConfig(PreTrainedConfig):
         dtype: `float32` or `bfloat16`, the precision of matrix products; weights stay float32.
         gradient_checkpointing: recompute the backbone's activations instead of keeping them.
         optimizer_lr, optimizer_lr_backbone: peak learning rates of the action expert and of the backbone.
-        scheduler_warmup_steps: linear warm-up, before a cosine that ends at `--steps`.
+        scheduler_warmup_steps: linear warm-up, at most a tenth of `--steps`, before a cosine that ends there.
         vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
             written by the policy, read from checkpoints.
     """
@@ -168,8 +167,8 @@ class AegisConfig(PreTrainedConfig):
             grad_clip_norm=self.optimizer_grad_clip_norm,
         )
 
-    def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig:
-        return CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=self.scheduler_warmup_steps)
+    def get_scheduler_preset(self) -> AegisCosineConfig:
+        return AegisCosineConfig(num_warmup_steps=self.scheduler_warmup_steps)
 
     @property
     def observation_delta_indices(self) -> None:

@@ -1,4 +1,5 @@
-"""The optimizer LeRobot builds for the policy: AdamW that projects in `step()` where the protection asks."""
+"""The optimizer LeRobot builds for the policy, AdamW that projects in `step()` where the protection asks, and its
+schedule."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +7,9 @@ from typing import Any
 
 import torch
 from lerobot.optim import OptimizerConfig
+from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig, LRSchedulerConfig
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import GradientIsolator, ProjectedAdamW
@@ -66,3 +69,14 @@ class AegisAdamWConfig(OptimizerConfig):
             return torch.optim.AdamW(params, **options)
         params.projects = True
         return ProjectedAdamW(params, params.isolator, **options)
+
+
+@LRSchedulerConfig.register_subclass("aegis_cosine")
+@dataclass
+class AegisCosineConfig(CosineAnnealingWithWarmupSchedulerConfig):
+    """LeRobot's cosine that ends at `--steps`, with a warm-up of at most a tenth of them."""
+
+    def build(self, optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
+        """The schedule for `num_training_steps` steps."""
+        warmup = min(self.num_warmup_steps, num_training_steps // 10)
+        return CosineAnnealingWithWarmupSchedulerConfig(warmup).build(optimizer, num_training_steps)

@@ -18,10 +18,17 @@ def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
     """This rank's part of one random draw for the whole global batch, a row for each row of `like`.
 
     LeRobot seeds all ranks alike: if each drew only for itself, all would learn from the same noise. Rank r holds
-    the r-th block of the global batch (accelerate's `BatchSamplerShard`), and so of the draw.
+    the r-th block of the global batch (accelerate's `BatchSamplerShard`), and so of the draw. Its seed is the first
+    rank's: an evaluation during training, which only that rank runs, moves its generator on alone.
     """
+    seed = torch.randint(2**62, (1,))
+    if count() > 1:
+        seed = seed.to(like.device)
+        dist.broadcast(seed, src=0)
     rank, rows = dist.get_rank() if count() > 1 else 0, len(like)
-    return draw(count() * rows)[rank * rows : (rank + 1) * rows].to(like)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        return draw(count() * rows)[rank * rows : (rank + 1) * rows].to(like)
 
 
 def keep_group() -> None:

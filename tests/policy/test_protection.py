@@ -188,17 +188,18 @@ def test_groups_have_their_own_rates_and_do_not_decay_vectors(make_policy: MakeP
 
 def test_every_rate_decays_to_zero_at_the_last_step(make_policy: MakePolicy) -> None:
     policy = make_policy("none", scheduler_warmup_steps=5)
-    optimizer = _optimizer(policy)
-    scheduler = policy.config.get_scheduler_preset().build(optimizer, num_training_steps=20)
     peak = [policy.config.optimizer_lr, policy.config.optimizer_lr_backbone]
-    rates = []
-    for _ in range(20):
-        optimizer.step()
-        scheduler.step()
-        rates.append([optimizer.param_groups[0]["lr"], optimizer.param_groups[-1]["lr"]])
-    assert rates[4] == peak
-    assert max(rates[-1]) < 1e-9
-    assert all(a / peak[0] == pytest.approx(b / peak[1]) for a, b in rates)
+    for steps, warmup in ((60, 5), (30, 3)):
+        optimizer = _optimizer(policy)
+        scheduler = policy.config.get_scheduler_preset().build(optimizer, num_training_steps=steps)
+        rates = []
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+            rates.append([optimizer.param_groups[0]["lr"], optimizer.param_groups[-1]["lr"]])
+        assert rates.index(peak) == warmup - 1, "a warm-up takes at most a tenth of the steps"
+        assert max(rates[-1]) < 1e-9
+        assert all(a / peak[0] == pytest.approx(b / peak[1]) for a, b in rates)
 
 
 def test_fsdp_is_refused(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
