@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,20 @@ import torch
 from aegis_eval.provenance import provenance
 from aegis_policy.files import atomic_write
 
+_STARTED = time.perf_counter()
+
 
 def report(figures: dict[str, Any], json_path: Path | None) -> None:
     """Print the figures, and write them with the command and the machine they were measured on."""
     for key, value in figures.items():
         print(f"{key:<40} {value:.3f}" if isinstance(value, float) else f"{key:<40} {value}")
     if json_path is not None:
-        described = provenance(0, 0.0, threads=torch.get_num_threads(), load=os.getloadavg()[0])
+        described = provenance(
+            torch.initial_seed(),
+            time.perf_counter() - _STARTED,
+            threads=torch.get_num_threads(),
+            load=os.getloadavg()[0],
+        )
         with atomic_write(json_path) as path:
             path.write_text(json.dumps({**figures, "provenance": described}, indent=2) + "\n")
         print(f"wrote {json_path}")

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    torch.manual_seed(0)
 
     with torch.enable_grad():
         free, protected = (

@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    torch.manual_seed(0)
 
     figures: dict[str, Any] = {"vlm": arguments.vlm, "batch_size": arguments.batch_size}
     figures["pairs"] = arguments.pairs
