@@ -4,7 +4,7 @@ Their images are rendered on first use and cached outside the repository.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,9 +172,3 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     for sample in samples:
         digest.update(f"{sample.id}\t{sample.question}\t{sample.answer}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def count_by_type(samples: Sequence[Sample]) -> dict[str, int]:
-    """Number of samples of each type, in order of first appearance."""
-    kinds = [sample.type for sample in samples]
-    return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}

@@ -108,10 +108,14 @@ def accuracy_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of an accuracy: Wilson's for independent samples, a bootstrap of whole groups for dependent ones."""
+    """Interval of an accuracy: Wilson's for independent samples, a bootstrap of whole groups for dependent ones.
+
+    Where all are right or all are wrong there is nothing to resample, and a group counts as one sample of Wilson's.
+    """
     values = np.asarray(correct, dtype=float)
-    if groups is None or len(set(groups)) == len(values):
-        return wilson_interval(int(values.sum()), len(values), confidence)
+    count = len(values) if groups is None else len(set(groups))
+    if count == len(values) or np.ptp(values) == 0:
+        return wilson_interval(round(float(values.mean()) * count), count, confidence)
     return _bootstrap_mean(values, groups, resamples, confidence, seed)
 
 

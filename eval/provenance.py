@@ -54,8 +54,13 @@ def _from_here(program: Path) -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, "+changes" if files differ; None outside one."""
+    """Commit of the checkout this package runs from, "+changes" if files differ; None outside one.
+
+    An environment inside somebody else's checkout does not make that checkout ours.
+    """
     try:
+        if Path(_git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parents[1]:
+            return None
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):

@@ -22,7 +22,6 @@ def write_report(
     path: Path | str,
     runs: Sequence[RunSummary],
     *,
-    pretrained: Json | None = None,
     title: str = "Robot skill and retained knowledge",
     provenance: Json | None = None,
     videos_per_task: int = 2,
@@ -33,7 +32,6 @@ def write_report(
     Args:
         path: the HTML file.
         runs: one or more, in the order to show them.
-        pretrained: `results.json` of the pretrained model; by default what the first run was paired with.
         title: heading of the page.
         provenance: JSON-able, shown at the end.
         videos_per_task: of each run, a success and a failure where both were filmed.
@@ -48,9 +46,9 @@ def write_report(
     body = "\n".join(
         [
             f"<h1>{escape(title)}</h1>",
-            headline(runs, pretrained),
+            headline(runs),
             success(runs),
-            retention(runs, pretrained),
+            retention(runs),
             training(runs),
             films(runs, videos_per_task),
             questions(runs, examples),

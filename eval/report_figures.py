@@ -18,7 +18,7 @@ _CURVES = {
 """Figure of training -> heading, what is shown, whether the axis is logarithmic."""
 
 
-def headline(runs: Sequence[RunSummary], pretrained: Json | None) -> str:
+def headline(runs: Sequence[RunSummary]) -> str:
     """One card a run with its success and its accuracy."""
     cards = []
     for index, run in enumerate(runs):
@@ -36,8 +36,8 @@ def headline(runs: Sequence[RunSummary], pretrained: Json | None) -> str:
             f'<div class="numbers">{"".join(numbers)}</div>{_kept(run)}</section>'
         )
     lead = "What each policy can do, and what its backbone can still answer. Brackets: 95 % intervals."
-    first = next((run.vqa for run in runs if run.vqa is not None), pretrained)
-    before = pretrained or (first and first["pretrained"])
+    first = next((run.vqa for run in runs if run.vqa is not None), None)
+    before = first and first["pretrained"]
     if first and before:
         lead += (
             f" Before any robot training the backbone answered {_percent(before['accuracy'])} "
@@ -117,13 +117,13 @@ def _swaps(runs: Sequence[RunSummary]) -> str:
     return f'<h2>Does it listen?</h2><p class="soft">{text}</p>{shown}'
 
 
-def retention(runs: Sequence[RunSummary], pretrained: Json | None) -> str:
+def retention(runs: Sequence[RunSummary]) -> str:
     """Accuracy per question type against the pretrained model and the blind baseline."""
     asked = {run.name: run.vqa for run in runs if run.vqa is not None}
     if not asked:
         return ""
     first = next(iter(asked.values()))
-    reference = _scores(pretrained) if pretrained else _paired_scores(first)
+    reference = _paired_scores(first)
     rows = [*first["per_type"], "all"]
     blind = {kind: score["blind"] for kind, score in _scores(first).items()}
     figure = rate_figure(

@@ -44,7 +44,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Score:
-    """Exact-match accuracy of `n` answers with Wilson interval, the blind baseline's and the reference's."""
+    """Exact-match accuracy of `n` answers with its interval, the blind baseline's and the reference's."""
 
     accuracy: float
     n: int

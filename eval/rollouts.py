@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aegis_eval.metrics import Interval, wilson_interval
 from aegis_policy.errors import AegisError
@@ -54,18 +53,6 @@ class Rollouts:
             sum(task.successes for task in self.tasks),
             sum(task.episodes for task in self.tasks),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able rates with intervals, by task."""
-        return {
-            item.task: {
-                "successes": item.successes,
-                "episodes": item.episodes,
-                "rate": item.rate,
-                "ci": item.ci,
-            }
-            for item in (*self.tasks, self.overall)
-        }
 
 
 def read_rollouts(directory: Path | str) -> Rollouts:

@@ -1,6 +1,5 @@
-"""Curves over training, read from what `lerobot-train` printed or from a metrics JSONL."""
+"""Curves over training, read from what `lerobot-train` printed."""
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ Curves = dict[str, Curve]
 
 
 def read_curves(path: Path | str) -> Curves:
-    """Curves by name (`loss`, `grad_norm`, `lr`, `anchor_distance`, ...) from a log or a `.jsonl` file.
+    """Curves by name (`loss`, `grad_norm`, `lr`, `anchor_distance`, ...) from a log.
 
     Raises:
         AegisError: the file cannot be read or holds no training figures.
@@ -43,9 +42,9 @@ def read_curves(path: Path | str) -> Curves:
     path = Path(path)
     try:
         text = path.read_text(errors="replace")
-        curves = parse_jsonl(text) if path.suffix == ".jsonl" else parse_training_log(text)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise AegisError(f"{path} cannot be read as a training log ({error}): name another file.") from error
+    curves = parse_training_log(text)
     if not curves:
         raise AegisError(
             f"{path} holds no training figures: give the output of lerobot-train, with `step:` and `loss:`."
@@ -76,28 +75,6 @@ def parse_training_log(text: str) -> Curves:
         for name, value in meters.items():
             if name not in _POSITION and (number := _number(value)) is not None:
                 curves.setdefault(_name(name), Curve()).append(step, number)
-    return curves
-
-
-def parse_jsonl(text: str) -> Curves:
-    """Curves from one JSON object a line with a `step` (or `steps`) and any numbers.
-
-    Raises:
-        ValueError: a line is not a JSON object.
-    """
-    curves: Curves = {}
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            raise ValueError("every line must be a JSON object")
-        step = record.get("step", record.get("steps"))
-        if step is None:
-            continue
-        for name, value in record.items():
-            if name not in ("step", "steps") and isinstance(value, int | float) and math.isfinite(value):
-                curves.setdefault(_name(name), Curve()).append(int(step), float(value))
     return curves
 
 

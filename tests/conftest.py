@@ -1,6 +1,9 @@
-"""Fixtures shared by all tests: a tiny PaliGemma-2 directory as a user would have one on disk."""
+"""Fixtures shared by all tests: a tiny PaliGemma-2 directory as a user would have one on disk, and a shell."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,3 +26,27 @@ def tiny_vlm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     build_small_vlm(_WORDS.split(), size, seed=0, name=str(directory)).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`shell(*arguments)`: run a command as a user would, on one thread, without a network."""
+    return _run
+
+
+def _run(*arguments: str, cwd: Path | None = None, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return subprocess.run(
+        arguments,
+        cwd=cwd,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -143,7 +143,10 @@ def tiny_checkpoint(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory
         output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
     )
     sizes = {"observation.state": 8, "action": 4}
-    stats = {key: {"mean": torch.zeros(size), "std": torch.ones(size)} for key, size in sizes.items()}
+    stats = {
+        key: {"mean": torch.full((size,), 0.3), "std": torch.full((size,), 0.1)}
+        for key, size in sizes.items()
+    }
     folder = tmp_path_factory.mktemp("checkpoint") / "pretrained_model"
     AegisPolicy(config).save_pretrained(folder)
     for processor in make_aegis_pre_post_processors(config, stats):

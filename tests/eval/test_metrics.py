@@ -105,6 +105,8 @@ def test_accuracy_intervals_know_about_shared_images():
     groups = np.repeat(np.arange(100), 6).tolist()
     assert accuracy_interval(correct) == wilson_interval(300, 600)
     assert accuracy_interval(correct[::6], groups[::6]) == wilson_interval(50, 100)
+    assert accuracy_interval([True] * 600, groups) == wilson_interval(100, 100)
+    assert accuracy_interval([False] * 600, groups) == wilson_interval(0, 100)
     low, high = accuracy_interval(correct, groups)
     assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
 

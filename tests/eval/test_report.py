@@ -124,7 +124,7 @@ def test_a_run_of_which_little_is_known_still_gets_a_page(runs: list[RunSummary]
         RunSummary("rolled", rollouts=runs[0].rollouts),
         RunSummary("asked", vqa=runs[0].vqa),
     ):
-        path = write_report(tmp_path / f"{run.name}.html", [run], pretrained=runs[0].vqa)
+        path = write_report(tmp_path / f"{run.name}.html", [run])
         assert Page(path.read_text()).open == []
 
 

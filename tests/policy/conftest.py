@@ -1,8 +1,5 @@
 """A tiny VLM with its anchor, a tiny LeRobot dataset, and policies and batches made of them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,26 +155,3 @@ def fresh_flags(tiny_flags: list[str], tiny_vlm_dir: Path, tiny_anchor: Path) ->
         f"--policy.anchor_path={tiny_anchor}",
         *(f"--policy.{key}={value}" for key, value in TINY.items()),
     ]
-
-
-@pytest.fixture(scope="session")
-def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`shell(*arguments)`: run a command as a user would, on one thread, without a network."""
-    return _run
-
-
-def _run(*arguments: str, timeout: float = 500, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return subprocess.run(
-        arguments,
-        env={**os.environ, **settings, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )

@@ -1,0 +1,81 @@
+"""The commands of the README, as printed, with smaller numbers."""
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+_README = Path(__file__).parents[2] / "README.md"
+_SMALLER = {
+    "--episodes": "4",
+    "--steps": "2",
+    "--save_freq": "2",
+    "--env_eval_freq": "2",
+    "--batch_size": "4",
+    "--eval.n_episodes": "2",
+    "--eval.batch_size": "2",
+    "--samples": "4",
+    "--vlm": "embedded",
+    "--vqa": "my_vqa",
+}
+_EVALUATION = ["--batch_size=4", "--samples=12", "--output_dir=vqa"]
+
+
+def _commands(heading: str) -> list[list[str]]:
+    """The commands of the code blocks under a heading of the README."""
+    section = _README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    blocks = "".join(re.findall(r"^```\n(.*?)^```", section, re.M | re.S)).replace("\\\n", " ")
+    return [shlex.split(line) for line in blocks.splitlines() if line]
+
+
+def _small(command: Sequence[str]) -> list[str]:
+    flags = dict(flag.split("=", 1) for flag in command[1:])
+    return [command[0], *(f"{name}={_SMALLER.get(name, value)}" for name, value in flags.items())]
+
+
+@pytest.fixture
+def my_vqa(tmp_path: Path) -> None:
+    """The folder of pictures and questions that the README describes."""
+    (tmp_path / "my_vqa").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    lines = []
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / "my_vqa" / f"{index}.png")
+        lines.append(json.dumps({"image": f"{index}.png", "question": "what is on the table?"}))
+    (tmp_path / "my_vqa" / "questions.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.usefixtures("my_vqa")
+def test_the_commands_of_the_readme_work_one_after_the_other(
+    shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    commands = _commands("The five commands")
+    assert [command[0] for command in commands] == [
+        "aegis-record",
+        "lerobot-train",
+        "lerobot-eval",
+        "aegis-vqa",
+        "aegis-anchor",
+        "lerobot-train",
+        "lerobot-train",
+    ]
+    for command in commands:
+        more = (
+            _EVALUATION if command[0] == "aegis-vqa" else ["--steps=3"] if "--resume=true" in command else []
+        )
+        done = shell(*_small(command), *more, cwd=tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[-3000:]}"
+    for made in (
+        "outputs/train/checkpoints/000003/pretrained_model",
+        "outputs/further/checkpoints/000002/pretrained_model",
+        "vqa/results.json",
+        "anchor.safetensors",
+    ):
+        assert (tmp_path / made).exists(), made
+    assert list(tmp_path.glob("outputs/train/eval/**/*.mp4")) and list(tmp_path.glob("outputs/eval/**/*.mp4"))
