@@ -106,7 +106,7 @@ def format_table(scores: Scores) -> str:
     paired = scores.overall.pretrained is not None
     header = ["type", "n", "accuracy %", "95 % interval", "blind %"]
     if paired:
-        header += ["pretrained %", "difference", "95 % interval", "p"]
+        header += ["pretrained %", "change", "95 % of change", "p of change"]
     rows = [header]
     for kind, score in [*scores.per_type.items(), ("all", scores.overall)]:
         rows.append(_table_row(kind, score))

@@ -154,7 +154,8 @@ def answer_samples(
 def _output_directory(config: VqaConfig) -> Path:
     if config.output_dir is not None:
         return require_new_directory(config.output_dir, "--output_dir")
-    name = Path(config.policy.path or config.vlm or "vlm").name
+    folder = Path(config.policy.path or config.vlm or "vlm").resolve()
+    name = folder.parent.name if folder.name == "pretrained_model" else folder.name
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
     return require_new_directory(Path("outputs") / "vqa" / f"{stamp}_{name}", "--output_dir")
 

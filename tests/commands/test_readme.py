@@ -21,8 +21,6 @@ _SMALLER = {
     "--eval.n_episodes": "2",
     "--eval.batch_size": "2",
     "--samples": "4",
-    "--vlm": "embedded",
-    "--vqa": "my_vqa",
 }
 _EVALUATION = ["--batch_size=4", "--samples=12", "--output_dir=vqa"]
 
@@ -34,9 +32,11 @@ def _commands(heading: str) -> list[list[str]]:
     return [shlex.split(line) for line in blocks.splitlines() if line]
 
 
-def _small(command: Sequence[str]) -> list[str]:
+def _small(command: Sequence[str], **others: str) -> list[str]:
+    """The command with the numbers of `_SMALLER`, and with the values of `others`."""
     flags = dict(flag.split("=", 1) for flag in command[1:])
-    return [command[0], *(f"{name}={_SMALLER.get(name, value)}" for name, value in flags.items())]
+    smaller = {**_SMALLER, **{f"--{name}": value for name, value in others.items()}}
+    return [command[0], *(f"{name}={smaller.get(name, value)}" for name, value in flags.items())]
 
 
 @pytest.fixture
@@ -51,7 +51,6 @@ def my_vqa(tmp_path: Path) -> None:
     (tmp_path / "my_vqa" / "questions.jsonl").write_text("\n".join(lines))
 
 
-@pytest.mark.usefixtures("my_vqa")
 def test_the_commands_of_the_readme_work_one_after_the_other(
     shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -66,10 +65,9 @@ def test_the_commands_of_the_readme_work_one_after_the_other(
         "lerobot-train",
     ]
     for command in commands:
-        more = (
-            _EVALUATION if command[0] == "aegis-vqa" else ["--steps=3"] if "--resume=true" in command else []
-        )
-        done = shell(*_small(command), *more, cwd=tmp_path)
+        more = _EVALUATION if command[0] == "aegis-vqa" else []
+        smaller = _small(command, steps="3") if "--resume=true" in command else _small(command)
+        done = shell(*smaller, *more, cwd=tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[-3000:]}"
     for made in (
         "outputs/train/checkpoints/000003/pretrained_model",
@@ -79,3 +77,22 @@ def test_the_commands_of_the_readme_work_one_after_the_other(
     ):
         assert (tmp_path / made).exists(), made
     assert list(tmp_path.glob("outputs/train/eval/**/*.mp4")) and list(tmp_path.glob("outputs/eval/**/*.mp4"))
+
+
+@pytest.mark.usefixtures("my_vqa")
+def test_an_anchor_and_a_policy_of_ones_own_vlm_as_the_readme_makes_them(
+    shell: Callable[..., subprocess.CompletedProcess[str]], tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    anchor, train = _commands("Your own VLM and your own data")
+    record = _small(_commands("The five commands")[0])
+    own = {
+        "policy.vlm": str(tiny_vlm_dir),
+        "policy.expert_width": "32",
+        "policy.expert_depth": "2",
+        "dataset.repo_id": "local/tabletop",
+    }
+    here = ("--dataset.root=data/tabletop", "--policy.device=cpu", "--num_workers=0")
+    for command in (_small(anchor, vlm=str(tiny_vlm_dir)), record, [*_small(train, **own), *here]):
+        done = shell(*command, cwd=tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[-3000:]}"
+    assert (tmp_path / "outputs/libero/checkpoints/000002/pretrained_model").exists()

@@ -24,7 +24,7 @@ def test_the_command_scores_a_vlm_and_names_the_files_it_wrote(tiny_vlm_dir: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert str(out / "results.json") in done.stdout and str(out / "samples.jsonl") in done.stdout
-    assert "blind %" in done.stdout and "difference" in done.stdout
+    assert "blind %" in done.stdout and "p of change" in done.stdout
 
     results = json.loads((out / "results.json").read_text())
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
