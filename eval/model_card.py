@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from aegis_eval.question_batches import STANDARD_EVERY, STANDARD_TAIL
 from aegis_eval.retention import Scores
 from aegis_eval.vqa import format_table
 
@@ -52,8 +53,9 @@ that no training question has (`--benchmark=tabletop_composed`, {composed_sample
 ```
 
 {images} rendered scenes, {vision_steps} steps in which image tokens learn to name what lies under them, then
-{steps} steps of answer-only cross-entropy on {batch_size} images each, {questions} questions and a detection
-caption an image, or one question alone in every fourth step and the last 15 %. The training took
+{steps} steps of cross-entropy on the answers (a long one weighing as much as a short one) of {batch_size} images each:
+{questions} questions and a detection caption an image, or one question alone in one step of {standard_every} and the
+last {standard_tail:.0%}. Muon updates the matrices inside the layers, AdamW the rest. The training took
 {minutes} minutes on {hardware}; seed {seed}.
 
 | setting | value |
@@ -114,5 +116,7 @@ def model_card(
         hardware=machine,
         settings="\n".join(f"| `{key}` | {value} |" for key, value in settings.items()),
         anchor_samples=anchor_samples,
+        standard_every=STANDARD_EVERY,
+        standard_tail=STANDARD_TAIL,
         **{key: settings[key] for key in ("vision_steps", "steps", "batch_size", "questions", "seed")},
     )

@@ -33,13 +33,15 @@ class PackedBatch:
     """Sequences of an image followed by blocks.
 
     `input_ids`, `position_ids` (B, T) as the model takes them; `blocks` (B, T) holds 0 for image tokens, 1.. for the
-    blocks and -1 for padding; `answers` (B, T) marks answer tokens.
+    blocks and -1 for padding; `answers` (B, T) marks answer tokens and `weights` (B, T) says how much each counts:
+    those of one answer sum to 1, however long it is.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     blocks: Tensor
     answers: Tensor
+    weights: Tensor
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on another device."""
@@ -59,36 +61,41 @@ class PackedBatch:
         diagonal = torch.eye(len(order), dtype=torch.bool, device=self.blocks.device)
         return (allowed | diagonal).unsqueeze(1)
 
-    def targets(self) -> tuple[Tensor, Tensor]:
-        """Positions that predict an answer token, as a (B, T) mask, and those tokens, (N,)."""
+    def targets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions that predict an answer token, as a (B, T) mask, those tokens, (N,), and their weights, (N,)."""
         predicts = torch.zeros_like(self.answers)
         predicts[:, :-1] = self.answers[:, 1:]
-        return predicts, self.input_ids[:, 1:][self.answers[:, 1:]]
+        wanted = self.answers[:, 1:]
+        return predicts, self.input_ids[:, 1:][wanted], self.weights[:, 1:][wanted]
 
 
 def pack(
     samples: Sequence[Sequence[Block]], image_tokens: int, image_token_id: int, pad_token_id: int
 ) -> PackedBatch:
     """Pack the blocks of each of B images behind its `image_tokens` placeholders, padded on the right."""
-    ids, positions, blocks, answers = [], [], [], []
+    ids, positions, blocks, answers, weights = [], [], [], [], []
     for sample in samples:
         row_ids = [image_token_id] * image_tokens
         row_positions = list(range(1, image_tokens + 1))
         row_blocks = [IMAGE_BLOCK] * image_tokens
         row_answers = [False] * image_tokens
+        row_weights = [0.0] * image_tokens
         for index, block in enumerate(sample, start=1):
             length = len(block.prompt) + len(block.answer)
             row_ids += block.prompt + block.answer
             row_positions += range(image_tokens + 1, image_tokens + 1 + length)
             row_blocks += [index] * length
             row_answers += [False] * len(block.prompt) + [True] * len(block.answer)
+            row_weights += [0.0] * len(block.prompt) + [1 / len(block.answer)] * len(block.answer)
         ids.append(torch.tensor(row_ids))
         positions.append(torch.tensor(row_positions))
         blocks.append(torch.tensor(row_blocks))
         answers.append(torch.tensor(row_answers))
+        weights.append(torch.tensor(row_weights))
     return PackedBatch(
         input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
         position_ids=pad_sequence(positions, batch_first=True, padding_value=1),
         blocks=pad_sequence(blocks, batch_first=True, padding_value=PADDING_BLOCK),
         answers=pad_sequence(answers, batch_first=True, padding_value=False),
+        weights=pad_sequence(weights, batch_first=True, padding_value=0.0),
     )

@@ -50,20 +50,20 @@ class PretrainConfig:
     """Where the finished model goes; until then the training state lives beside it in `<out>.training`."""
     size: SmallVLMSize = field(default_factory=SmallVLMSize)
     scenes: int = 60_000
-    steps: int = 5_500
+    steps: int = 8_000
     batch_size: int = 48
     """Images a step over all processes."""
-    questions: int = 5
+    questions: int = 8
     """Questions packed behind an image, besides its detection caption."""
-    lr: float = 1.5e-3
+    lr: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 150
-    vision_steps: int = 4_000
+    vision_steps: int = 1_500
     """Steps before those in which only the vision side learns, see `aegis_eval.vision_warmup`."""
     mixed_precision: str = "no"
     """`no` or `bf16`; bf16 pays on CUDA, not at this size on a CPU."""
     seed: int = 0
-    eval_freq: int = 500
+    eval_freq: int = 1_000
     save_freq: int = 100
     val_samples: int = 600
     """Validation questions asked every `eval_freq` steps."""
@@ -76,7 +76,7 @@ class PretrainConfig:
 
 
 class AnswerLoss(nn.Module):
-    """Mean cross-entropy over the answer tokens of a packed batch."""
+    """Mean cross-entropy over the answers of a packed batch; a caption counts as much as a single word."""
 
     def __init__(self, vlm: VLMBackbone) -> None:
         super().__init__()
@@ -91,9 +91,10 @@ class AnswerLoss(nn.Module):
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
-        predicts, targets = batch.targets()
+        predicts, targets, weights = batch.targets()
         logits = self.model.get_output_embeddings()(hidden[predicts])
-        return nn.functional.cross_entropy(logits.float(), targets)
+        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        return (weights * losses).sum() / weights.sum()
 
 
 def pretrain(cfg: PretrainConfig) -> None:
@@ -111,8 +112,8 @@ def pretrain(cfg: PretrainConfig) -> None:
         scenes = scene_images("train", cfg.scenes, cfg.seed, cfg.cache_dir)
         validation = load_samples("tabletop", "val", cfg.val_samples, cfg.seed, cache_dir=cfg.cache_dir)
     vlm = build_small_vlm(vocabulary(), cfg.size, cfg.seed, name=str(cfg.out))
-    raw_optimizer = torch.optim.AdamW(_groups(vlm, cfg.weight_decay), lr=cfg.lr, betas=(0.9, 0.98))
-    state = TrainingState(_state_path(cfg.out), vlm.model, raw_optimizer, _settings(cfg))
+    raw_optimizers = _optimizers(vlm.model, cfg)
+    state = TrainingState(_state_path(cfg.out), vlm.model, raw_optimizers, _settings(cfg))
     restored = state.load()
     batches = QuestionBatches(
         scenes,
@@ -129,12 +130,11 @@ def pretrain(cfg: PretrainConfig) -> None:
         if main:
             state.save(*restored)
     first, trained_seconds = restored
-    loss_module, optimizer = accelerator.prepare(AnswerLoss(vlm), raw_optimizer)
+    loss_module, *optimizers = accelerator.prepare(AnswerLoss(vlm), *raw_optimizers)
     vlm.train()
     bar = tqdm(total=cfg.steps, initial=first, desc="aegis-pretrain", unit="step", disable=not main)
     for step in range(first, cfg.steps):
-        for group in raw_optimizer.param_groups:
-            group["lr"] = cfg.lr * _schedule(step, cfg.warmup_steps, cfg.steps)
+        _set_lr(raw_optimizers, cfg.lr * _schedule(step, cfg.warmup_steps, cfg.steps))
         pixel_values, batch, image_sees_prompt = batches.at(step)
         with accelerator.autocast():
             loss = loss_module(
@@ -142,8 +142,9 @@ def pretrain(cfg: PretrainConfig) -> None:
             )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(vlm.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         bar.update()
         done = step + 1
         if not main:
@@ -184,24 +185,24 @@ def _warm_up_vision(
     vlm.train()
     torch.manual_seed(cfg.seed)
     namer = PatchNamer(vlm)
-    raw_optimizer = torch.optim.AdamW(namer.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    raw_optimizers = _optimizers(namer, cfg)
     state = TrainingState(
-        _state_path(cfg.out).with_name("vision.safetensors"), namer, raw_optimizer, _settings(cfg)
+        _state_path(cfg.out).with_name("vision.safetensors"), namer, raw_optimizers, _settings(cfg)
     )
     first, seconds_before = state.load() or (0, 0.0)
-    module, optimizer = accelerator.prepare(namer, raw_optimizer)
+    module, *optimizers = accelerator.prepare(namer, *raw_optimizers)
     main = accelerator.is_main_process
     bar = tqdm(total=cfg.vision_steps, initial=first, desc="vision warm-up", unit="step", disable=not main)
     for step in range(first, cfg.vision_steps):
-        for group in raw_optimizer.param_groups:
-            group["lr"] = cfg.lr * _schedule(step, cfg.warmup_steps, cfg.vision_steps)
+        _set_lr(raw_optimizers, cfg.lr * _schedule(step, cfg.warmup_steps, cfg.vision_steps))
         pixel_values, labels = batches.patches_at(step)
         with accelerator.autocast():
             loss = module(pixel_values.to(accelerator.device), labels.to(accelerator.device))
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(namer.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         bar.update()
         done = step + 1
         if main and done % 20 == 0:
@@ -219,10 +220,30 @@ def vocabulary() -> list[str]:
     return all_words([*phrasings, "answer en"])
 
 
-def _groups(vlm: VLMBackbone, weight_decay: float) -> list[dict[str, object]]:
-    matrices = [p for p in vlm.model.parameters() if p.ndim >= 2]
-    vectors = [p for p in vlm.model.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _optimizers(module: nn.Module, cfg: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon (arXiv 2502.16982) for the matrices inside the layers, AdamW for embeddings, heads and vectors.
+
+    Muon's steps are scaled to the size of AdamW's, so that both take the same learning rate.
+    """
+    named = list(module.named_parameters())
+    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
+    hidden = [parameter for name, parameter in named if parameter.ndim == 2 and "layers." in name]
+    kept = {id(parameter) for parameter in (*vectors, *hidden)}
+    matrices = [parameter for _, parameter in named if id(parameter) not in kept]
+    groups = [
+        {"params": matrices, "weight_decay": cfg.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.98)),
+    ]
+
+
+def _set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:

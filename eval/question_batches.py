@@ -15,8 +15,11 @@ from aegis_eval.scene_store import SceneImages
 from aegis_eval.vision_warmup import patch_labels
 from aegis_policy.vlm import VLMBackbone
 
-_STANDARD_EVERY = 4
-_STANDARD_TAIL = 0.15
+STANDARD_EVERY = 4
+STANDARD_TAIL = 0.06
+"""One step of so many, and this last part of the schedule, ask one question an image: the model's own path."""
+_TRAINED_TYPES = (*TYPES, "where", "relation")
+"""Relations are learned last: they come up twice as often."""
 
 
 class QuestionBatches:
@@ -49,7 +52,7 @@ class QuestionBatches:
 
     def at(self, step: int) -> tuple[Tensor, PackedBatch, bool]:
         """Pixel values (B, 3, H, W) and packed blocks of a step, and whether it takes the model's own path."""
-        standard = step % _STANDARD_EVERY == _STANDARD_EVERY - 1 or step >= (1 - _STANDARD_TAIL) * self.steps
+        standard = step % STANDARD_EVERY == STANDARD_EVERY - 1 or step >= (1 - STANDARD_TAIL) * self.steps
         rng = np.random.default_rng([self.seed, step, self.rank])
         scenes = [self.scenes[int(index)] for index in self._indices(step)]
         samples = [self._blocks(scene, rng, 1 if standard else self.questions) for scene in scenes]
@@ -76,7 +79,7 @@ class QuestionBatches:
         return order[start : start + self.batch_size][self.rank :: self.world]
 
     def _blocks(self, scene: SceneImage, rng: np.random.Generator, questions: int) -> list[Block]:
-        asked = ask(scene.scene, rng, types=[*TYPES, "where"], n=questions, place=scene.place)
+        asked = ask(scene.scene, rng, types=_TRAINED_TYPES, n=questions, place=scene.place)
         pairs = [(question.text, question.answer) for question in asked]
         if questions > 1:
             pairs.append(detection_caption(scene.scene, scene.place))

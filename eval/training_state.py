@@ -1,6 +1,7 @@
-"""What an interrupted training continues from: weights, AdamW moments and the step, in one safetensors file."""
+"""What an interrupted training continues from: weights, optimizer state and the step, in one safetensors file."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,31 @@ from torch import Tensor, nn
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
 
 class TrainingState:
-    """Saves and restores `model` and `optimizer` at `path`, for one set of `settings`."""
+    """Saves and restores `model` and its `optimizers` at `path`, for one set of `settings`.
+
+    Every parameter belongs to one of the optimizers, whose state of it holds tensors only.
+    """
 
     def __init__(
-        self, path: Path, model: nn.Module, optimizer: torch.optim.AdamW, settings: dict[str, Any]
+        self,
+        path: Path,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        settings: dict[str, Any],
     ) -> None:
         self.path = path
         self.model = model
-        self.optimizer = optimizer
+        self.optimizers = optimizers
         self.settings = settings
 
     def save(self, step: int, elapsed: float) -> None:
         """Write everything after `step` steps, `elapsed` seconds of training so far."""
         tensors = {f"model.{name}": parameter.detach().cpu() for name, parameter in self._parameters()}
         for name, parameter in self._parameters():
-            if moments := self.optimizer.state.get(parameter):  # none before the first step
-                tensors.update({f"{key}.{name}": moments[key].detach().cpu() for key in _MOMENTS})
+            for key, tensor in self._optimizer(parameter).state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = tensor.detach().cpu()
         metadata = {"step": str(step), "elapsed": str(elapsed), "settings": json.dumps(self.settings)}
         with atomic_write(self.path) as beside:
             save_file(tensors, beside, metadata)
@@ -61,9 +67,19 @@ class TrainingState:
         with torch.no_grad():
             for name, parameter in self._parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-                if f"{_MOMENTS[0]}.{name}" in tensors:
-                    self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
+                keys = [key.removesuffix(f".{name}") for key in tensors if key.endswith(f".{name}")]
+                state = {key: tensors[f"{key}.{name}"] for key in keys if "." not in key and key != "model"}
+                if state:
+                    self._optimizer(parameter).state[parameter] = state
         return int(metadata["step"]), float(metadata["elapsed"])
+
+    def _optimizer(self, parameter: Tensor) -> torch.optim.Optimizer:
+        return next(
+            optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            if any(parameter is member for member in group["params"])
+        )
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         return list(self.model.named_parameters())

@@ -52,7 +52,8 @@ def test_padding_is_seen_by_nothing_but_itself(packed: PackedBatch) -> None:
 
 
 def test_targets_are_the_answers_shifted_by_one(packed: PackedBatch) -> None:
-    predicts, targets = packed.targets()
+    predicts, targets, weights = packed.targets()
+    assert weights.tolist() == [0.5, 0.5, 1.0, 0.5, 0.5], "every answer counts as much as any other"
     assert targets.tolist() == [12, 13, 23, 12, 13]
     assert predicts.nonzero().tolist() == [[0, 3], [0, 4], [0, 8], [1, 3], [1, 4]]
 
