@@ -1,72 +1,92 @@
-"""Which anchor a policy has, and how it keeps it."""
+"""What a policy knows of the pretrained model, and how it keeps it: as files beside its weights."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from aegis_policy.errors import AegisError
-from aegis_policy.isolation import AnchorError, GaussianAnchor
-from aegis_policy.protection import Protection
-from aegis_policy.vlm import EMBEDDED_VLM, embedded_anchor
+from aegis_policy.isolation import Anchor, AnchorError
+from aegis_policy.protections import Protection
+from aegis_policy.vlm import EMBEDDED_VLM, VLMBackbone, embedded_anchor
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
 
-
-class StoredAnchor(nn.Module):
-    """A Gaussian anchor as persistent buffers, so that it travels in the policy's `model.safetensors`."""
-
-    mean_LD: Tensor
-    std_LD: Tensor
-    count: Tensor
-    present: Tensor
-
-    def __init__(self, num_layers: int, hidden_size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean_LD", torch.zeros(num_layers, hidden_size))
-        self.register_buffer("std_LD", torch.zeros(num_layers, hidden_size))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("present", torch.zeros((), dtype=torch.bool))
-
-    def store(self, anchor: GaussianAnchor) -> None:
-        """Keep a copy of `anchor`, whose sizes must be those of this store."""
-        self.mean_LD.copy_(anchor.mean_LD)
-        self.std_LD.copy_(anchor.std_LD)
-        self.count.fill_(anchor.count)
-        self.present.fill_(True)
-
-    def restore(self, metadata: dict[str, str]) -> GaussianAnchor | None:
-        """The anchor that is kept, or None."""
-        if not self.present:
-            return None
-        return GaussianAnchor(self.mean_LD, self.std_LD, int(self.count), metadata)
+ANCHOR_FILE = "anchor.safetensors"
+REFERENCE_FILE = "pretrained_weights.safetensors"
 
 
-def adopt_anchor(stored: StoredAnchor, config: "AegisConfig", protection: Protection) -> None:
-    """See that a protection with an anchor has one: the flag's, the checkpoint's, or the embedded VLM's.
+def find_anchor(
+    config: "AegisConfig", protection: Protection, vlm: VLMBackbone, checkpoint: Path | None
+) -> Anchor | None:
+    """The anchor of a policy: the flag's, the checkpoint's, or the embedded VLM's; None if none is needed.
 
-    What was read from a file moves into `stored`, and `config.anchor_path` is cleared: from here on the anchor
-    belongs to the policy.
+    What the flag named belongs to the policy from here on, and `config.anchor_path` is cleared.
 
     Raises:
-        AegisError: there is none, or it is not the anchor of this VLM.
+        AegisError: there is none, or it is not one of this VLM that serves this protection.
     """
-    if not protection.needs_anchor or (config.anchor_path is None and stored.present):
-        return
-    if config.anchor_path is None and config.vlm != EMBEDDED_VLM:
+    if not protection.needs_anchor:
+        config.anchor_info = None
+        return None
+    own = checkpoint / ANCHOR_FILE if checkpoint else None
+    if config.anchor_path is not None:
+        path, named = config.anchor_path, f"--policy.anchor_path={config.anchor_path}"
+    elif own is not None and (own.is_file() or config.anchor_info):
+        path, named = own, f"The checkpoint {checkpoint}"
+        if not own.is_file():
+            raise AegisError(
+                f"{named} holds no {ANCHOR_FILE}, and protection={config.protection} must not run without: restore the "
+                "file from where it was saved."
+            )
+    elif config.vlm == EMBEDDED_VLM:
+        path, named = embedded_anchor(), f"--policy.vlm={EMBEDDED_VLM}"
+    else:
         raise AegisError(
             f"--policy.protection={config.protection} needs the anchor of --policy.vlm={config.vlm}: make it "
             f"with aegis-anchor --vlm={config.vlm} --out=anchor.safetensors and name it with "
             "--policy.anchor_path=anchor.safetensors."
         )
-    path = config.anchor_path or embedded_anchor()
     try:
-        anchor = GaussianAnchor.load(path)
-        num_layers, hidden_size = stored.mean_LD.shape
-        anchor.check(num_layers, hidden_size, config.vlm_fingerprint)
+        anchor = Anchor.load(path)
+        anchor.check(vlm.num_layers, vlm.hidden_size, config.vlm_fingerprint)
+        protection.check_anchor(anchor)
     except AnchorError as error:
-        raise AegisError(f"--policy.anchor_path={path} cannot be used: {error}") from error
-    stored.store(anchor)
-    config.anchor_info = {**anchor.metadata, "path": str(path)}
-    config.anchor_path = None
+        raise AegisError(f"{named} cannot be used: {error}") from error
+    if path != own:
+        config.anchor_info = {**anchor.metadata, "path": str(path)}
+        config.anchor_path = None
+    return anchor
+
+
+def find_reference(
+    protection: Protection, vlm: VLMBackbone, checkpoint: Path | None
+) -> dict[str, Tensor] | None:
+    """The pretrained weights of what learns, if the protection needs them: a fresh policy's own, or a checkpoint's.
+
+    Raises:
+        AegisError: the checkpoint has lost them.
+    """
+    if not protection.needs_reference:
+        return None
+    if checkpoint is None:
+        return {name: p.detach().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
+    path = checkpoint / REFERENCE_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AegisError(
+            f"{path} is not readable ({error}), and the protection compares with the pretrained weights: start from "
+            "the pretrained VLM, or restore the file from where the checkpoint was saved."
+        ) from error
+
+
+def save_beside(folder: Path, anchor: Anchor | None, reference: dict[str, Tensor] | None) -> None:
+    """Write what `find_anchor` and `find_reference` will read from a checkpoint."""
+    if anchor is not None:
+        anchor.save(folder / ANCHOR_FILE)
+    if reference is not None:
+        save_file({name: x.cpu().contiguous() for name, x in reference.items()}, folder / REFERENCE_FILE)

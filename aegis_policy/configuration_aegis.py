@@ -6,8 +6,9 @@ from pathlib import Path
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 
 from aegis_policy.errors import AegisError
+from aegis_policy.isolation import GRANULARITIES, PLACES
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
-from aegis_policy.protection import protection_named
+from aegis_policy.protections import protection_named
 
 _AT_LEAST_ONE = (
     "chunk_size",
@@ -16,6 +17,7 @@ _AT_LEAST_ONE = (
     "expert_width",
     "expert_depth",
     "expert_heads",
+    "lora_rank",
 )
 
 
@@ -26,10 +28,26 @@ class AegisConfig(PreTrainedConfig):
 
     Attributes:
         vlm: `embedded`, a transformers directory, or a hub id. A checkpoint carries its own copy.
-        protection: `none`, `freeze`, `stop_gradient` or `aegis`; see `aegis_policy.protection`.
+        protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `ewc` or `aegis`; see
+            `aegis_policy.protections`.
+        lora_rank, lora_alpha: of `lora`'s adapters, whose products are scaled by alpha / rank.
+        penalty: of `w2_penalty`, `l2_sp` and `ewc`, its strength beside the flow loss.
+        anchor: what `aegis` protects: `gaussian` (the moments of every decoder layer's output, arXiv 2604.16067),
+            `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the components of their
+            weights that carry the answers), or several joined by `+`.
+        anchor_energy: of `subspace` and `kronecker`, the share of the input energy or of the Fisher weight to protect.
+        anchor_soft: of the same, take away a share of every component that grows with its weight, instead of all
+            of the heaviest and nothing of the others.
+        project: `gradient` or `update`, the step to project; by default the gradient for `gaussian` and the update for
+            the others, where neither AdamW's momentum nor its preconditioner can undo it.
+        granularity: `layer`, `tensor` or `all`: what one projection, or one threshold of energy, is for. By default
+            `layer` for `gaussian`, `tensor` for `subspace`, `all` for `kronecker`.
+        anchor_whiten: of `gaussian`, divide each dimension's distance by the anchor's variance there.
+        anchor_refresh: of `gaussian`, take the anchor gradient in one of so many steps.
+        anchor_restoring: of `gaussian`, add so much of the anchor gradient to the projected one.
         anchor_path: the anchor that `aegis-anchor` wrote for `vlm`; the embedded VLM brings its own. It is
             read once, at the start: a checkpoint carries the anchor, and a path given here replaces it.
-        train_vision_tower, train_projector: train these too (with the backbone's learning rate, unprotected).
+        train_vision_tower, train_projector: train these too (with the backbone's learning rate).
             Token embeddings, final norm and language-model head never train: no layer's anchor
             guards them, and the flow loss does not even reach the head.
         chunk_size: actions predicted at once, H.
@@ -52,6 +70,17 @@ class AegisConfig(PreTrainedConfig):
     vlm: str = "embedded"
 
     protection: str = "aegis"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    penalty: float | None = None
+    anchor: str = "gaussian"
+    anchor_energy: float = 0.9
+    anchor_soft: bool = False
+    project: str | None = None
+    granularity: str | None = None
+    anchor_whiten: bool = False
+    anchor_refresh: int = 1
+    anchor_restoring: float = 0.0
     anchor_path: Path | None = None
     train_vision_tower: bool = False
     train_projector: bool = False
@@ -101,6 +130,12 @@ class AegisConfig(PreTrainedConfig):
                 f"--policy.protection={self.protection} lets no gradient into the VLM, so "
                 "--policy.train_vision_tower and --policy.train_projector must stay false."
             )
+        if self.penalty is not None and (protection.default_penalty is None or self.penalty < 0):
+            raise AegisError(
+                f"--policy.penalty={self.penalty} must not be negative, and --policy.protection={self.protection} must "
+                "be one that is a penalty: w2_penalty, l2_sp or ewc."
+            )
+        self._check_anchor()
         if self.dtype not in ("float32", "bfloat16"):
             raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")
         if not 1 <= self.n_action_steps <= self.chunk_size:
@@ -123,6 +158,35 @@ class AegisConfig(PreTrainedConfig):
                 f"--policy.expert_width={self.expert_width} must be a multiple of "
                 f"--policy.expert_heads={self.expert_heads}."
             )
+
+    def _check_anchor(self) -> None:
+        known = {"gaussian", "subspace", "kronecker"}
+        if not self.anchor_kinds or self.anchor_kinds - known:
+            raise AegisError(
+                f"--policy.anchor={self.anchor} is unknown: choose of gaussian, subspace and kronecker, or join some "
+                "with +."
+            )
+        if not 0 < self.anchor_energy <= 1:
+            raise AegisError(f"--policy.anchor_energy={self.anchor_energy} must lie between 0 and 1.")
+        if self.anchor_refresh < 1 or self.anchor_restoring < 0:
+            raise AegisError(
+                f"--policy.anchor_refresh={self.anchor_refresh} must be at least 1 and "
+                f"--policy.anchor_restoring={self.anchor_restoring} not negative."
+            )
+        if self.anchor_restoring and self.project == "update":
+            raise AegisError(
+                "--policy.anchor_restoring adds to the gradient, so --policy.project must stay gradient."
+            )
+        for name, choices in (("project", PLACES), ("granularity", GRANULARITIES)):
+            if getattr(self, name) not in (None, *choices):
+                raise AegisError(
+                    f"--policy.{name}={getattr(self, name)} is unknown: choose {', '.join(choices)}."
+                )
+
+    @property
+    def anchor_kinds(self) -> set[str]:
+        """The kinds of anchor that `anchor` names."""
+        return set(self.anchor.split("+"))
 
     @property
     def action_dim(self) -> int:

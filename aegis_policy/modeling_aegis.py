@@ -25,13 +25,13 @@ from torch import Tensor
 
 from aegis_policy import flow_matching, ranks
 from aegis_policy.action_expert import ActionExpert, PrefixCache
-from aegis_policy.anchoring import StoredAnchor, adopt_anchor
+from aegis_policy.anchoring import find_anchor, find_reference, save_beside
 from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.dataset_checks import check_batch, check_language, check_statistics
 from aegis_policy.errors import AegisError
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
-from aegis_policy.protection import protection_named, set_trainable
+from aegis_policy.protections import protection_named
 from aegis_policy.vlm import Prefix, VLMBackbone
 
 _VLM_FOLDER = "vlm"
@@ -90,13 +90,13 @@ class AegisPolicy(PreTrainedPolicy):
             depth=config.expert_depth,
             heads=config.expert_heads,
         )
-        self.anchor = StoredAnchor(self.vlm.num_layers, self.vlm.hidden_size)
-        protection = protection_named(config.protection)
-        self.protection = protection()
-        set_trainable(self.vlm, protection, config.train_vision_tower, config.train_projector)
-        if checkpoint is None:
-            adopt_anchor(self.anchor, config, self.protection)
+        self.protection = protection_named(config.protection)(config)
+        self.protection.adapt(self.vlm)
+        self.protection.set_trainable(self.vlm)
+        self.anchor = find_anchor(config, self.protection, self.vlm, checkpoint)
+        self.reference = find_reference(self.protection, self.vlm, checkpoint)
         self._optimized: PolicyParameters | None = None
+        self._training_begun = False
         self._training_steps = 0
         self.reset()
 
@@ -136,11 +136,9 @@ class AegisPolicy(PreTrainedPolicy):
                 "policy: name the `pretrained_model` folder that training saved."
             )
         _require_same_vlm(directory, config)
-        policy = super().from_pretrained(
+        return super().from_pretrained(
             directory, config=config, strict=strict, checkpoint=directory, **kwargs
         )
-        adopt_anchor(policy.anchor, policy.config, policy.protection)
-        return policy
 
     @classmethod
     def _load_as_safetensor(cls, model: Self, model_file: str, map_location: str, strict: bool) -> Self:
@@ -153,11 +151,6 @@ class AegisPolicy(PreTrainedPolicy):
                 f"{model_file} does not fit the configuration beside it and this data "
                 f"({' '.join(str(error).split())})."
             ) from error
-        if model.protection.needs_anchor and any(key.startswith("anchor.") for key in missing):
-            raise AegisError(
-                f"{model_file} holds no anchor, and protection={model.config.protection} must not run "
-                "without: restore the file from where it was saved."
-            )
         if strict and (missing or unexpected):
             raise AegisError(
                 f"{model_file} does not fit its configuration: it lacks {sorted(missing) or 'nothing'} and "
@@ -170,21 +163,22 @@ class AegisPolicy(PreTrainedPolicy):
     ) -> None:
         super()._save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         self.vlm.save_architecture(save_directory / _VLM_FOLDER)
+        save_beside(save_directory, self.anchor, self.reference)
 
     def get_optim_params(self) -> PolicyParameters:
-        """Parameter groups of the action expert and the backbone, with the isolator that projects them.
+        """Parameter groups of the action expert and the backbone, with the projectors that bend their steps.
 
         Raises:
             AegisError: the run is sharded by FSDP, which this LeRobot cannot do for a policy of this kind.
         """
         _refuse_sharding()
         ranks.keep_group()
-        self.protection.begin_training(self.vlm, self.anchor.restore(self.config.anchor_info or {}))
+        self._begin_training()
         groups = [
             *parameter_groups("expert", [self.expert], self.config.optimizer_lr),
             *parameter_groups("backbone", [self.vlm], self.config.optimizer_lr_backbone),
         ]
-        self._optimized = PolicyParameters(groups, self.protection.isolator)
+        self._optimized = PolicyParameters(groups, self.protection.projectors)
         return self._optimized
 
     def forward(
@@ -218,6 +212,7 @@ class AegisPolicy(PreTrainedPolicy):
             self._training_steps += 1
             _refuse_sharding()
             self._require_projection()
+            self._begin_training()
         actions_BHA: Tensor = batch[ACTION]
         flow_samples = self.config.flow_samples if noise is None else len(noise) // len(actions_BHA)
         if noise is None:
@@ -246,6 +241,9 @@ class AegisPolicy(PreTrainedPolicy):
         if training:
             self._require_finite(loss, batch)
             figures |= self.protection.end_forward()
+            if (penalty := self.protection.penalty_loss()) is not None:
+                loss, loss_B = loss + penalty[0], loss_B + penalty[0]
+                figures |= penalty[1]
         return (loss if reduction == "mean" else loss_B), figures
 
     @torch.no_grad()
@@ -289,8 +287,14 @@ class AegisPolicy(PreTrainedPolicy):
     def _cache(self, prefix: Prefix) -> PrefixCache:
         return self.expert.prepare_prefix(prefix.hidden_states, prefix.mask)
 
+    def _begin_training(self) -> None:
+        """Once: when the optimizer asks for the parameters, or else with the first batch."""
+        if not self._training_begun:
+            self.protection.begin_training(self.vlm, self.anchor, self.reference)
+            self._training_begun = True
+
     def _require_projection(self) -> None:
-        if self.protection.needs_anchor and not (self._optimized and self._optimized.projects):
+        if self.protection.projects and not (self._optimized and self._optimized.projects):
             raise AegisError(
                 f"--policy.protection={self.config.protection} projects gradients in the optimizer's step, "
                 "and this run's optimizer does not: use --optimizer.type=aegis_adamw, which is the default "

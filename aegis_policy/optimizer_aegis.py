@@ -1,7 +1,7 @@
 """The optimizer LeRobot builds for the policy, AdamW that projects in `step()` where the protection asks, and its
 schedule."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from aegis_policy.errors import AegisError
-from aegis_policy.isolation import GradientIsolator, ProjectedAdamW
+from aegis_policy.isolation import ProjectedAdamW, Projector
 
 
 class PolicyParameters(list[dict[str, Any]]):
-    """What `AegisPolicy.get_optim_params` hands to the optimizer: parameter groups, and maybe an isolator."""
+    """What `AegisPolicy.get_optim_params` hands to the optimizer: parameter groups, and maybe projectors."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]], isolator: GradientIsolator | None) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], projectors: Sequence[Projector]) -> None:
         super().__init__(groups)
-        self.isolator = isolator
+        self.projectors = projectors
         self.projects = False
         """An optimizer that projects has been built from these parameters."""
 
@@ -40,7 +40,7 @@ def parameter_groups(name: str, modules: Iterable[nn.Module], lr: float) -> list
 @OptimizerConfig.register_subclass("aegis_adamw")
 @dataclass
 class AegisAdamWConfig(OptimizerConfig):
-    """AdamW over the policy's parameter groups; projects their gradients if they come with an isolator."""
+    """AdamW over the policy's parameter groups; lets the projectors that come with them bend its step."""
 
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -52,7 +52,7 @@ class AegisAdamWConfig(OptimizerConfig):
         """Make the optimizer.
 
         Raises:
-            AegisError: `params` are bare parameters, which come without the isolator that protects them.
+            AegisError: `params` are bare parameters, which come without the projectors that protect them.
         """
         if not isinstance(params, PolicyParameters):
             raise AegisError(
@@ -65,10 +65,10 @@ class AegisAdamWConfig(OptimizerConfig):
             "eps": self.eps,
             "weight_decay": self.weight_decay,
         }
-        if params.isolator is None:
+        if not params.projectors:
             return torch.optim.AdamW(params, **options)
         params.projects = True
-        return ProjectedAdamW(params, params.isolator, **options)
+        return ProjectedAdamW(params, *params.projectors, **options)
 
 
 @LRSchedulerConfig.register_subclass("aegis_cosine")

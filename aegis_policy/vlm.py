@@ -7,6 +7,7 @@ and the same prompt format; no modeling code is copied here, and the model is ne
 Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,8 @@ EMBEDDED_VLM = "embedded"
 
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "pretrained" / "tabletop-vlm"
 _FINGERPRINT_VALUES = 256
+NO_LABEL = -100
+"""What labels hold where there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Prefix:
 
 
 def embedded_anchor() -> Path:
-    """The Gaussian anchor that belongs to the embedded VLM."""
+    """The anchor that belongs to the embedded VLM."""
     return _EMBEDDED_DIRECTORY / "anchor.safetensors"
 
 
@@ -149,8 +152,11 @@ class VLMBackbone(nn.Module):
         self.processor.save_pretrained(directory)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write a plain transformers directory that `AutoModelForImageTextToText.from_pretrained` loads."""
-        self.model.save_pretrained(directory, safe_serialization=True)
+        """Write a plain transformers directory that `AutoModelForImageTextToText.from_pretrained` loads.
+
+        Adapters are merged into a copy of the weights they belong to.
+        """
+        _merged(self.model).save_pretrained(directory, safe_serialization=True)
         self.processor.save_pretrained(directory)
 
     @property
@@ -166,6 +172,16 @@ class VLMBackbone(nn.Module):
     @property
     def projector(self) -> nn.Module:
         return self._part(self.family.projector)
+
+    @property
+    def linear_layers(self) -> dict[str, nn.Linear]:
+        """Every linear layer of vision tower, projector and decoder layers, by its name in the model."""
+        parts = [self.family.vision_tower, self.family.projector, self.family.decoder_layers]
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and any(name == p or name.startswith(f"{p}.") for p in parts)
+        }
 
     @property
     def hidden_size(self) -> int:
@@ -195,9 +211,8 @@ class VLMBackbone(nn.Module):
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
         mask = inputs["attention_mask"].bool()
-        positions = mask.cumsum(dim=-1).clamp(min=1)
         with self._recorded_layers() as hidden_states:
-            self.model.base_model(**inputs, position_ids=positions, use_cache=False)
+            self.model.base_model(**inputs, position_ids=_positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
 
     @torch.no_grad()
@@ -228,9 +243,42 @@ class VLMBackbone(nn.Module):
         self, images: Sequence[np.ndarray | Image.Image], questions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Model inputs of N image-question pairs, left-padded as `generate` wants them."""
-        samples = [[Image.fromarray(image) if isinstance(image, np.ndarray) else image] for image in images]
-        prompts = [self.family.question_prompt(_one_line(question), 1) for question in questions]
+        samples, prompts = self._questions(images, questions)
         return self._process(samples, prompts, padding_side="left")
+
+    def answer_inputs(
+        self,
+        images: Sequence[np.ndarray | Image.Image],
+        questions: Sequence[str],
+        answers: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """Model inputs of N questions with their answers, left-padded; `labels` (N, T) hold the answers' tokens.
+
+        Args:
+            images: N images, each (H, W, 3) uint8.
+            questions: N questions.
+            answers: N answers, which the model reads as if it had given them.
+        """
+        samples, prompts = self._questions(images, questions)
+        return self._process(samples, prompts, padding_side="left", suffix=list(answers))
+
+    def answer_logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the model would say at each token of the answers of `answer_inputs`, differentiable.
+
+        Returns:
+            Logits (N, K, V) and the answers' own tokens (N, K), right-aligned, K the longest answer; tokens that are
+            no answer's are `NO_LABEL`.
+        """
+        inputs = dict(inputs)
+        labels_NT = inputs.pop("labels")
+        longest = int((labels_NT != NO_LABEL).sum(1).max())
+        logits_NKV = self.model(
+            **inputs,
+            position_ids=_positions(inputs["attention_mask"].bool()),
+            use_cache=False,
+            logits_to_keep=longest + 1,  # padding is on the left, so every answer ends at the end
+        ).logits[:, :-1]
+        return logits_NKV, labels_NT[:, -longest:]
 
     def fingerprint(self) -> str:
         """A short hash of the decoder's shapes and weights: the same model in fp32 and bf16 has the same one."""
@@ -244,10 +292,21 @@ class VLMBackbone(nn.Module):
     def _part(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)
 
-    def _process(self, samples: list[list[Any]], prompts: list[str], padding_side: str) -> dict[str, Tensor]:
+    def _questions(
+        self, images: Sequence[np.ndarray | Image.Image], questions: Sequence[str]
+    ) -> tuple[list[list[Any]], list[str]]:
+        samples = [[Image.fromarray(image) if isinstance(image, np.ndarray) else image] for image in images]
+        return samples, [self.family.question_prompt(_one_line(question), 1) for question in questions]
+
+    def _process(
+        self, samples: list[list[Any]], prompts: list[str], padding_side: str, suffix: list[str] | None = None
+    ) -> dict[str, Tensor]:
         self.processor.tokenizer.padding_side = padding_side
-        inputs = self.processor(images=samples, text=prompts, padding=True, return_tensors="pt")
-        inputs.pop("labels", None)
+        inputs = self.processor(
+            images=samples, text=prompts, suffix=suffix, padding=True, return_tensors="pt"
+        )
+        if suffix is None:
+            inputs.pop("labels", None)
         return {key: value.to(self.device) for key, value in inputs.items()}
 
     @contextmanager
@@ -315,6 +374,27 @@ def _load_processor(source: str, named: str) -> Any:
             f"{named} has no readable processor ({_first_line(error)}): its directory needs the "
             "tokenizer and preprocessor files beside config.json."
         ) from error
+
+
+def _merged(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, or, if it has adapters, a copy that has them merged into its weights."""
+    if not any("lora_" in name for name, _ in model.named_parameters()):
+        return model
+    from peft.tuners.tuners_utils import (
+        BaseTunerLayer,
+    )  # takes seconds to import, and few models have adapters
+
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    return model
+
+
+def _positions(mask_NT: Tensor) -> Tensor:
+    """Positions that do not count padding, from 1 as PaliGemma counts."""
+    return mask_NT.cumsum(dim=-1).clamp(min=1)
 
 
 def _one_line(text: str) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
-from aegis_eval.anchor import gaussian_anchor
+from aegis_eval.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.isolation import GaussianAnchor
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm import EMBEDDED_VLM, VLMBackbone
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
@@ -33,10 +33,22 @@ def random_batch(batch_size: int, image_size: int, chunk_size: int, device: str)
 def make_policy(vlm: str, protection: str, image_size: int, device: str, **options: Any) -> AegisPolicy:
     """A fresh policy, its zero-initialised layers woken up; a missing anchor is made on the spot."""
     with tempfile.TemporaryDirectory() as folder:
-        if protection == "aegis" and vlm != EMBEDDED_VLM:
-            options["anchor_path"] = Path(folder) / "anchor.safetensors"
-            _random_anchor(vlm, image_size).save(options["anchor_path"])
+        needs_anchor = PROTECTIONS[protection].needs_anchor and vlm != EMBEDDED_VLM
+        if needs_anchor and options.get("anchor_path") is None:
+            options["anchor_path"] = save_random_anchor(vlm, image_size, Path(folder))
         return _awake(AegisPolicy(_config(vlm, protection, image_size, device, options)).to(device))
+
+
+def save_random_anchor(vlm: str, image_size: int, folder: Path) -> Path:
+    """An anchor of everything, from a few random pictures."""
+    images = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), dtype=np.uint8)
+    pairs = ((image, "what is on the table?") for image in images)
+    backbone = VLMBackbone.from_pretrained(vlm)
+    kinds = ["gaussian", "kronecker", "fisher"]
+    build_anchor(backbone, pairs, kinds=kinds, source="noise", batch_size=8).save(
+        folder / "anchor.safetensors"
+    )
+    return folder / "anchor.safetensors"
 
 
 def _config(vlm: str, protection: str, image_size: int, device: str, options: dict[str, Any]) -> AegisConfig:
@@ -58,9 +70,3 @@ def _awake(policy: AegisPolicy) -> AegisPolicy:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
     return policy
-
-
-def _random_anchor(vlm: str, image_size: int) -> GaussianAnchor:
-    images = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), dtype=np.uint8)
-    pairs = ((image, "what is on the table?") for image in images)
-    return gaussian_anchor(VLMBackbone.from_pretrained(vlm), pairs, source="noise", batch_size=8)

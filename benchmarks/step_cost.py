@@ -1,58 +1,118 @@
-"""What protection costs a training step: `aegis` over `none`, same process, alternating steps.
+"""What each protection costs a training step over `none`: time in one process, taking turns, and peak memory.
 
-    python benchmarks/step_cost.py [--vlm=embedded|DIR] [--batch-size=16] [--pairs=20] [--json=FILE]
+    python benchmarks/step_cost.py [--vlm=embedded|DIR] [--batch-size=16] [--rounds=20] [--flow-samples=4] [--json=FILE]
 
-Ratios are medians over pairs of neighbouring steps: a busy machine disturbs both alike. Target: 1.35. The second
-backward runs through the backbone alone, so its share falls with the work of the expert: the ratio is printed for the
-default number of flow samples and for a single one.
+Time ratios are medians over rounds in which every side makes one step, in an order that moves on by one from round to
+round: a busy machine disturbs all alike. Targets: `aegis gaussian` 1.35, `aegis subspace` 1.08. A second backward
+runs through the backbone alone, so its share falls with the work of the expert, that is with more flow samples.
+
+Memory is the difference of two peaks. On a CPU each side takes three steps in a process of its own and the peak is its
+resident set; on a GPU it is what torch allocated.
 """
 
 import argparse
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from _random_policy import make_policy, random_batch
+from _random_policy import make_policy, random_batch, save_random_anchor
 from _report import report
 
-from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 
+SIDES: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("none", {}),
+    "freeze": ("freeze", {}),
+    "stop_gradient": ("stop_gradient", {}),
+    "lora": ("lora", {}),
+    "w2_penalty": ("w2_penalty", {}),
+    "l2_sp": ("l2_sp", {}),
+    "ewc": ("ewc", {}),
+    "aegis gaussian": ("aegis", {"anchor": "gaussian"}),
+    "aegis gaussian, every 4th": ("aegis", {"anchor": "gaussian", "anchor_refresh": 4}),
+    "aegis subspace": ("aegis", {"anchor": "subspace"}),
+    "aegis kronecker": ("aegis", {"anchor": "kronecker"}),
+}
 _WARM_UP = 3
+_MEMORY_STEPS = 3
 
 
-def training_step(
-    policy: AegisPolicy, optimizer: torch.optim.Optimizer, batch: dict[str, Any]
-) -> dict[str, float]:
-    """One step as `lerobot-train` does it; seconds of wall-clock and of processor time."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    loss, _ = policy(batch)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    if loss.is_cuda:
-        torch.cuda.synchronize()
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+class Side:
+    """A policy in training; all sides live together, so name few of them with `--sides` where memory is short."""
 
-
-def alternating_steps(arguments: argparse.Namespace, flow_samples: int) -> list[dict[str, dict[str, float]]]:
-    """Costs of neighbouring steps of both sides, the first of a pair changing from pair to pair."""
-    sides = {}
-    for protection in ("none", "aegis"):
-        policy = make_policy(
-            arguments.vlm, protection, arguments.image_size, arguments.device, flow_samples=flow_samples
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        protection, options = SIDES[name]
+        self.policy: AegisPolicy = make_policy(
+            arguments.vlm,
+            protection,
+            arguments.image_size,
+            arguments.device,
+            flow_samples=arguments.flow_samples,
+            anchor_path=arguments.anchor if protection in ("w2_penalty", "ewc", "aegis") else None,
+            **options,
         ).train()
-        sides[protection] = policy, policy.config.get_optimizer_preset().build(policy.get_optim_params())
-    chunk_size = sides["none"][0].config.chunk_size
-    batch = random_batch(arguments.batch_size, arguments.image_size, chunk_size, arguments.device)
-    pairs = []
-    for index in range(_WARM_UP + arguments.pairs):
-        order = ("none", "aegis") if index % 2 else ("aegis", "none")
-        pairs.append({name: training_step(*sides[name], batch) for name in order})
-    return pairs[_WARM_UP:]
+        self.optimizer = self.policy.config.get_optimizer_preset().build(self.policy.get_optim_params())
+        self.batch = random_batch(
+            arguments.batch_size, arguments.image_size, self.policy.config.chunk_size, arguments.device
+        )
+
+    def step(self) -> dict[str, float]:
+        """One step as `lerobot-train` does it; seconds of wall-clock and of processor time."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss, _ = self.policy(self.batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.policy.config.optimizer_grad_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if loss.is_cuda:
+            torch.cuda.synchronize()
+        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def time_ratios(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Median seconds of a step of every side, and its median ratio to the `none` of the same round."""
+    sides = {name: Side(name, arguments) for name in names}
+    rounds = []
+    for index in range(_WARM_UP + arguments.rounds):
+        order = names[index % len(names) :] + names[: index % len(names)]
+        rounds.append({name: sides[name].step() for name in order})
+    measured = rounds[_WARM_UP:]
+    return {
+        name: {
+            "seconds": median(costs[name]["wall"] for costs in measured),
+            "ratio": median(costs[name]["wall"] / costs["none"]["wall"] for costs in measured),
+            "ratio of processor time": median(
+                costs[name]["cpu"] / costs["none"]["cpu"] for costs in measured
+            ),
+        }
+        for name in names
+    }
+
+
+def peak_megabytes(name: str, arguments: argparse.Namespace) -> float:
+    """Peak memory of a few steps of one side, in this process."""
+    side = Side(name, arguments)
+    if arguments.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(_MEMORY_STEPS):
+        side.step()
+    if arguments.device != "cpu":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def peak_in_a_process_of_its_own(name: str, anchor: Path) -> float:
+    """`peak_megabytes` of one side with this command's flags and its anchor, which is made here and not there."""
+    command = [sys.executable, __file__, *sys.argv[1:], f"--peak-of={name}", f"--anchor={anchor}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def main() -> None:
@@ -61,24 +121,35 @@ def main() -> None:
     )
     parser.add_argument("--vlm", default="embedded")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--flow-samples", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="besides none")
+    parser.add_argument(
+        "--peak-of", choices=SIDES, help="print the peak memory of one side in MB, and no more"
+    )
+    parser.add_argument("--anchor", type=Path, help="default: one of random pictures")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    torch.manual_seed(0)
-
-    figures: dict[str, Any] = {"vlm": arguments.vlm, "batch_size": arguments.batch_size}
-    figures["pairs"] = arguments.pairs
-    for flow_samples in (AegisConfig.flow_samples, 1):
-        pairs = alternating_steps(arguments, flow_samples)
-        wall = [pair["aegis"]["wall"] / pair["none"]["wall"] for pair in pairs]
-        cpu = [pair["aegis"]["cpu"] / pair["none"]["cpu"] for pair in pairs]
-        name = f"flow_samples={flow_samples}"
-        figures[f"{name}: none, seconds"] = median(pair["none"]["wall"] for pair in pairs)
-        figures[f"{name}: aegis, seconds"] = median(pair["aegis"]["wall"] for pair in pairs)
-        figures[f"{name}: ratio"] = median(wall)
-        figures[f"{name}: ratio of processor time"] = median(cpu)
+    if arguments.peak_of:
+        print(peak_megabytes(arguments.peak_of, arguments))
+        return
+    names = ["none", *(name for name in arguments.sides if name != "none")]
+    figures: dict[str, Any] = {
+        "vlm": arguments.vlm,
+        "batch_size": arguments.batch_size,
+        "rounds": arguments.rounds,
+        "flow_samples": arguments.flow_samples,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.anchor = arguments.anchor or save_random_anchor(
+            arguments.vlm, arguments.image_size, Path(folder)
+        )
+        for name, costs in time_ratios(names, arguments).items():
+            figures |= {f"{name}: {key}": value for key, value in costs.items()}
+        peaks = {name: peak_in_a_process_of_its_own(name, arguments.anchor) for name in names}
+    figures |= {f"{name}: peak over none, MB": peak - peaks["none"] for name, peak in peaks.items()}
     report(figures, arguments.json)
 
 

@@ -73,8 +73,8 @@ It has seen one table. It knows eight colours, three shapes, zones and a bowl, i
 no other words of the world. It has never seen the wrist camera, and was never asked about the arm. Where a table above
 shows an accuracy near the blind baseline, it cannot answer that kind of question.
 
-`anchor.safetensors` holds mean and standard deviation of every decoder layer's output over {anchor_samples} training
-questions, for `--policy.protection=aegis`.
+`anchor.safetensors` is what `aegis-anchor` gathers over {anchor_samples} training questions, for
+`--policy.protection=aegis`: moments of every decoder layer's output, and covariances of every linear layer.
 """
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aegis_envs.tasks import TASKS
-from aegis_eval.anchor import gaussian_anchor
+from aegis_eval.anchor import AnchorConfig, build_anchor
 from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, load_samples
 from aegis_eval.metrics import BlindBaseline
 from aegis_eval.model_card import model_card
@@ -281,9 +281,10 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
         saved.name = cfg.out.name
         questions = load_samples("tabletop", "train", cfg.anchor_samples, cfg.seed, cache_dir=cfg.cache_dir)
         pairs = ((sample.image, sample.question) for sample in questions)
-        gaussian_anchor(saved, pairs, source="tabletop", batch_size=32, total=len(questions)).save(
-            beside / "anchor.safetensors"
-        )
+        kinds = AnchorConfig().kinds
+        build_anchor(
+            saved, pairs, kinds=kinds, source="tabletop", batch_size=32, total=len(questions), seed=cfg.seed
+        ).save(beside / "anchor.safetensors")
         scores = {
             name: _score(saved, name, count, cfg)
             for name, count in [

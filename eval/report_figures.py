@@ -11,8 +11,10 @@ from aegis_eval.run_summary import Json, RunSummary
 _CURVES = {
     "loss": ("Task loss", "flow-matching loss", True),
     "anchor_distance": ("Drift", "squared W2 distance to the anchor", True),
-    "conflict_fraction": ("Conflict", "share of layers in conflict", False),
+    "conflict_fraction": ("Conflict", "share of projections in conflict", False),
     "energy_shed": ("Energy shed", "share of gradient energy removed", False),
+    "blocked_energy": ("Energy blocked", "share of the update's energy removed", False),
+    "weight_penalty": ("Way of the weights", "penalty on it", True),
     "grad_norm": ("Gradient norm", "norm before clipping", True),
 }
 """Figure of training -> heading, what is shown, whether the axis is logarithmic."""

@@ -21,12 +21,24 @@ AEGIS (arXiv 2604.16067), in four steps.
    never added: it says where not to go, not where to go.
 4. **Step** with g (`ProjectedAdamW`). Its rescaling and momentum can bring some of the conflict back.
 
+One direction a layer leaves a model much freedom to forget. Two more anchors block a subspace of every linear layer's
+weight instead, and act on the optimizer's update, which neither rescaling nor momentum can then undo:
+
+- **subspace** (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): the leading directions of the layer's pretrained
+  inputs, so that its outputs on them do not move;
+- **Kronecker**: of the components of an update along input and output directions, those with the most Fisher
+  weight (K-FAC, arXiv 1503.05671). They are few, and the rest stays free.
+
+`FactorAccumulator` gathers the covariances as thin sketches in passes over the data not to be forgotten,
+`select_blocks` decides what to block, `LowRankProjector` blocks it in `ProjectedAdamW`. `Anchor` is the one file that
+keeps all of it.
+
 Nothing here knows about robots or language: any module will do whose layers you can name. On a plain model,
 first the anchor of its outputs as they are now:
 
 >>> import torch
 >>> from torch import nn
->>> from aegis_policy.isolation import GaussianAnchor, GradientIsolator, MomentAccumulator, ProjectedAdamW
+>>> from aegis_policy.isolation import *
 >>> _ = torch.manual_seed(0)
 >>> layers, head = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)], nn.Linear(8, 2)
 >>> model = nn.Sequential(*layers, head)
@@ -34,7 +46,7 @@ first the anchor of its outputs as they are now:
 >>> moments = [MomentAccumulator() for _ in layers]
 >>> for depth, each in enumerate(moments, start=1):
 ...     each.update(model[:depth](x_BTD), mask_BT)
->>> anchor = GaussianAnchor.from_accumulators(moments, {"vlm": "a plain model"})
+>>> anchor = GaussianAnchor.from_accumulators(moments)
 
 then ten lines of protected training:
 
@@ -49,26 +61,59 @@ then ten lines of protected training:
 ...     optimizer.zero_grad()
 >>> sorted(isolator.metrics())
 ['anchor_distance', 'conflict_fraction', 'energy_shed', 'unprojected_layers']
+
+or, with blocks instead of one direction, a pass with the answers' own loss and then training without a second gradient:
+
+>>> linears = {str(depth): layer[0] for depth, layer in enumerate(layers)}
+>>> accumulator = FactorAccumulator(linears, rank=8)
+>>> with accumulator.collect():
+...     model(x_BTD).logsumexp(-1).sum().backward()  # any loss whose Fisher information should be kept
+>>> factors = accumulator.factors()
+>>> blocks = select_blocks(factors, [list(linears)], energy=0.9, use_outputs=True)
+>>> optimizer = ProjectedAdamW(model.parameters(), LowRankProjector(linears, blocks), lr=1e-2)
+>>> for _ in range(20):
+...     optimizer.zero_grad()
+...     (model(x_BTD) - 1).square().mean().backward()
+...     optimizer.step()  # steps, then takes the blocked components out of the update
 """
 
+from aegis_policy.isolation._anchor import Anchor
+from aegis_policy.isolation._factors import Block, FactorAccumulator, LinearFactors, select_blocks
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
-from aegis_policy.isolation._isolator import GradientIsolator
+from aegis_policy.isolation._isolator import GRANULARITIES, GradientIsolator
+from aegis_policy.isolation._low_rank import LowRankProjector
 from aegis_policy.isolation._moments import EPS, MomentAccumulator, Moments, global_moments, masked_moments
 from aegis_policy.isolation._optimizer import ProjectedAdamW
+from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
+from aegis_policy.isolation._projector import PLACES, Projector
+from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
 __all__ = [
     "EPS",
+    "GRANULARITIES",
+    "PLACES",
+    "Anchor",
     "AnchorError",
+    "Block",
+    "CovarianceSketch",
+    "FactorAccumulator",
     "GaussianAnchor",
     "GradientIsolator",
     "LayerProjection",
+    "LinearFactors",
+    "LowRankProjector",
     "MomentAccumulator",
     "Moments",
     "ProjectedAdamW",
+    "Projector",
+    "Spectrum",
+    "distance_penalty",
     "global_moments",
     "masked_moments",
     "project_",
+    "select_blocks",
     "w2_cotangents",
     "w2_squared",
+    "weight_penalty",
 ]

@@ -22,6 +22,8 @@ class AnchorGradients:
         self._parameters = parameters
         self._flat: list[Tensor] = []
         self._views: list[list[Tensor]] = []
+        self.reduced = False
+        """They have been summed over ranks, and `reduce()` will return them as they are."""
 
     def add(self, grads: Sequence[Tensor | None]) -> None:
         """Add one gradient for each parameter of all layers in turn; None for a parameter without one.
@@ -50,6 +52,8 @@ class AnchorGradients:
         Raises:
             RuntimeError: no rank added anything since the last `clear()`.
         """
+        if self.reduced:
+            return self._views
         added = bool(self._views)
         views = self._views or self._allocate()
         if is_distributed():
@@ -63,11 +67,12 @@ class AnchorGradients:
             raise RuntimeError(
                 "The step has no anchor gradient, so it would be unprotected: call accumulate() in each step."
             )
+        self.reduced = True
         return views
 
     def clear(self) -> None:
         """Forget everything and free the memory."""
-        self._flat, self._views = [], []
+        self._flat, self._views, self.reduced = [], [], False
 
     def _allocate(self) -> list[list[Tensor]]:
         for parameters in self._parameters:

@@ -3,15 +3,11 @@
 Shape suffixes: B batch, T tokens, D hidden dimension, L layers.
 """
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aegis_policy.isolation._moments import (
@@ -21,9 +17,7 @@ from aegis_policy.isolation._moments import (
     at_least_float32,
 )
 
-KIND = "gaussian"
-FORMAT_VERSION = "1"
-_REBUILD = "rebuild it with aegis-anchor"
+REBUILD = "rebuild it with aegis-anchor"
 
 
 class AnchorError(ValueError):
@@ -41,7 +35,12 @@ def w2_squared(mean: Tensor, std: Tensor, mean0: Tensor, std0: Tensor) -> Tensor
 
 @torch.no_grad()
 def w2_cotangents(
-    hidden: Sequence[Tensor], mask_BT: Tensor, moments: Moments, mean0_LD: Tensor, std0_LD: Tensor
+    hidden: Sequence[Tensor],
+    mask_BT: Tensor,
+    moments: Moments,
+    mean0_LD: Tensor,
+    std0_LD: Tensor,
+    precision_LD: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradient of the anchor loss with respect to every layer's hidden states, in closed form.
 
@@ -64,6 +63,7 @@ def w2_cotangents(
         moments: of the global batch these hidden states are a part of.
         mean0_LD: the anchor's mean.
         std0_LD: the anchor's standard deviation.
+        precision_LD: what each dimension's part of the loss is multiplied by, default 1.
 
     Returns:
         L tensors of the hidden states' shapes and dtypes.
@@ -71,6 +71,8 @@ def w2_cotangents(
     scale = 2 / moments.tokens.clamp(min=1)
     slope_LD = (1 - std0_LD / moments.std_LD) * scale
     shift_LD = (moments.mean_LD - mean0_LD) * scale - slope_LD * moments.mean_LD
+    if precision_LD is not None:
+        slope_LD, shift_LD = slope_LD * precision_LD, shift_LD * precision_LD
     padding_BT1 = ~mask_BT.unsqueeze(-1)
     return [
         torch.addcmul(shift_D, at_least_float32(x_BTD), slope_D)
@@ -88,8 +90,6 @@ class GaussianAnchor:
         mean_LD: float32 mean over all valid tokens of all samples.
         std_LD: float32 standard deviation, not negative.
         count: number of valid tokens behind the moments.
-        metadata: strings that say where the anchor comes from: `vlm`, `fingerprint`, `samples`, `source`,
-            ...; `kind`, `format_version` and `tokens` are added when it is saved.
 
     Raises:
         AnchorError: shapes that differ or are not (L, D), values that are not finite, a negative deviation,
@@ -99,21 +99,18 @@ class GaussianAnchor:
     mean_LD: Tensor
     std_LD: Tensor
     count: int
-    metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean_LD", self.mean_LD.detach().to(torch.float32, copy=True))
         object.__setattr__(self, "std_LD", self.std_LD.detach().to(torch.float32, copy=True))
         if fault := _fault(self.mean_LD, self.std_LD, self.count):
-            raise AnchorError(f"The anchor {fault}: {_REBUILD}.")
+            raise AnchorError(f"The anchor {fault}: {REBUILD}.")
 
     @classmethod
-    def from_accumulators(
-        cls, accumulators: Sequence[MomentAccumulator], metadata: dict[str, str], eps: float = EPS
-    ) -> Self:
+    def from_accumulators(cls, accumulators: Sequence[MomentAccumulator], eps: float = EPS) -> Self:
         """Make the anchor of a model from one accumulator for each of its layers."""
         means, stds, counts = zip(*(each.finalize(eps) for each in accumulators), strict=True)
-        return cls(torch.stack(means), torch.stack(stds), counts[0], metadata)
+        return cls(torch.stack(means), torch.stack(stds), counts[0])
 
     @property
     def num_layers(self) -> int:
@@ -125,78 +122,20 @@ class GaussianAnchor:
         """D, the width of the hidden states described."""
         return self.mean_LD.shape[1]
 
-    def save(self, path: Path | str) -> None:
-        """Write one safetensors file, beside its place first, so that `path` is either whole or untouched."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        metadata = {key: str(value) for key, value in self.metadata.items()}
-        metadata |= {"kind": KIND, "format_version": FORMAT_VERSION, "tokens": str(self.count)}
-        tensors = {"mean": self.mean_LD.cpu().contiguous(), "std": self.std_LD.cpu().contiguous()}
-        try:
-            save_file(tensors, beside, metadata)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read what `save` wrote.
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Make sure that the anchor is that of a model of this depth and width.
 
         Raises:
-            AnchorError: no such file, not a whole safetensors file, another kind of anchor or a newer format,
-                wrong tensors, values that are not finite, a negative deviation.
+            AnchorError: it is not.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise AnchorError(f"There is no anchor at {path}: correct the path or {_REBUILD}.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise AnchorError(
-                f"The anchor {path} is truncated or not a safetensors file: {_REBUILD}."
-            ) from error
-        if metadata.get("kind") != KIND or metadata.get("format_version") != FORMAT_VERSION:
-            found = f"{metadata.get('kind')!r} of format {metadata.get('format_version')!r}"
-            raise AnchorError(
-                f"The anchor {path} is {found}, not {KIND!r} of format {FORMAT_VERSION!r}: {_REBUILD}."
-            )
-        if set(tensors) != {"mean", "std"}:
-            raise AnchorError(f"The anchor {path} holds {sorted(tensors)}, not ['mean', 'std']: {_REBUILD}.")
-        tokens = metadata.get("tokens", "")
-        count = int(tokens) if tokens.isdecimal() else 0
-        if fault := _fault(tensors["mean"], tensors["std"], count):
-            raise AnchorError(f"The anchor {path} {fault}: {_REBUILD}.")
-        return cls(tensors["mean"], tensors["std"], count, metadata)
-
-    def check(self, num_layers: int, hidden_size: int, fingerprint: str | None = None) -> None:
-        """Make sure that the anchor describes this model.
-
-        Args:
-            num_layers: decoder layers of the model.
-            hidden_size: width of its hidden states.
-            fingerprint: of the model's pretrained weights; None skips the comparison, as does an anchor
-                without one.
-
-        Raises:
-            AnchorError: the anchor was made from a model of another depth, width or with other weights.
-        """
-        name = f"The anchor of {self.metadata.get('vlm', 'an unnamed model')}"
         if self.num_layers != num_layers:
             raise AnchorError(
-                f"{name} describes {self.num_layers} layers but the model has {num_layers}: {_REBUILD}."
+                f"The anchor describes {self.num_layers} layers but the model has {num_layers}: {REBUILD}."
             )
         if self.hidden_size != hidden_size:
             raise AnchorError(
-                f"{name} describes hidden states of size {self.hidden_size} but the model's have size "
-                f"{hidden_size}: {_REBUILD}."
-            )
-        made_from = self.metadata.get("fingerprint")
-        if fingerprint is not None and made_from is not None and made_from != fingerprint:
-            raise AnchorError(
-                f"{name} was made from weights {made_from} but the model has {fingerprint}: {_REBUILD}."
+                f"The anchor describes hidden states of size {self.hidden_size} but the model's have size "
+                f"{hidden_size}: {REBUILD}."
             )
 
 

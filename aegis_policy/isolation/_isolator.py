@@ -13,12 +13,22 @@ from torch import Tensor, nn
 
 from aegis_policy.isolation._anchor_gradients import AnchorGradients
 from aegis_policy.isolation._gaussian import GaussianAnchor, w2_cotangents, w2_squared
-from aegis_policy.isolation._moments import EPS, at_least_float32, global_moments
+from aegis_policy.isolation._moments import EPS, MomentAverage, at_least_float32, global_moments
 from aegis_policy.isolation._projection import LayerProjection, project_
+from aegis_policy.isolation._projector import (
+    PLACES,
+    Descent,
+    Projector,
+    gradient_of,
+    one_of,
+)
+
+GRANULARITIES = ("layer", "tensor", "all")
+"""What one projection may be for."""
 
 
-class GradientIsolator:
-    """Holds what one optimizer step needs in order to keep a backbone's layers near their anchor.
+class GradientIsolator(Projector):
+    """Holds what one optimizer step needs in order to keep a backbone's layers near their Gaussian anchor.
 
     A step is, in this order: `with collect(mask): forward`, `accumulate()`, the task's own backward,
     `project_()`, the optimizer's step, `clear()`. `ProjectedAdamW` does the last three. With gradient
@@ -31,51 +41,90 @@ class GradientIsolator:
     Args:
         layers: the L modules whose outputs the anchor describes, in its order. A layer returns its hidden
             states (B, T, D), or a tuple that starts with them.
-        anchor: of the same L layers.
-        parameters: for each layer the parameters to protect, by default all; frozen ones are left
-            out, and one shared by several layers belongs to the first.
+        anchor: of the same L layers; or one for each group of tokens, whose distances add up.
+        parameters: for each layer the parameters to protect, by default all; then any further groups, of modules
+            that the layers' hidden states depend on. Frozen ones are left out, and one shared by several
+            groups belongs to the first.
+        acts_on: the step to project, see `Projector`.
+        granularity: what one projection is for: a `layer` (a group of `parameters`), a `tensor`, or `all` at once.
+        whiten: divide each dimension's part of the distance by the anchor's variance there, so that the outlier
+            dimensions of a residual stream do not decide alone.
+        momentum: of an exponential moving average that takes the place of the batch's moments in the distance; its
+            gradient is the batch's, as if the batch moved the average one to one.
+        refresh_every: take the anchor gradient in one of so many steps and project against it until the next. A resumed
+            run begins with a new one.
+        restoring: add so much of the anchor gradient to the projected gradient, after any clipping.
         eps: inside the square root of the batch's standard deviation; the one that the anchor was made with.
 
     Raises:
         AnchorError: the anchor describes another number of layers.
-        ValueError: no parameter to protect.
+        ValueError: no parameter to protect, or an option out of range.
     """
 
     def __init__(
         self,
         layers: Sequence[nn.Module],
-        anchor: GaussianAnchor,
+        anchor: GaussianAnchor | Sequence[GaussianAnchor],
         parameters: Sequence[Sequence[nn.Parameter]] | None = None,
+        *,
+        acts_on: str = "gradient",
+        granularity: str = "layer",
+        whiten: bool = False,
+        momentum: float = 0.0,
+        refresh_every: int = 1,
+        restoring: float = 0.0,
         eps: float = EPS,
     ) -> None:
-        anchor.check(len(layers), anchor.hidden_size)
+        self.anchors = [anchor] if isinstance(anchor, GaussianAnchor) else list(anchor)
+        for each in self.anchors:
+            each.check(len(layers), self.anchors[0].hidden_size)
         if parameters is None:
             parameters = [list(layer.parameters()) for layer in layers]
-        if len(parameters) != len(layers):
+        if len(parameters) < len(layers):
             raise ValueError(
-                f"`parameters` has {len(parameters)} entries for {len(layers)} layers: give one each."
+                f"`parameters` has {len(parameters)} entries for {len(layers)} layers: give each layer one."
             )
+        if not 0 <= momentum < 1 or refresh_every < 1 or restoring < 0:
+            raise ValueError(
+                f"momentum={momentum} must lie in [0, 1), refresh_every={refresh_every} be at least 1, "
+                f"restoring={restoring} at least 0."
+            )
+        self.acts_on = one_of("acts_on", acts_on, PLACES)
+        if restoring and self.acts_on == "update":
+            raise ValueError("restoring adds to the gradient, so it needs acts_on='gradient'.")
         self.layers = list(layers)
-        self.anchor = anchor
+        self.granularity = one_of("granularity", granularity, GRANULARITIES)
+        self.whiten = whiten
+        self.momentum = momentum
+        self.refresh_every = refresh_every
+        self.restoring = restoring
         self.eps = eps
         self.parameters = _trainable_once(parameters)
         if not any(self.parameters):
             raise ValueError("No layer has a parameter that requires gradients: there is nothing to protect.")
-        self._mask_BT: Tensor | None = None
+        self._masks: list[Tensor] = []
         self._hidden: dict[int, Tensor] = {}
-        self._anchor_moments = anchor.mean_LD, anchor.std_LD
+        self._anchor_moments = [(each.mean_LD, each.std_LD) for each in self.anchors]
+        self._averages = [MomentAverage(momentum, each.mean_LD) for each in self.anchors]
         self._anchor_grads = AnchorGradients(self.parameters)
+        self._projections_made = 0
         self._distance = 0.0
         self._projection: Tensor | None = None
 
+    @property
+    def protected(self) -> list[nn.Parameter]:
+        return [p for group in self.parameters for p in group]
+
     @contextmanager
-    def collect(self, mask_BT: Tensor) -> Iterator[None]:
+    def collect(self, *masks: Tensor) -> Iterator[None]:
         """Keep the output hidden states of every layer that runs inside the block.
 
         Args:
-            mask_BT: bool, True for a valid token of the hidden states.
+            masks: for each anchor a bool mask (B, T), True for a valid token that it describes.
         """
-        self._mask_BT, self._hidden = mask_BT.bool(), {}
+        if len(masks) != len(self.anchors):
+            raise ValueError(f"There are {len(masks)} masks for {len(self.anchors)} anchors: give one each.")
+        self._masks, self._hidden = [mask_BT.bool() for mask_BT in masks], {}
         hooks = [
             layer.register_forward_hook(partial(self._keep_output, index))
             for index, layer in enumerate(self.layers)
@@ -104,51 +153,114 @@ class GradientIsolator:
                 reached a layer: the step would be unprotected.
             ValueError: mask or anchor do not fit the hidden states, or the batch has no valid token.
         """
-        hidden, mask_BT = self._take_hidden()
-        mean0_LD, std0_LD = self._anchor_like(hidden[0])
-        moments = global_moments(hidden, mask_BT, self.eps)
-        loss = w2_squared(moments.mean_LD, moments.std_LD, mean0_LD, std0_LD)
-        cotangents = w2_cotangents(hidden, mask_BT, moments, mean0_LD, std0_LD)
+        hidden, masks = self._take_hidden()
+        if self._anchor_grads.reduced:
+            return self._distance
+        loss, cotangents, tokens = self._distance_of(hidden, masks)
         with_graph = [
             (x, cotangent) for x, cotangent in zip(hidden, cotangents, strict=True) if x.requires_grad
         ]
         grads = torch.autograd.grad(
             [x for x, _ in with_graph],
-            [p for layer in self.parameters for p in layer],
+            self.protected,
             [cotangent for _, cotangent in with_graph],
             retain_graph=True,
             allow_unused=True,  # an expert without tokens, say; add() refuses a layer without any gradient
         )
         self._anchor_grads.add(grads)
-        self._distance, tokens = torch.stack([loss, moments.tokens]).tolist()
-        if tokens == 0:
+        self._distance, fewest = torch.stack([loss, tokens]).tolist()
+        if fewest == 0:
             raise ValueError(
                 "The mask given to collect() has no valid token: there are no moments to compare."
             )
         return self._distance
 
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Sum the anchor gradients over ranks and project every layer's `.grad`.
+    def _distance_of(
+        self, hidden: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The anchor loss, its gradient in each layer's hidden states, and the fewest tokens of an anchor."""
+        losses, cotangents, tokens = [], [], []
+        for index, mask_BT in enumerate(masks):
+            mean0_LD, std0_LD = self._anchor_like(index, hidden[0])
+            scale_LD = 1 / std0_LD if self.whiten else torch.ones_like(std0_LD)
+            batch = global_moments(hidden, mask_BT, self.eps)
+            average = self._averages[index].update(batch)
+            # Away from an anchor moved by the same gap, the batch has the gradient that the average would have.
+            lag_mean_LD, lag_std_LD = batch.mean_LD - average.mean_LD, batch.std_LD - average.std_LD
+            losses.append(
+                w2_squared(
+                    *(scale_LD * x_LD for x_LD in (average.mean_LD, average.std_LD, mean0_LD, std0_LD))
+                )
+            )
+            cotangents.append(
+                w2_cotangents(
+                    hidden,
+                    mask_BT,
+                    batch,
+                    mean0_LD + lag_mean_LD,
+                    std0_LD + lag_std_LD,
+                    scale_LD.square() if self.whiten else None,
+                )
+            )
+            tokens.append(batch.tokens)
+        summed = [
+            torch.stack(layer).sum(0) if len(layer) > 1 else layer[0]
+            for layer in zip(*cotangents, strict=True)
+        ]
+        return torch.stack(losses).sum(), summed, torch.stack(tokens).min()
 
-        A parameter that the task did not reach (`.grad` is None) is no part of the layer's vector and stays
-        as it is. A rank that accumulated nothing contributes zeros.
+    def prepare(self) -> None:
+        """Sum the step's anchor gradients over ranks. A rank that accumulated nothing contributes zeros.
 
         Raises:
             RuntimeError: no rank accumulated an anchor gradient since the last `clear()`.
         """
-        projections = []
-        for parameters, anchor_grads in zip(self.parameters, self._anchor_grads.reduce(), strict=True):
-            reached = [
-                (p.grad, a) for p, a in zip(parameters, anchor_grads, strict=True) if p.grad is not None
+        self._anchor_grads.reduce()
+
+    @torch.no_grad()
+    def project_(self, descent: Descent = gradient_of) -> None:
+        """Project what `descent` gives for the parameters, group by group, after `prepare()`.
+
+        A parameter that the task did not reach (`.grad` is None) is no part of the group's vector and stays
+        as it is.
+
+        Raises:
+            RuntimeError: no rank accumulated an anchor gradient since the last `clear()`.
+        """
+        groups = [
+            [
+                (step, anchor_grad)
+                for p, anchor_grad in zip(parameters, anchor_grads, strict=True)
+                if (step := descent(p)) is not None
             ]
-            if reached:
-                projections.append(project_([g for g, _ in reached], [a for _, a in reached]))
+            for parameters, anchor_grads in zip(self.parameters, self._anchor_grads.reduce(), strict=True)
+        ]
+        self._projections_made += 1
+        reached = [pair for group in groups for pair in group]
+        if self.granularity == "tensor":
+            groups = [[pair] for pair in reached]
+        elif self.granularity == "all":
+            groups = [reached]
+        projections = [project_([g for g, _ in group], [a for _, a in group]) for group in groups if group]
         self._projection = _summarize(projections) if projections else None
+        if self.restoring and reached:
+            steps, anchor_grads = zip(*reached, strict=True)
+            torch._foreach_add_(steps, anchor_grads, alpha=self.restoring)
 
     def clear(self) -> None:
-        """Forget the step's anchor gradients."""
+        """Forget the step's anchor gradients, unless the next step is to be projected against them too."""
+        if 0 < self._projections_made < self.refresh_every and self._anchor_grads.reduced:
+            return
+        self._projections_made = 0
         self._anchor_grads.clear()
+
+    def averages(self) -> dict[str, Tensor]:
+        """The moving averages by name, for a checkpoint; they are updated in place."""
+        return {
+            f"{index}.{name}": tensor
+            for index, average in enumerate(self._averages)
+            for name, tensor in average.state().items()
+        }
 
     def metrics(self) -> dict[str, float]:
         """Figures for a training log, zero before the first step; the keys never change.
@@ -178,9 +290,9 @@ class GradientIsolator:
             )
         self._hidden[index] = output[0] if isinstance(output, tuple) else output
 
-    def _take_hidden(self) -> tuple[list[Tensor], Tensor]:
+    def _take_hidden(self) -> tuple[list[Tensor], list[Tensor]]:
         hidden, self._hidden = self._hidden, {}
-        if not hidden or self._mask_BT is None:
+        if not hidden:
             raise RuntimeError(
                 "No hidden states were collected: run the forward pass inside collect(mask) first."
             )
@@ -188,28 +300,28 @@ class GradientIsolator:
             raise RuntimeError(
                 f"Layers {missing} did not run inside collect(), so they would be unprotected."
             )
-        for index, parameters in enumerate(self.parameters):
+        for index, parameters in enumerate(self.parameters[: len(self.layers)]):
             if parameters and not hidden[index].requires_grad:
                 raise RuntimeError(
                     f"The hidden states of layer {index} need no gradient, so it would be unprotected: run "
                     "the forward pass with gradients enabled and, if checkpointed, with use_reentrant=False."
                 )
         ordered = [hidden[index] for index in range(len(self.layers))]
-        mask_BT = self._mask_BT.to(ordered[0].device)
+        masks = [mask_BT.to(ordered[0].device) for mask_BT in self._masks]
         for index, x_BTD in enumerate(ordered):
-            if x_BTD.shape != (*mask_BT.shape, self.anchor.hidden_size):
+            if any(x_BTD.shape != (*mask_BT.shape, self.anchors[0].hidden_size) for mask_BT in masks):
                 raise ValueError(
                     f"The hidden states of layer {index} have shape {tuple(x_BTD.shape)}, which does not fit "
-                    f"a mask of shape {tuple(mask_BT.shape)} and an anchor of size {self.anchor.hidden_size}."
+                    f"a mask of shape {tuple(masks[0].shape)} and an anchor of size {self.anchors[0].hidden_size}."
                 )
-        return ordered, mask_BT
+        return ordered, masks
 
-    def _anchor_like(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean0_LD, std0_LD = self._anchor_moments
+    def _anchor_like(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean0_LD, std0_LD = self._anchor_moments[index]
         if mean0_LD.device != x.device or mean0_LD.dtype != at_least_float32(x).dtype:
             dtype = torch.promote_types(x.dtype, torch.float32)
-            self._anchor_moments = mean0_LD.to(x.device, dtype), std0_LD.to(x.device, dtype)
-        return self._anchor_moments
+            self._anchor_moments[index] = mean0_LD.to(x.device, dtype), std0_LD.to(x.device, dtype)
+        return self._anchor_moments[index]
 
 
 def _trainable_once(parameters: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""AdamW that projects the task gradient before it steps."""
+"""AdamW that lets projectors bend its step."""
 
 from collections.abc import Callable
 from typing import Any, overload
@@ -7,28 +7,30 @@ import torch
 from torch.optim import AdamW
 from torch.optim.optimizer import ParamsT
 
-from aegis_policy.isolation._isolator import GradientIsolator
+from aegis_policy.isolation._projector import Projector
 
 
 class ProjectedAdamW(AdamW):
-    """AdamW whose `step()` first projects `p.grad` of the isolator's parameters.
+    """AdamW whose `step()` lets each projector change the gradients before it, or the update after it.
 
-    Parameters that the isolator does not know (an action expert's) step as in plain AdamW. Clipping gradients
-    before `step()` is harmless: the projection is linear in the task gradient. `zero_grad()` forgets the
-    anchor gradients too, which also covers steps that a gradient scaler skipped. The isolator is no part of
-    `state_dict()`: checkpoints are those of AdamW.
+    Parameters that no projector knows (an action expert's) step as in plain AdamW. Clipping gradients before `step()`
+    only scales what a projection leaves. `zero_grad()` clears the projectors too, which also covers
+    steps that a gradient scaler skipped. Projectors are no part of `state_dict()`: checkpoints are those of
+    AdamW.
+
+    A projector that acts on updates costs, inside `step()`, one copy of the parameters it protects.
 
     Args:
         params: parameters or parameter groups, as for AdamW.
-        isolator: holds the anchor gradients of the step.
+        projectors: applied in this order, those that act on gradients before AdamW and the others after it.
         adamw: `lr`, `betas`, `eps`, `weight_decay`, ... of AdamW.
     """
 
-    isolator: GradientIsolator | None = None
+    projectors: tuple[Projector, ...] | None = None
 
-    def __init__(self, params: ParamsT, isolator: GradientIsolator, **adamw: Any) -> None:
+    def __init__(self, params: ParamsT, *projectors: Projector, **adamw: Any) -> None:
         super().__init__(params, **adamw)
-        self.isolator = isolator
+        self.projectors = projectors
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -37,30 +39,57 @@ class ProjectedAdamW(AdamW):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Project, then step.
+        """Project the gradients, step, project the update.
 
         Args:
             closure: computes the loss and both gradients again and returns the loss; it runs before the
                 projection.
 
         Raises:
-            RuntimeError: the step has no anchor gradient, or the optimizer was unpickled and has no isolator.
+            RuntimeError: the step has no anchor gradient, or the optimizer was unpickled and has no projectors.
         """
-        if self.isolator is None:
+        if self.projectors is None:
             raise RuntimeError(
-                "This ProjectedAdamW was unpickled or copied and has no isolator: "
+                "This ProjectedAdamW was unpickled or copied and has no projectors: "
                 "make a new one and give it the old one's state_dict()."
             )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.isolator.project_()
-        super().step()
+        for projector in self.projectors:
+            projector.prepare()
+        for projector in self.projectors:
+            if projector.acts_on == "gradient":
+                projector.project_()
+        after = [projector for projector in self.projectors if projector.acts_on == "update"]
+        if after:
+            self._step_and_project(after)
+        else:
+            super().step()
         return loss
 
+    @torch.no_grad()
+    def _step_and_project(self, projectors: list[Projector]) -> None:
+        """AdamW's step, then that step again as the projectors leave it.
+
+        Weights close to each other subtract exactly (Sterbenz), so a step that nobody changes comes back bit for bit.
+        """
+        unique = {id(p): p for projector in projectors for p in projector.protected if p.grad is not None}
+        moved = [p.detach() for p in unique.values()]
+        descent = [p.clone() for p in moved]
+        super().step()
+        if not moved:
+            return
+        torch._foreach_sub_(descent, moved)
+        torch._foreach_add_(moved, descent)
+        step_of = dict(zip(unique, descent, strict=True))
+        for projector in projectors:
+            projector.project_(lambda p: step_of.get(id(p)))
+        torch._foreach_sub_(moved, descent)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the task gradients and the anchor gradients."""
+        """Clear the gradients and what the projectors keep of the step."""
         super().zero_grad(set_to_none)
-        if self.isolator is not None:
-            self.isolator.clear()
+        for projector in self.projectors or ():
+            projector.clear()

@@ -8,10 +8,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from aegis_eval import pretrain as module
-from aegis_eval.anchor import AnchorConfig, make_anchor
 from aegis_eval.pretrain import PretrainConfig, pretrain
 from aegis_policy.errors import AegisError
-from aegis_policy.isolation import GaussianAnchor
+from aegis_policy.isolation import Anchor
 from aegis_policy.small_vlm import SmallVLMSize
 from aegis_policy.vlm import VLMBackbone
 
@@ -56,7 +55,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     card = (config.out / "README.md").read_text()
     assert "| `steps` | 12 |" in card
     assert "colour+relation" in card and "6\nquestions" in card
-    GaussianAnchor.load(config.out / "anchor.safetensors").check(
+    Anchor.load(config.out / "anchor.safetensors").check(
         1, 32, VLMBackbone.from_pretrained(config.out).fingerprint()
     )
 
@@ -140,55 +139,3 @@ def test_the_loss_falls_on_scenes_seen_again(config: PretrainConfig) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
-
-
-def test_anchor_belongs_to_the_model_it_was_made_from(tiny_vlm_dir: Path, tmp_path: Path) -> None:
-    config = AnchorConfig(
-        vlm=str(tiny_vlm_dir), samples=12, out=tmp_path / "anchor.safetensors", batch_size=5
-    )
-    anchor = make_anchor(config)
-    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
-    loaded = type(anchor).load(config.out)
-    loaded.check(vlm.num_layers, vlm.hidden_size, vlm.fingerprint())
-    assert loaded.metadata["samples"] == "12"
-    assert loaded.count > 12 * vlm.processor.image_seq_length
-
-
-def test_anchor_moments_are_those_of_the_valid_tokens(tiny_vlm_dir: Path, tmp_path: Path) -> None:
-    config = AnchorConfig(vlm=str(tiny_vlm_dir), samples=7, out=tmp_path / "anchor.safetensors", batch_size=3)
-    anchor = make_anchor(config)
-    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
-    samples = module_samples(7)
-    states: list[torch.Tensor] = []
-    with torch.no_grad():
-        for image, question in samples:
-            states.append(vlm.encode(vlm.question_inputs([image], [question])).hidden_states[1][0])
-    tokens = torch.cat(states).double()
-    torch.testing.assert_close(anchor.mean_LD[1].double(), tokens.mean(0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(anchor.std_LD[1].double(), tokens.std(0, correction=0), atol=1e-4, rtol=1e-4)
-
-
-def module_samples(count: int) -> list[tuple[object, str]]:
-    from aegis_eval.benchmarks import load_samples
-
-    return [(sample.image, sample.question) for sample in load_samples("tabletop", "train", count, 0)]
-
-
-@pytest.mark.parametrize(
-    ("lines", "sentence"),
-    [
-        (None, "neither a benchmark"),
-        ("", "is empty"),
-        ('{"image": "absent.png", "question": "what?"}', "line 1 is not usable"),
-        ("not json", "line 1 is not usable"),
-    ],
-)
-def test_vqa_folders_that_cannot_be_read_are_named(
-    tiny_vlm_dir: Path, tmp_path: Path, lines: str | None, sentence: str
-) -> None:
-    if lines is not None:
-        (tmp_path / "questions.jsonl").write_text(lines)
-    config = AnchorConfig(vlm=str(tiny_vlm_dir), vqa=str(tmp_path), out=tmp_path / "anchor.safetensors")
-    with pytest.raises(AegisError, match=sentence):
-        make_anchor(config)
-    assert not config.out.exists()

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from safetensors.torch import save_file
 
 from aegis_policy.isolation import (
     AnchorError,
@@ -86,123 +85,17 @@ def test_bfloat16_hidden_states_get_bfloat16_cotangents_from_float32_moments(hid
         torch.testing.assert_close(cotangent.double(), gradient, rtol=2**-8, atol=1e-6)
 
 
-@pytest.fixture
-def anchor():
-    torch.manual_seed(2)
-    metadata = {"vlm": "toy", "fingerprint": "abc", "samples": "12", "source": "tests"}
-    return GaussianAnchor(torch.randn(L, D), torch.rand(L, D), count=345, metadata=metadata)
-
-
-def test_an_anchor_comes_back_from_its_file_exactly(anchor, tmp_path):
-    path = tmp_path / "new" / "anchor.safetensors"
-    anchor.save(path)
-    loaded = GaussianAnchor.load(path)
-    assert torch.equal(loaded.mean_LD, anchor.mean_LD)
-    assert torch.equal(loaded.std_LD, anchor.std_LD)
-    assert loaded.count == 345
-    assert loaded.metadata == anchor.metadata | {"kind": "gaussian", "format_version": "1", "tokens": "345"}
-    assert [each.name for each in path.parent.iterdir()] == ["anchor.safetensors"]
-
-
-def test_a_failed_save_leaves_the_old_anchor_and_nothing_beside_it(anchor, tmp_path, monkeypatch):
-    path = tmp_path / "anchor.safetensors"
-    anchor.save(path)
-    before = path.read_bytes()
-
-    def full_disk(tensors, file, metadata):
-        file.write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("aegis_policy.isolation._gaussian.save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        anchor.save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_an_anchor_is_made_from_one_accumulator_a_layer(hidden, mask):
     accumulators = [MomentAccumulator() for _ in hidden]
     for accumulator, x in zip(accumulators, hidden, strict=True):
         accumulator.update(x, mask)
-    anchor = GaussianAnchor.from_accumulators(accumulators, {"vlm": "toy"})
+    anchor = GaussianAnchor.from_accumulators(accumulators)
     moments = global_moments(hidden, mask)
     assert (anchor.num_layers, anchor.hidden_size, anchor.count) == (L, D, int(mask.sum()))
     torch.testing.assert_close(anchor.mean_LD, moments.mean_LD.float())
     torch.testing.assert_close(anchor.std_LD, moments.std_LD.float())
 
 
-def assert_one_sentence(message: str, *parts: object) -> None:
-    assert message.endswith("rebuild it with aegis-anchor.")
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
-
-
-def test_a_missing_anchor_is_named(tmp_path):
-    path = tmp_path / "nowhere.safetensors"
-    with pytest.raises(AnchorError) as error:
-        GaussianAnchor.load(path)
-    assert_one_sentence(str(error.value), "no anchor at", path)
-
-
-@pytest.mark.parametrize("size", [0, 5, 60, -1])
-def test_a_truncated_anchor_is_refused(anchor, tmp_path, size):
-    path = tmp_path / "anchor.safetensors"
-    anchor.save(path)
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(AnchorError) as error:
-        GaussianAnchor.load(path)
-    assert_one_sentence(str(error.value), path, "truncated or not a safetensors file")
-
-
-GOOD = torch.ones(L, D)
-METADATA = {"kind": "gaussian", "format_version": "1", "tokens": "7"}
-
-
-@pytest.mark.parametrize(
-    ("tensors", "metadata", "complaint"),
-    [
-        ({"mean": GOOD}, METADATA, "holds ['mean']"),
-        ({"mean": GOOD, "std": GOOD, "more": GOOD}, METADATA, "not ['mean', 'std']"),
-        ({"mean": GOOD, "std": torch.ones(L, D + 1)}, METADATA, "shapes (2, 4) and (2, 5)"),
-        ({"mean": torch.ones(D), "std": torch.ones(D)}, METADATA, "shapes (4,) and (4,)"),
-        ({"mean": GOOD * torch.nan, "std": GOOD}, METADATA, "not finite"),
-        ({"mean": GOOD, "std": GOOD / 0}, METADATA, "not finite"),
-        ({"mean": GOOD, "std": -GOOD}, METADATA, "negative standard deviation"),
-        ({"mean": GOOD, "std": GOOD}, METADATA | {"tokens": "0"}, "no token"),
-        ({"mean": GOOD, "std": GOOD}, METADATA | {"tokens": "many"}, "no token"),
-        ({"mean": GOOD, "std": GOOD}, METADATA | {"kind": "subspace"}, "'subspace'"),
-        ({"mean": GOOD, "std": GOOD}, METADATA | {"format_version": "2"}, "format '2'"),
-        ({"mean": GOOD, "std": GOOD}, None, "None"),
-    ],
-)
-def test_an_unusable_anchor_file_is_refused(tmp_path, tensors, metadata, complaint):
-    path = tmp_path / "anchor.safetensors"
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata)
-    with pytest.raises(AnchorError) as error:
-        GaussianAnchor.load(path)
-    assert_one_sentence(str(error.value), path, complaint)
-
-
 def test_an_anchor_cannot_be_made_from_values_that_are_not_finite():
     with pytest.raises(AnchorError, match="not finite"):
-        GaussianAnchor(GOOD * torch.inf, GOOD, count=1)
-
-
-@pytest.mark.parametrize(
-    ("model", "complaint"),
-    [
-        ((L + 1, D, "abc"), "describes 2 layers but the model has 3"),
-        ((L, D + 1, "abc"), "hidden states of size 4 but the model's have size 5"),
-        ((L, D, "xyz"), "made from weights abc but the model has xyz"),
-    ],
-)
-def test_an_anchor_of_another_model_is_refused(anchor, model, complaint):
-    with pytest.raises(AnchorError) as error:
-        anchor.check(*model)
-    assert_one_sentence(str(error.value), "The anchor of toy", complaint)
-
-
-@pytest.mark.parametrize("fingerprint", ["abc", None])
-def test_an_anchor_of_the_same_model_passes(anchor, fingerprint):
-    anchor.check(L, D, fingerprint)
+        GaussianAnchor(torch.full((L, D), torch.inf), torch.ones(L, D), count=1)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
+from aegis_eval.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.isolation import GaussianAnchor, MomentAccumulator
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm import VLMBackbone
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
@@ -46,15 +47,12 @@ def _make_batch(size: int = 4, seed: int = 0) -> dict[str, Any]:
 def tiny_anchor(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The anchor of the tiny VLM, from one batch of random images and questions."""
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
-    batch = _make_batch(16, seed=1)
-    with torch.no_grad():
-        prefix = vlm.encode(vlm.prepare([batch[CAMERAS[0]]], ["what colour is the cube"] * 16))
-    accumulators = [MomentAccumulator() for _ in prefix.hidden_states]
-    for accumulator, hidden in zip(accumulators, prefix.hidden_states, strict=True):
-        accumulator.update(hidden, prefix.mask)
+    images = np.random.default_rng(1).integers(0, 255, (16, 32, 32, 3), dtype=np.uint8)
     path = tmp_path_factory.mktemp("anchor") / "anchor.safetensors"
-    metadata = {"vlm": str(tiny_vlm_dir), "fingerprint": vlm.fingerprint()}
-    GaussianAnchor.from_accumulators(accumulators, metadata).save(path)
+    pairs = ((image, "what colour is the cube") for image in images)
+    build_anchor(vlm, pairs, kinds=["gaussian", "kronecker", "fisher"], source="noise", batch_size=8).save(
+        path
+    )
     return path
 
 
@@ -63,7 +61,7 @@ def make_config(tiny_vlm_dir: Path, tiny_anchor: Path) -> Callable[..., AegisCon
     """`make_config(protection=..., **options)`: a configuration on the tiny VLM and its anchor."""
 
     def make(protection: str = "aegis", **options: Any) -> AegisConfig:
-        if protection == "aegis":
+        if getattr(PROTECTIONS.get(protection), "needs_anchor", False):
             options.setdefault("anchor_path", tiny_anchor)
         return AegisConfig(
             **{

@@ -38,7 +38,7 @@ def run(shell: Shell, fresh_flags: list[str], tmp_path_factory: pytest.TempPathF
 
 
 def _anchor(checkpoint: Path) -> torch.Tensor:
-    return load_file(checkpoint / "pretrained_model" / "model.safetensors")["anchor.mean_LD"]
+    return load_file(checkpoint / "pretrained_model" / "anchor.safetensors")["gaussian/all/mean"]
 
 
 def test_training_writes_checkpoints_that_load_and_act(run: Path, make_batch: MakeBatch) -> None:
@@ -84,7 +84,7 @@ def test_a_copied_checkpoint_is_fine_tuned_without_its_vlm(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--policy.protection=prayer"], "choose one of none, freeze, stop_gradient, aegis"),
+        (["--policy.protection=prayer"], "choose one of none, freeze, stop_gradient, lora"),
         (["--policy.anchor_path=/nowhere.safetensors"], "There is no anchor at /nowhere.safetensors"),
         (["--policy.vlm=/nowhere"], "--policy.vlm=/nowhere is not a transformers model"),
         (

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig, PaliGemmaConfig
 
 from aegis_policy.errors import AegisError
 from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm import NO_LABEL, VLMBackbone
 
 _TINY = {
     "image_size": 32,
@@ -190,3 +191,23 @@ def test_missing_processor_is_named(tiny_vlm_dir: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((tiny_vlm_dir / name).read_bytes())
     with pytest.raises(AegisError, match="no readable processor"):
         VLMBackbone.from_pretrained(tmp_path)
+
+
+def test_answer_logits_are_the_models_own_whatever_is_asked_beside(tiny_vlm_dir: Path) -> None:
+    """Against transformers' own loss on each question alone, without padding."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8))
+    questions = ["what colour is the cube", "is it red"]
+    answers = ["red", "a long answer"]
+    logits_NKV, labels_NK = vlm.answer_logits(vlm.answer_inputs(images, questions, answers))
+    for index in range(2):
+        alone = vlm.processor(
+            images=[[Image.fromarray(images[index])]],
+            text=[f"<image>answer en {questions[index]}"],
+            suffix=[answers[index]],
+            return_tensors="pt",
+        )
+        valid_K = labels_NK[index] != NO_LABEL
+        ours = torch.nn.functional.cross_entropy(logits_NKV[index][valid_K], labels_NK[index][valid_K])
+        torch.testing.assert_close(ours, vlm.model(**alone).loss, rtol=1e-4, atol=1e-5)

@@ -17,32 +17,27 @@ from aegis_policy.modeling_aegis import AegisPolicy
 
 
 def train(checkpoint: Path, batches: Path, rank: int, ranks: int) -> dict[str, Any]:
-    """The policy's parameters after one step a batch, the last step's figures, and every step's conflicts.
+    """The policy's parameters after one step a batch, and every step's figures.
 
     A rank holds a block of the global batch, as accelerate deals it out, and takes its part of the draws.
     """
     policy = AegisPolicy.from_pretrained(checkpoint).train()
     optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     wrapped = DistributedDataParallel(policy, find_unused_parameters=True) if ranks > 1 else policy
-    conflicts = []
+    logged = []
     torch.manual_seed(0)  # alike on all ranks, as `lerobot-train` seeds them
     for batch in torch.load(batches, weights_only=True):
         rows = len(batch["action"]) // ranks
         share = {key: value[rank * rows : (rank + 1) * rows] for key, value in batch.items()}
         loss, figures = wrapped(share)
-        conflicts.append(figures["conflict_fraction"])
+        logged.append(figures)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         if rank == 0:
             torch.randn(5)  # as when `lerobot-train` evaluates, which only the first rank does
-    assert policy.protection.isolator is not None
-    return {
-        "parameters": dict(policy.named_parameters()),
-        "figures": policy.protection.isolator.metrics(),
-        "conflicts": conflicts,
-    }
+    return {"parameters": dict(policy.named_parameters()), "figures": logged}
 
 
 def main(checkpoint: Path, batches: Path, out: Path) -> None:

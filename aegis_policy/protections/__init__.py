@@ -1,0 +1,38 @@
+"""The protections: what each lets the flow loss do to the backbone.
+
+One small class a protection, found by its name in `PROTECTIONS`. They all share the rule of what may learn:
+the backbone's decoder layers where the protection trains them, the vision tower and the projector where the
+user asks for it, nothing else of the VLM.
+"""
+
+from aegis_policy.errors import AegisError
+from aegis_policy.protections.aegis import Aegis
+from aegis_policy.protections.base import Protection
+from aegis_policy.protections.lora import Lora
+from aegis_policy.protections.penalties import EWC, L2SP, W2Penalty
+from aegis_policy.protections.simple import Freeze, NoProtection, StopGradient
+
+__all__ = ["PROTECTIONS", "Protection", "protection_named"]
+
+PROTECTIONS: dict[str, type[Protection]] = {
+    "none": NoProtection,
+    "freeze": Freeze,
+    "stop_gradient": StopGradient,
+    "lora": Lora,
+    "w2_penalty": W2Penalty,
+    "l2_sp": L2SP,
+    "ewc": EWC,
+    "aegis": Aegis,
+}
+"""`--policy.protection` -> what it does."""
+
+
+def protection_named(name: str) -> type[Protection]:
+    """Look a protection up.
+
+    Raises:
+        AegisError: there is none of that name.
+    """
+    if name not in PROTECTIONS:
+        raise AegisError(f"--policy.protection={name} is unknown: choose one of {', '.join(PROTECTIONS)}.")
+    return PROTECTIONS[name]

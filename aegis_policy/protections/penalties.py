@@ -1,0 +1,84 @@
+"""Penalties beside the flow loss: on the distance of the activations, and on the way of the weights."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from aegis_policy.errors import AegisError
+from aegis_policy.isolation import Anchor, AnchorError, GaussianAnchor, distance_penalty, weight_penalty
+from aegis_policy.protections.base import Protection
+
+if TYPE_CHECKING:
+    from aegis_policy.vlm import Prefix, VLMBackbone
+
+
+class W2Penalty(Protection):
+    """The Gaussian anchor's distance as a penalty: what AEGIS projects against is added to the loss instead."""
+
+    needs_anchor = True
+    default_penalty = 0.002
+
+    def check_anchor(self, anchor: Anchor) -> None:
+        if "all" not in anchor.gaussians:
+            raise AnchorError(
+                "The anchor holds no moments for --policy.protection=w2_penalty: rebuild it with "
+                "aegis-anchor --kinds=[gaussian]."
+            )
+
+    def begin_training(
+        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+    ) -> None:
+        assert anchor is not None
+        self._gaussian: GaussianAnchor = anchor.gaussians["all"]
+
+    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> "Prefix":
+        self._prefix = vlm.encode(inputs)
+        return self._prefix
+
+    def penalty_loss(self) -> tuple[Tensor, dict[str, float]]:
+        distance = distance_penalty(self._prefix.hidden_states, self._prefix.mask, self._gaussian)
+        del self._prefix
+        return self.penalty * distance, {"anchor_distance": distance.item()}
+
+
+class L2SP(Protection):
+    """Weights are drawn back to where they started (arXiv 1802.01483)."""
+
+    needs_reference = True
+    default_penalty = 0.01
+
+    def begin_training(
+        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+    ) -> None:
+        assert reference is not None
+        self._parameters: dict[str, nn.Parameter] = {
+            name: p for name, p in vlm.model.named_parameters() if p.requires_grad
+        }
+        if missing := sorted(self._parameters.keys() - reference.keys()):
+            raise AegisError(
+                f"This checkpoint does not know the pretrained value of {missing[0]} and {len(missing) - 1} more "
+                "weights, which did not learn when it was trained: leave --policy.train_vision_tower and "
+                "--policy.train_projector as they were."
+            )
+        device = vlm.device
+        self._reference = {name: reference[name].to(device) for name in self._parameters}
+        self._importance = None
+        if anchor is not None:
+            self._importance = {name: anchor.importance[name].to(device) for name in self._parameters}
+
+    def penalty_loss(self) -> tuple[Tensor, dict[str, float]]:
+        loss = self.penalty * weight_penalty(self._parameters, self._reference, self._importance)
+        return loss, {"weight_penalty": loss.item()}
+
+
+class EWC(L2SP):
+    """The same, each weight as strongly as VQA depends on it: elastic weight consolidation (arXiv 1612.00796)."""
+
+    needs_anchor = True
+
+    def check_anchor(self, anchor: Anchor) -> None:
+        if not anchor.importance:
+            raise AnchorError(
+                "The anchor holds no Fisher information of single weights for --policy.protection=ewc: rebuild it with "
+                "aegis-anchor --kinds=[fisher] and name it with --policy.anchor_path."
+            )

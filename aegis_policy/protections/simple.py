@@ -1,0 +1,32 @@
+"""The protections that need nothing: none at all, a constant backbone, a cut gradient."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from aegis_policy.protections.base import Protection
+
+if TYPE_CHECKING:
+    from aegis_policy.vlm import Prefix, VLMBackbone
+
+
+class NoProtection(Protection):
+    """The flow loss trains the decoder layers freely."""
+
+
+class Freeze(Protection):
+    """The decoder layers are constants; gradients still pass through them to a tower or projector."""
+
+    trains_decoder = False
+
+
+class StopGradient(Protection):
+    """The action expert reads the backbone and sends nothing back."""
+
+    trains_decoder = False
+    gradient_flows = False
+
+    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> "Prefix":
+        with torch.no_grad():
+            return vlm.encode(inputs)

@@ -1,0 +1,160 @@
+"""What `aegis-anchor` gathers of a VLM, against the same quantities taken one question at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aegis_eval.anchor import AnchorConfig, build_anchor, make_anchor
+from aegis_eval.benchmarks import load_samples
+from aegis_policy.errors import AegisError
+from aegis_policy.isolation import Anchor
+from aegis_policy.vlm import VLMBackbone
+
+COUNT = 7
+LAYER = "model.language_model.layers.1.mlp.up_proj"
+
+
+def _anchor(vlm: Path, out: Path, **options: Any) -> Anchor:
+    return make_anchor(
+        AnchorConfig(
+            **{
+                "vlm": str(vlm),
+                "samples": COUNT,
+                "out": out / "anchor.safetensors",
+                "batch_size": 3,
+                **options,
+            }
+        )
+    )
+
+
+def _samples() -> list[tuple[Any, str]]:
+    return [(sample.image, sample.question) for sample in load_samples("tabletop", "train", COUNT, 0)]
+
+
+def _input_of(vlm: VLMBackbone, layer: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    hook = vlm.linear_layers[layer].register_forward_pre_hook(lambda _module, args: seen.append(args[0][0]))
+    with torch.no_grad():
+        vlm.answer_logits(inputs)
+    hook.remove()
+    return seen[0]
+
+
+def test_an_anchor_belongs_to_the_model_it_was_made_from(tiny_vlm_dir: Path, tmp_path: Path) -> None:
+    _anchor(tiny_vlm_dir, tmp_path)
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    loaded = Anchor.load(tmp_path / "anchor.safetensors")
+    loaded.check(vlm.num_layers, vlm.hidden_size, vlm.fingerprint())
+    assert loaded.metadata["samples"] == str(COUNT)
+    assert loaded.gaussians["all"].count > COUNT * vlm.processor.image_seq_length
+    assert loaded.factors.keys() == vlm.linear_layers.keys()
+    assert all(factors.outputs is not None for factors in loaded.factors.values())
+
+
+def test_moments_are_those_of_the_valid_tokens(tiny_vlm_dir: Path, tmp_path: Path) -> None:
+    gaussian = _anchor(tiny_vlm_dir, tmp_path, kinds=["gaussian"]).gaussians["all"]
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    with torch.no_grad():
+        states = [
+            vlm.encode(vlm.question_inputs([image], [question])).hidden_states[1][0]
+            for image, question in _samples()
+        ]
+    tokens = torch.cat(states).double()
+    torch.testing.assert_close(gaussian.mean_LD[1].double(), tokens.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gaussian.std_LD[1].double(), tokens.std(0, correction=0), atol=1e-4, rtol=1e-4)
+
+
+def test_input_covariances_are_those_of_question_and_own_answer_without_padding(
+    tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    anchor = _anchor(tiny_vlm_dir, tmp_path, kinds=["subspace"])
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    tokens = []
+    for image, question in _samples():
+        inputs = vlm.answer_inputs([image], [question], vlm.answer([image], [question]))
+        tokens.append(_input_of(vlm, LAYER, inputs))
+    x_ND = torch.cat(tokens)
+    spectrum = anchor.factors[LAYER].inputs
+    rebuilt = spectrum.vectors_DK * spectrum.values_K @ spectrum.vectors_DK.T
+    covariance = x_ND.T @ x_ND / len(x_ND)
+    torch.testing.assert_close(rebuilt, covariance, rtol=0, atol=1e-3 * float(covariance.trace()))
+    assert anchor.factors[LAYER].outputs is None
+
+
+def test_gathering_leaves_no_gradient_behind_and_repeats_exactly(tiny_vlm_dir: Path) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    kinds = ["gaussian", "kronecker", "fisher"]
+    first, again = (build_anchor(vlm, _samples(), kinds=kinds, source="test", batch_size=3) for _ in range(2))
+    assert all(p.grad is None and p.requires_grad for p in vlm.parameters())
+    for name, factors in first.factors.items():
+        assert factors.outputs is not None and factors.outputs.total > 0
+        assert torch.equal(factors.outputs.values_K, again.factors[name].outputs.values_K)
+
+
+def test_importances_are_squared_gradients_of_single_answers_relative_to_their_mean(
+    tiny_vlm_dir: Path,
+) -> None:
+    """Two answers, drawn here as `aegis-anchor` draws them."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    samples = _samples()[:2]
+    importance = build_anchor(vlm, samples, kinds=["fisher"], source="test", batch_size=2, seed=5).importance
+    named = dict(vlm.model.named_parameters())
+    learns = {
+        id(p) for part in (vlm.vision_tower, vlm.projector, vlm.decoder_layers) for p in part.parameters()
+    }
+    assert {id(named[name]) for name in importance} == learns
+
+    generator = torch.Generator().manual_seed(5)
+    squares = {name: torch.zeros_like(values) for name, values in importance.items()}
+    answers = vlm.answer([image for image, _ in samples], [question for _, question in samples])
+    for (image, question), answer in zip(samples, answers, strict=True):
+        logits_NKV, _ = vlm.answer_logits(vlm.answer_inputs([image], [question], [answer]))
+        drawn = torch.multinomial(logits_NKV[0].detach().softmax(-1), 1, generator=generator)
+        vlm.zero_grad()
+        (-logits_NKV[0].log_softmax(-1).gather(1, drawn)).sum().backward()
+        for name, total in squares.items():
+            if named[name].grad is not None:
+                total += named[name].grad.square()
+    mean = torch.cat([total.flatten() for total in squares.values()]).mean()
+    for name, total in squares.items():
+        torch.testing.assert_close(importance[name], total / mean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"samples": 0}, "--samples=0 must be at least 1"),
+        ({"rank": 0}, "--rank=0 must be at least 1"),
+        ({"kinds": []}, r"--kinds=\[\] must name one or more of gaussian"),
+        ({"kinds": ["anchor"]}, r"--kinds=\['anchor'\] must name"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(
+    tiny_vlm_dir: Path, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(AegisError, match=sentence):
+        _anchor(tiny_vlm_dir, tmp_path, **options)
+    assert not (tmp_path / "anchor.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (None, "neither a benchmark"),
+        ("", "is empty"),
+        ('{"image": "absent.png", "question": "what?"}', "line 1 is not usable"),
+        ("not json", "line 1 is not usable"),
+    ],
+)
+def test_vqa_folders_that_cannot_be_read_are_named(
+    tiny_vlm_dir: Path, tmp_path: Path, lines: str | None, sentence: str
+) -> None:
+    if lines is not None:
+        (tmp_path / "questions.jsonl").write_text(lines)
+    config = AnchorConfig(vlm=str(tiny_vlm_dir), vqa=str(tmp_path), out=tmp_path / "anchor.safetensors")
+    with pytest.raises(AegisError, match=sentence):
+        make_anchor(config)
+    assert not config.out.exists()

@@ -1,0 +1,273 @@
+"""Factors, blocks and the projector that keeps blocked components where they are."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from aegis_policy.isolation import (
+    Block,
+    FactorAccumulator,
+    GradientIsolator,
+    LowRankProjector,
+    ProjectedAdamW,
+    select_blocks,
+)
+
+RANK = 64
+
+
+def linears(setting):
+    return {
+        f"{depth}.{name}": module
+        for depth, layer in enumerate(setting.model.layers)
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def gather(setting, outputs=True):
+    accumulator = FactorAccumulator(linears(setting), RANK, outputs=outputs)
+    with accumulator.collect(setting.mask_BT):
+        logits = setting.model(setting.x_BTD)[setting.mask_BT]
+        nn.functional.cross_entropy(logits, logits.argmax(-1), reduction="sum").backward()
+    setting.model.zero_grad()
+    return accumulator
+
+
+def train(setting, *projectors, steps=20, **adamw):
+    optimizer = ProjectedAdamW(setting.model.parameters(), *projectors, **({"lr": 1e-2} | adamw))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        setting.task_loss().backward()
+        optimizer.step()
+    return optimizer
+
+
+def test_factors_are_the_covariances_of_inputs_and_of_output_gradients(setting):
+    accumulator = gather(setting)
+    layer = setting.model.layers[0]
+    factors = accumulator.factors()["0.up"]
+    x_ND = layer.norm(setting.x_BTD)[setting.mask_BT]
+    mean_DD = (x_ND.T @ x_ND / len(x_ND)).detach()
+    rebuilt = factors.inputs.vectors_DK * factors.inputs.values_K @ factors.inputs.vectors_DK.T
+    torch.testing.assert_close(rebuilt, mean_DD, rtol=1e-4, atol=1e-4)
+
+    kept = []
+    hook = layer.up.register_forward_hook(lambda _m, _a, output: kept.append(output))
+    logits = setting.model(setting.x_BTD)[setting.mask_BT]
+    hook.remove()
+    loss = nn.functional.cross_entropy(logits, logits.argmax(-1), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, kept)
+    g_NE = gradient.flatten(0, 1)
+    rebuilt = factors.outputs.vectors_DK * factors.outputs.values_K @ factors.outputs.vectors_DK.T
+    expected = g_NE.T @ g_NE
+    torch.testing.assert_close(rebuilt, expected, rtol=1e-3, atol=1e-4 * float(expected.trace()))
+
+
+def test_gathering_continues_from_its_state(setting):
+    whole, half, rest = (FactorAccumulator(linears(setting), RANK, outputs=False) for _ in range(3))
+    with torch.no_grad():
+        for accumulator, rows in ((half, slice(0, 2)), (whole, slice(0, 2)), (whole, slice(2, 4))):
+            with accumulator.collect(setting.mask_BT[rows]):
+                setting.model(setting.x_BTD[rows])
+        rest.load_state(copy.deepcopy(half.state()))
+        with rest.collect(setting.mask_BT[2:]):
+            setting.model(setting.x_BTD[2:])
+    for name, factors in whole.factors().items():
+        torch.testing.assert_close(rest.factors()[name].inputs.values_K, factors.inputs.values_K)
+
+
+def test_a_layer_that_never_ran_is_named(setting):
+    accumulator = FactorAccumulator(linears(setting), RANK)
+    with pytest.raises(ValueError, match=r"Layer 0\.up: .*no row"):
+        accumulator.factors()
+
+
+def test_the_block_is_the_lightest_set_of_components_that_holds_the_energy(setting):
+    factors = gather(setting).factors()
+    names = list(factors)
+    blocks = select_blocks(factors, [names], 0.8, use_outputs=True)
+    weights = {
+        name: torch.outer(each.outputs.values_K, each.inputs.values_K) for name, each in factors.items()
+    }
+    total = sum(float(each.inputs.total * each.outputs.total) for each in factors.values())
+    blocked = {name: int(blocks[name].strength.sum()) if name in blocks else 0 for name in names}
+    heaviest = torch.cat([weight.flatten() for weight in weights.values()]).sort(descending=True).values
+    count = sum(blocked.values())
+    assert heaviest[:count].sum() >= 0.8 * total * (1 - 1e-5)
+    assert heaviest[: count - 1].sum() < 0.8 * total
+    for name in names:
+        assert blocked[name] == int((weights[name] >= heaviest[count - 1]).sum())
+
+
+def test_groups_have_thresholds_of_their_own(setting):
+    factors = gather(setting).factors()
+    together = select_blocks(factors, [list(factors)], 0.5, use_outputs=False)
+    apart = select_blocks(factors, [[name] for name in factors], 0.5, use_outputs=False)
+    assert set(apart) == set(factors), "each layer keeps half of its own energy"
+    assert set(together) <= set(apart)
+    sizes = [sum(block.strength.numel() for block in blocks.values()) for blocks in (together, apart)]
+    assert sizes[0] < sizes[1], "one threshold for all holds the same energy in fewer directions"
+
+
+def test_soft_blocks_take_half_at_the_threshold_and_more_above(setting):
+    factors = gather(setting).factors()
+    hard = select_blocks(factors, [list(factors)], 0.8, use_outputs=False)
+    soft = select_blocks(factors, [list(factors)], 0.8, use_outputs=False, soft=True)
+    for name, block in soft.items():
+        rank = hard[name].strength.numel() if name in hard else 0
+        assert (block.strength[:rank] >= 0.5).all()
+        assert (block.strength[rank:] < 0.5).all()
+        assert (block.strength < 1).all()
+
+
+@pytest.mark.parametrize("energy", [0.0, 1.1])
+def test_an_energy_out_of_range_is_refused(setting, energy):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        select_blocks(gather(setting).factors(), [["0.up"]], energy, use_outputs=True)
+
+
+def test_eigenpairs_that_hold_too_little_are_refused(setting):
+    accumulator = FactorAccumulator(linears(setting), rank=2, outputs=False)
+    with accumulator.collect(setting.mask_BT), torch.no_grad():
+        setting.model(setting.x_BTD)
+    with pytest.raises(ValueError, match=r"hold \d.*less than the 99\.9%"):
+        select_blocks(accumulator.factors(), [["1.up"]], 0.999, use_outputs=False)
+
+
+def test_missing_output_factors_are_named(setting):
+    with pytest.raises(ValueError, match=r"no output factor of 0\.up"):
+        select_blocks(gather(setting, outputs=False).factors(), [["0.up"]], 0.9, use_outputs=True)
+
+
+def test_removing_is_the_projection_in_float64(setting):
+    torch.manual_seed(0)
+    U = torch.linalg.qr(torch.randn(8, 3)).Q
+    V = torch.linalg.qr(torch.randn(6, 2)).Q
+    S = torch.rand(2, 3)
+    change = torch.randn(6, 8)
+    expected = (
+        change.double()
+        - V.double() @ (S.double() * (V.T.double() @ change.double() @ U.double())) @ U.T.double()
+    )
+    ours = change.clone()
+    shed = Block(U, V, S).remove_(ours)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shed.double(), (change.double() - expected).square().sum(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("acts_on", ["update", "gradient"])
+def test_a_subspace_block_keeps_the_outputs_on_inputs_in_its_span(setting, acts_on):
+    factors = gather(setting, outputs=False).factors()
+    blocks = select_blocks(factors, [[name] for name in factors], 0.7, use_outputs=False)
+    before = {name: layer.weight.detach().clone() for name, layer in linears(setting).items()}
+    train(setting, LowRankProjector(linears(setting), blocks, acts_on), weight_decay=0.1)
+    for name, layer in linears(setting).items():
+        moved = layer.weight.detach() - before[name]
+        inside = (moved @ blocks[name].input_vectors_DK).norm() / moved.norm()
+        if acts_on == "update":
+            assert inside < 1e-4, "neither momentum, preconditioner nor weight decay moved it"
+        else:
+            assert inside > 1e-2, "AdamW brings back what was taken out of the gradient"
+
+
+def test_a_kronecker_block_keeps_its_components_and_leaves_the_others_free(setting):
+    factors = gather(setting).factors()
+    blocks = select_blocks(factors, [list(factors)], 0.9, use_outputs=True)
+    before = {name: layer.weight.detach().clone() for name, layer in linears(setting).items()}
+    projector = LowRankProjector(linears(setting), blocks)
+    optimizer = train(setting, projector)
+    for name, block in blocks.items():
+        moved = linears(setting)[name].weight.detach() - before[name]
+        components = block.output_vectors_EJ.T @ moved @ block.input_vectors_DK
+        assert components[block.strength > 0].norm() < 1e-4 * moved.norm()
+        assert moved.norm() > 1e-2
+    assert 0 < projector.metrics()["blocked_energy"] < 1
+    assert optimizer.projectors == (projector,)
+
+
+def test_what_no_projector_knows_steps_as_in_plain_adamw(make_setting):
+    ours, plain = make_setting(), make_setting()
+    factors = gather(ours, outputs=False).factors()
+    blocks = select_blocks(factors, [["1.up"]], 0.7, use_outputs=False)
+    train(ours, LowRankProjector(linears(ours), blocks), steps=1)
+    optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-2)
+    plain.task_loss().backward()
+    optimizer.step()
+    for (name, p), expected in zip(ours.model.named_parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(p, expected) == (name != "layers.1.up.weight")
+
+
+def test_a_step_without_blocked_components_comes_back_bit_for_bit(make_setting):
+    ours, plain = make_setting(), make_setting()
+    zero = Block(torch.eye(8)[:, :2], None, torch.zeros(2))
+    train(ours, LowRankProjector(linears(ours), {"0.up": zero}), steps=3)
+    optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        plain.task_loss().backward()
+        optimizer.step()
+    differing = [
+        (p != q).sum().item() for p, q in zip(ours.model.parameters(), plain.model.parameters(), strict=True)
+    ]
+    assert sum(differing) <= 2, "only weights that the step about halves or doubles may round"
+
+
+def test_both_kinds_of_projector_act_in_one_step(make_setting):
+    setting = make_setting()
+    factors = gather(setting).factors()
+    blocks = select_blocks(factors, [list(factors)], 0.9, use_outputs=True)
+    isolator = GradientIsolator(setting.model.layers, setting.anchor)
+    projector = LowRankProjector(linears(setting), blocks)
+    optimizer = ProjectedAdamW(setting.model.parameters(), isolator, projector, lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with isolator.collect(setting.mask_BT):
+            loss = setting.task_loss()
+        isolator.accumulate()
+        loss.backward()
+        optimizer.step()
+    assert isolator.metrics()["energy_shed"] >= 0
+    assert projector.metrics()["blocked_energy"] > 0
+
+
+def test_bfloat16_weights_are_blocked_to_their_own_precision(setting):
+    factors = gather(setting, outputs=False).factors()
+    blocks = select_blocks(factors, [["0.up"]], 0.7, use_outputs=False)
+    setting.model.to(torch.bfloat16)
+    weight = setting.model.layers[0].up.weight
+    weight.grad = torch.randn_like(weight)
+    before = weight.detach().float()
+    ProjectedAdamW([weight], LowRankProjector(linears(setting), blocks), lr=1e-2).step()
+    moved = weight.detach().float() - before
+    assert (moved @ blocks["0.up"].input_vectors_DK).norm() < 0.2 * moved.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "complaint"),
+    [
+        ("9.up", Block(torch.eye(8), None, torch.ones(8)), r"9\.up, which are no layers"),
+        ("0.up", Block(torch.eye(5), None, torch.ones(5)), r"shape \(16, 5\), but it has \(16, 8\)"),
+        (
+            "0.up",
+            Block(torch.eye(8), torch.eye(3), torch.ones(3, 8)),
+            r"shape \(3, 8\), but it has \(16, 8\)",
+        ),
+    ],
+)
+def test_blocks_of_another_model_are_refused(setting, name, block, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        LowRankProjector(linears(setting), {name: block})
+
+
+def test_nothing_that_learns_is_an_error(setting):
+    setting.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to protect"):
+        LowRankProjector(linears(setting), {"0.up": Block(torch.eye(8), None, torch.ones(8))})
+
+
+def test_an_unknown_place_is_refused(setting):
+    with pytest.raises(ValueError, match="acts_on='weights' is unknown"):
+        LowRankProjector(linears(setting), {"0.up": Block(torch.eye(8), None, torch.ones(8))}, "weights")
