@@ -62,12 +62,15 @@ then ten lines of protected training:
 >>> sorted(isolator.metrics())
 ['anchor_distance', 'conflict_fraction', 'energy_shed', 'unprojected_layers']
 
-or, with blocks instead of one direction, a pass with the answers' own loss and then training without a second gradient:
+or, with blocks instead of one direction: one pass for the Fisher information of the model's own predictions, then
+training without a second gradient:
 
 >>> linears = {str(depth): layer[0] for depth, layer in enumerate(layers)}
 >>> accumulator = FactorAccumulator(linears, rank=8)
 >>> with accumulator.collect():
-...     model(x_BTD).logsumexp(-1).sum().backward()  # any loss whose Fisher information should be kept
+...     logits = model(x_BTD).flatten(0, 1)
+...     drawn = torch.distributions.Categorical(logits=logits).sample()
+...     nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
 >>> factors = accumulator.factors()
 >>> blocks = select_blocks(factors, [list(linears)], energy=0.9, use_outputs=True)
 >>> optimizer = ProjectedAdamW(model.parameters(), LowRankProjector(linears, blocks), lr=1e-2)
