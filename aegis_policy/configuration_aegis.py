@@ -10,6 +10,8 @@ from aegis_policy.isolation import GRANULARITIES, PLACES
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
 from aegis_policy.protections import protection_named
 
+_GAUSSIAN_ONLY = ("anchor_whiten", "anchor_refresh", "anchor_restoring")
+_BLOCKS_ONLY = ("anchor_energy", "anchor_soft")
 _AT_LEAST_ONE = (
     "chunk_size",
     "num_inference_steps",
@@ -166,6 +168,15 @@ class AegisConfig(PreTrainedConfig):
                 f"--policy.anchor={self.anchor} is unknown: choose of gaussian, subspace and kronecker, or join some "
                 "with +."
             )
+        idle = [
+            *(_GAUSSIAN_ONLY if "gaussian" not in self.anchor_kinds else ()),
+            *(_BLOCKS_ONLY if self.anchor_kinds == {"gaussian"} else ()),
+        ]
+        for name in idle:
+            if self.protection == "aegis" and getattr(self, name) != getattr(type(self), name):
+                raise AegisError(
+                    f"--policy.{name} changes nothing with --policy.anchor={self.anchor}: leave it out."
+                )
         if not 0 < self.anchor_energy <= 1:
             raise AegisError(f"--policy.anchor_energy={self.anchor_energy} must lie between 0 and 1.")
         if self.anchor_refresh < 1 or self.anchor_restoring < 0:

@@ -267,9 +267,9 @@ class GradientIsolator(Projector):
 
         Returns:
             `anchor_distance`: the anchor loss at the last `accumulate()`. And of the last `project_()`:
-            `conflict_fraction`: the share of layers that were projected; `energy_shed`: the share of the
-            task gradient's squared norm over all layers that was taken away; `unprojected_layers`: how many
-            layers had an anchor gradient that was zero or not finite.
+            `conflict_fraction`: the share of layers (tensors, with that granularity) that were projected;
+            `energy_shed`: the share of the step's squared norm over all of them that was taken away;
+            `unprojected_layers`: how many of them had an anchor gradient that was zero or not finite.
         """
         conflict_fraction, energy_shed, unprojected = (
             (0.0, 0.0, 0.0) if self._projection is None else self._projection.tolist()

@@ -298,7 +298,10 @@ def test_an_anchor_of_another_kind_says_how_to_make_the_right_one(
     [
         ({"anchor": "sheet"}, r"--policy.anchor=sheet is unknown"),
         ({"anchor": "gaussian+sheet"}, r"--policy.anchor=gaussian\+sheet is unknown"),
-        ({"anchor_energy": 0.0}, r"--policy.anchor_energy=0.0"),
+        ({"anchor": "subspace", "anchor_energy": 0.0}, r"--policy.anchor_energy=0.0"),
+        ({"anchor_energy": 0.5}, r"--policy.anchor_energy changes nothing with --policy.anchor=gaussian"),
+        ({"anchor_soft": True}, r"--policy.anchor_soft changes nothing with --policy.anchor=gaussian"),
+        ({"anchor": "kronecker", "anchor_refresh": 2}, r"--policy.anchor_refresh changes nothing with"),
         ({"anchor_refresh": 0}, r"--policy.anchor_refresh=0"),
         ({"anchor_restoring": -1.0}, r"--policy.anchor_restoring=-1.0"),
         ({"anchor_restoring": 1.0, "project": "update"}, r"--policy.project must stay gradient"),
