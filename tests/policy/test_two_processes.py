@@ -37,7 +37,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(
     torch.save(batches, tmp_path / "batches.pt")
 
     arguments = [str(tmp_path / name) for name in ("policy", "batches.pt", "out")]
-    done = shell("torchrun", "--nproc_per_node=2", "--master_port=29541", str(SCRIPT), *arguments)
+    done = shell("torchrun", "--nproc_per_node=2", "--standalone", str(SCRIPT), *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"out.{rank}", weights_only=True) for rank in range(2))
     alone = runpy.run_path(str(SCRIPT))["train"](
