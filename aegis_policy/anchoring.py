@@ -10,13 +10,15 @@ from torch import Tensor
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
-from aegis_policy.vlm import EMBEDDED_VLM, VLMBackbone, embedded_anchor
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm_loading import EMBEDDED_VLM, embedded_anchor
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
 
 ANCHOR_FILE = "anchor.safetensors"
 REFERENCE_FILE = "pretrained_weights.safetensors"
+STATE_FILE = "protection_state.safetensors"
 
 
 def find_anchor(
@@ -90,3 +92,24 @@ def save_beside(folder: Path, anchor: Anchor | None, reference: dict[str, Tensor
         anchor.save(folder / ANCHOR_FILE)
     if reference is not None:
         save_file({name: x.cpu().contiguous() for name, x in reference.items()}, folder / REFERENCE_FILE)
+
+
+def save_training_state(folder: Path, state: dict[str, Tensor]) -> None:
+    """Write what a training under a protection goes on from."""
+    save_file({name: x.detach().cpu().contiguous() for name, x in state.items()}, folder / STATE_FILE)
+
+
+def load_training_state(checkpoint: Path | None) -> dict[str, Tensor]:
+    """What `save_training_state` wrote; empty for a fresh policy or a checkpoint that never trained.
+
+    Raises:
+        AegisError: the file is not whole.
+    """
+    if checkpoint is None or not (checkpoint / STATE_FILE).is_file():
+        return {}
+    try:
+        return load_file(checkpoint / STATE_FILE)
+    except (OSError, SafetensorError) as error:
+        raise AegisError(
+            f"{checkpoint / STATE_FILE} is not readable ({error}): restore it from where the checkpoint was saved."
+        ) from error

@@ -8,9 +8,9 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import GRANULARITIES, PLACES
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
-from aegis_policy.protections import protection_named
+from aegis_policy.protections import PROTECTIONS, protection_named
 
-_GAUSSIAN_ONLY = ("anchor_whiten", "anchor_refresh", "anchor_restoring")
+_GAUSSIAN_ONLY = ("anchor_tokens", "anchor_whiten", "anchor_momentum", "anchor_refresh", "anchor_restoring")
 _BLOCKS_ONLY = ("anchor_energy", "anchor_soft")
 _AT_LEAST_ONE = (
     "chunk_size",
@@ -20,6 +20,9 @@ _AT_LEAST_ONE = (
     "expert_depth",
     "expert_heads",
     "lora_rank",
+    "replay_batch_size",
+    "action_bins",
+    "vqa_probe_samples",
 )
 
 
@@ -30,28 +33,43 @@ class AegisConfig(PreTrainedConfig):
 
     Attributes:
         vlm: `embedded`, a transformers directory, or a hub id. A checkpoint carries its own copy.
-        protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `ewc` or `aegis`; see
-            `aegis_policy.protections`.
+        protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `ewc`, `replay`,
+            `knowledge_insulation` or `aegis`; see `aegis_policy.protections`. Options of another one are refused.
         lora_rank, lora_alpha: of `lora`'s adapters, whose products are scaled by alpha / rank.
-        penalty: of `w2_penalty`, `l2_sp` and `ewc`, its strength beside the flow loss.
-        anchor: what `aegis` protects: `gaussian` (the moments of every decoder layer's output, arXiv 2604.16067),
-            `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the components of their
-            weights that carry the answers), or several joined by `+`.
-        anchor_energy: of `subspace` and `kronecker`, the share of the input energy or of the Fisher weight to protect.
+        penalty: of `w2_penalty`, `l2_sp`, `ewc`, `replay` and `knowledge_insulation`, the strength of what they add
+            to the flow loss.
+        replay_data, replay_samples, replay_batch_size: of `replay`, the questions with answers that it trains on
+            too (a folder with a `questions.jsonl`, or a benchmark), how many of them, and how many in a step.
+        action_tokenizer, action_bins: of `knowledge_insulation`, what turns action chunks into tokens (see
+            `aegis_policy.action_tokens`), and how many tokens at the end of the vocabulary are reserved for it.
+        anchor: what `aegis` protects: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the
+            components of their weights that carry the answers), `gaussian` (the moments of every decoder layer's
+            output, arXiv 2604.16067), or several joined by `+`.
+        anchor_energy: of `subspace` and `kronecker`, the share of the input energy (by default 0.8) or of the Fisher
+            weight (by default 0.95) to protect.
         anchor_soft: of the same, take away a share of every component that grows with its weight, instead of all
             of the heaviest and nothing of the others.
         project: `gradient` or `update`, the step to project; by default the gradient for `gaussian` and the update for
             the others, where neither AdamW's momentum nor its preconditioner can undo it.
         granularity: `layer`, `tensor` or `all`: what one projection, or one threshold of energy, is for. By default
             `layer` for `gaussian`, `tensor` for `subspace`, `all` for `kronecker`.
+        anchor_tokens: of `gaussian`, `together` for one distance of all tokens, `apart` for one of the images' and
+            one of the text's, which add up.
         anchor_whiten: of `gaussian`, divide each dimension's distance by the anchor's variance there.
+        anchor_momentum: of `gaussian`, compare with a moving average of the batches' moments instead of the last
+            batch's.
         anchor_refresh: of `gaussian`, take the anchor gradient in one of so many steps.
         anchor_restoring: of `gaussian`, add so much of the anchor gradient to the projected one.
         anchor_path: the anchor that `aegis-anchor` wrote for `vlm`; the embedded VLM brings its own. It is
             read once, at the start: a checkpoint carries the anchor, and a path given here replaces it.
+        vqa_probe_freq: ask the backbone questions before the first training step and after every so many (0: never);
+            the training log shows their accuracy until the next time, and how their gradient lies to the anchor.
+        vqa_probe_data, vqa_probe_samples: which questions (as `replay_data`; a benchmark's validation split), and
+            how many.
         train_vision_tower, train_projector: train these too (with the backbone's learning rate).
-            Token embeddings, final norm and language-model head never train: no layer's anchor
-            guards them, and the flow loss does not even reach the head.
+            Token embeddings, final norm and language-model head never train (but for the entries that
+            `knowledge_insulation` reserves): no layer's anchor guards them, and the flow loss does not even reach
+            the head.
         chunk_size: actions predicted at once, H.
         n_action_steps: how many of them are carried out before the next prediction.
         num_inference_steps: Euler steps from noise to a chunk.
@@ -75,15 +93,25 @@ class AegisConfig(PreTrainedConfig):
     lora_rank: int = 16
     lora_alpha: int = 32
     penalty: float | None = None
-    anchor: str = "gaussian"
-    anchor_energy: float = 0.9
+    replay_data: str = "tabletop"
+    replay_samples: int = 3_000
+    replay_batch_size: int = 16
+    action_tokenizer: str = "uniform"
+    action_bins: int = 128
+    anchor: str = "subspace"
+    anchor_energy: float | None = None
     anchor_soft: bool = False
     project: str | None = None
     granularity: str | None = None
+    anchor_tokens: str = "together"
     anchor_whiten: bool = False
+    anchor_momentum: float = 0.0
     anchor_refresh: int = 1
     anchor_restoring: float = 0.0
     anchor_path: Path | None = None
+    vqa_probe_freq: int = 0
+    vqa_probe_data: str = "tabletop"
+    vqa_probe_samples: int = 100
     train_vision_tower: bool = False
     train_projector: bool = False
 
@@ -127,15 +155,25 @@ class AegisConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         protection = protection_named(self.protection)
-        if not protection.gradient_flows and (self.train_vision_tower or self.train_projector):
+        if not (protection.gradient_flows or protection.trains_decoder) and (
+            self.train_vision_tower or self.train_projector
+        ):
             raise AegisError(
                 f"--policy.protection={self.protection} lets no gradient into the VLM, so "
                 "--policy.train_vision_tower and --policy.train_projector must stay false."
             )
-        if self.penalty is not None and (protection.default_penalty is None or self.penalty < 0):
+        for name in sorted(
+            set().union(*(each.options for each in PROTECTIONS.values())) - protection.options
+        ):
+            if getattr(self, name) != getattr(type(self), name):
+                raise AegisError(
+                    f"--policy.{name} changes nothing with --policy.protection={self.protection}: leave it out."
+                )
+        if self.penalty is not None and self.penalty < 0:
+            raise AegisError(f"--policy.penalty={self.penalty} must not be negative.")
+        if self.vqa_probe_freq < 0:
             raise AegisError(
-                f"--policy.penalty={self.penalty} must not be negative, and --policy.protection={self.protection} must "
-                "be one that is a penalty: w2_penalty, l2_sp or ewc."
+                f"--policy.vqa_probe_freq={self.vqa_probe_freq} must not be negative; 0 is never."
             )
         self._check_anchor()
         if self.dtype not in ("float32", "bfloat16"):
@@ -173,25 +211,30 @@ class AegisConfig(PreTrainedConfig):
             *(_BLOCKS_ONLY if self.anchor_kinds == {"gaussian"} else ()),
         ]
         for name in idle:
-            if self.protection == "aegis" and getattr(self, name) != getattr(type(self), name):
+            if getattr(self, name) != getattr(type(self), name):
                 raise AegisError(
                     f"--policy.{name} changes nothing with --policy.anchor={self.anchor}: leave it out."
                 )
-        if not 0 < self.anchor_energy <= 1:
+        if self.anchor_energy is not None and not 0 < self.anchor_energy <= 1:
             raise AegisError(f"--policy.anchor_energy={self.anchor_energy} must lie between 0 and 1.")
-        if self.anchor_refresh < 1 or self.anchor_restoring < 0:
+        if self.anchor_refresh < 1 or self.anchor_restoring < 0 or not 0 <= self.anchor_momentum < 1:
             raise AegisError(
-                f"--policy.anchor_refresh={self.anchor_refresh} must be at least 1 and "
-                f"--policy.anchor_restoring={self.anchor_restoring} not negative."
+                f"--policy.anchor_refresh={self.anchor_refresh} must be at least 1, "
+                f"--policy.anchor_restoring={self.anchor_restoring} not negative, "
+                f"--policy.anchor_momentum={self.anchor_momentum} at least 0 and less than 1."
             )
         if self.anchor_restoring and self.project == "update":
             raise AegisError(
                 "--policy.anchor_restoring adds to the gradient, so --policy.project must stay gradient."
             )
-        for name, choices in (("project", PLACES), ("granularity", GRANULARITIES)):
-            if getattr(self, name) not in (None, *choices):
+        for name, choices in (
+            ("project", (None, *PLACES)),
+            ("granularity", (None, *GRANULARITIES)),
+            ("anchor_tokens", ("together", "apart")),
+        ):
+            if getattr(self, name) not in choices:
                 raise AegisError(
-                    f"--policy.{name}={getattr(self, name)} is unknown: choose {', '.join(choices)}."
+                    f"--policy.{name}={getattr(self, name)} is unknown: choose {', '.join(filter(None, choices))}."
                 )
 
     @property

@@ -25,16 +25,25 @@ from torch import Tensor
 
 from aegis_policy import flow_matching, ranks
 from aegis_policy.action_expert import ActionExpert, PrefixCache
-from aegis_policy.anchoring import find_anchor, find_reference, save_beside
+from aegis_policy.action_tokens import ActionChunks
+from aegis_policy.anchoring import (
+    find_anchor,
+    find_reference,
+    load_training_state,
+    save_beside,
+    save_training_state,
+)
 from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.dataset_checks import check_batch, check_language, check_statistics
 from aegis_policy.errors import AegisError
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
+from aegis_policy.probe import VQAProbe
 from aegis_policy.protections import protection_named
 from aegis_policy.vlm import Prefix, VLMBackbone
 
 _VLM_FOLDER = "vlm"
+_STEPS = "steps"
 
 
 class AegisPolicy(PreTrainedPolicy):
@@ -95,9 +104,11 @@ class AegisPolicy(PreTrainedPolicy):
         self.protection.set_trainable(self.vlm)
         self.anchor = find_anchor(config, self.protection, self.vlm, checkpoint)
         self.reference = find_reference(self.protection, self.vlm, checkpoint)
+        self._probe: VQAProbe | None = None
         self._optimized: PolicyParameters | None = None
         self._training_begun = False
-        self._training_steps = 0
+        self._training_state = load_training_state(checkpoint)
+        self._training_steps = int(self._training_state.pop(_STEPS, 0))
         self.reset()
 
     @classmethod
@@ -164,6 +175,8 @@ class AegisPolicy(PreTrainedPolicy):
         super()._save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         self.vlm.save_architecture(save_directory / _VLM_FOLDER)
         save_beside(save_directory, self.anchor, self.reference)
+        state = self.protection.state() if self._training_begun else self._training_state
+        save_training_state(save_directory, {**state, _STEPS: torch.tensor(self._training_steps)})
 
     def get_optim_params(self) -> PolicyParameters:
         """Parameter groups of the action expert and the backbone, with the projectors that bend their steps.
@@ -175,8 +188,10 @@ class AegisPolicy(PreTrainedPolicy):
         ranks.keep_group()
         self._begin_training()
         groups = [
-            *parameter_groups("expert", [self.expert], self.config.optimizer_lr),
-            *parameter_groups("backbone", [self.vlm], self.config.optimizer_lr_backbone),
+            *parameter_groups("expert", self.expert, self.config.optimizer_lr),
+            *parameter_groups(
+                "backbone", self.vlm, self.config.optimizer_lr_backbone, self.protection.undecayed(self.vlm)
+            ),
         ]
         self._optimized = PolicyParameters(groups, self.protection.projectors)
         return self._optimized
@@ -220,7 +235,11 @@ class AegisPolicy(PreTrainedPolicy):
         if time is None:
             time = _draw(self._sample_times, actions_BHA, flow_samples)
         inputs = self._vlm_inputs(batch)
-        prefix = self.protection.encode(self.vlm, inputs) if training else self.vlm.encode(inputs)
+        is_pad_BH: Tensor | None = batch.get("action_is_pad")
+        if training:
+            prefix = self.protection.encode(self.vlm, inputs, ActionChunks(actions_BHA, is_pad_BH))
+        else:
+            prefix = self.vlm.encode(inputs)
         targets_NHA = actions_BHA.repeat(flow_samples, 1, 1)
         velocity_NHA = self.expert(
             flow_matching.interpolate(noise, targets_NHA, time),
@@ -228,7 +247,6 @@ class AegisPolicy(PreTrainedPolicy):
             batch[OBS_STATE].repeat(flow_samples, 1),
             self._cache(prefix),
         )
-        is_pad_BH: Tensor | None = batch.get("action_is_pad")
         loss_N = flow_matching.sample_losses(
             velocity_NHA,
             flow_matching.target_velocity(noise, targets_NHA),
@@ -241,6 +259,8 @@ class AegisPolicy(PreTrainedPolicy):
         if training:
             self._require_finite(loss, batch)
             figures |= self.protection.end_forward()
+            if self._probe is not None:
+                figures |= self._probe.figures(self.vlm, self.protection, self._training_steps - 1)
             if (penalty := self.protection.penalty_loss()) is not None:
                 loss, loss_B = loss + penalty[0], loss_B + penalty[0]
                 figures |= penalty[1]
@@ -291,6 +311,11 @@ class AegisPolicy(PreTrainedPolicy):
         """Once: when the optimizer asks for the parameters, or else with the first batch."""
         if not self._training_begun:
             self.protection.begin_training(self.vlm, self.anchor, self.reference)
+            for name, tensor in self.protection.state().items():
+                if name in self._training_state:
+                    tensor.copy_(self._training_state[name])
+            if self.config.vqa_probe_freq:
+                self._probe = VQAProbe(self.config)
             self._training_begun = True
 
     def _require_projection(self) -> None:
@@ -311,9 +336,7 @@ class AegisPolicy(PreTrainedPolicy):
             if broken
             else "lower --policy.optimizer_lr and --policy.optimizer_lr_backbone, or look for outliers"
         )
-        raise AegisError(
-            f"The loss is not finite at training step {self._training_steps} of this run; {advice}."
-        )
+        raise AegisError(f"The loss is not finite at training step {self._training_steps}; {advice}.")
 
 
 def _refuse_sharding() -> None:

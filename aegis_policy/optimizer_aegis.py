@@ -25,14 +25,17 @@ class PolicyParameters(list[dict[str, Any]]):
         """An optimizer that projects has been built from these parameters."""
 
 
-def parameter_groups(name: str, modules: Iterable[nn.Module], lr: float) -> list[dict[str, Any]]:
-    """The groups, if not empty, of what may learn in `modules`; vectors (norms, biases) are not decayed."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
+def parameter_groups(
+    name: str, module: nn.Module, lr: float, undecayed: Iterable[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """The groups, if not empty, of what may learn in `module`; vectors (norms, biases) and `undecayed` do not decay."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    named = {id(p) for p in undecayed}
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in named]
+    rest = [p for p in parameters if p.ndim < 2 or id(p) in named]
     groups = [
-        {"params": matrices, "lr": lr, "name": name},
-        {"params": vectors, "lr": lr, "name": f"{name}_no_decay", "weight_decay": 0.0},
+        {"params": decayed, "lr": lr, "name": name},
+        {"params": rest, "lr": lr, "name": f"{name}_no_decay", "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -14,6 +14,11 @@ def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def index() -> int:
+    """Which of them this is."""
+    return dist.get_rank() if count() > 1 else 0
+
+
 def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
     """This rank's part of one random draw for the whole global batch, a row for each row of `like`.
 
@@ -25,7 +30,7 @@ def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
     if count() > 1:
         seed = seed.to(like.device)
         dist.broadcast(seed, src=0)
-    rank, rows = dist.get_rank() if count() > 1 else 0, len(like)
+    rank, rows = index(), len(like)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))
         return draw(count() * rows)[rank * rows : (rank + 1) * rows].to(like)

@@ -10,7 +10,7 @@ Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,46 +22,18 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     PreTrainedModel,
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from aegis_policy.errors import AegisError
+from aegis_policy.vlm_loading import FAMILIES, first_line, load_config, load_processor, resolve
 
-EMBEDDED_VLM = "embedded"
-"""The value of `--policy.vlm` that names the model shipped inside this package."""
-
-_EMBEDDED_DIRECTORY = Path(__file__).parent / "pretrained" / "tabletop-vlm"
 _FINGERPRINT_VALUES = 256
 NO_LABEL = -100
 """What labels hold where there is no answer."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where one VLM family keeps its parts (dotted attribute paths from the model) and how it is prompted."""
-
-    decoder_layers: str
-    vision_tower: str
-    projector: str
-    instruction_prompt: Callable[[str, int], str]
-    question_prompt: Callable[[str, int], str]
-
-
-_PALIGEMMA = Family(
-    decoder_layers="model.language_model.layers",
-    vision_tower="model.vision_tower",
-    projector="model.multi_modal_projector",
-    instruction_prompt=lambda text, images: "<image>" * images + text,
-    question_prompt=lambda text, images: "<image>" * images + f"answer en {text}",
-)
-
-FAMILIES: dict[str, Family] = {"paligemma": _PALIGEMMA}
-"""transformers `model_type` -> family. PaliGemma and PaliGemma 2 share the type and differ in their text config."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +42,6 @@ class Prefix:
 
     hidden_states: tuple[Tensor, ...]
     mask: Tensor
-
-
-def embedded_anchor() -> Path:
-    """The anchor that belongs to the embedded VLM."""
-    return _EMBEDDED_DIRECTORY / "anchor.safetensors"
 
 
 class VLMBackbone(nn.Module):
@@ -107,8 +74,8 @@ class VLMBackbone(nn.Module):
         """
         name = str(name_or_directory)
         named = f"{flag}={name}"
-        source = _resolve(name, named)
-        _load_config(source, named)
+        source = resolve(name, named)
+        load_config(source, named)
         try:
             model, loading = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -116,14 +83,14 @@ class VLMBackbone(nn.Module):
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise AegisError(
                 f"{named} has a configuration but no readable safetensors weights "
-                f"({_first_line(error)}): download the model again or name another directory."
+                f"({first_line(error)}): download the model again or name another directory."
             ) from error
         if missing := sorted(loading["missing_keys"]):
             raise AegisError(
                 f"{named} lacks weights of its own architecture ({missing[0]} and {len(missing) - 1} "
                 "more): download the model again or name another directory."
             )
-        return cls(model, _load_processor(source, named), name)
+        return cls(model, load_processor(source, named), name)
 
     @classmethod
     def from_architecture(
@@ -138,11 +105,11 @@ class VLMBackbone(nn.Module):
             AegisError: the folder holds no usable configuration or processor.
         """
         directory = str(directory)
-        config = _load_config(directory, directory)
+        config = load_config(directory, directory)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         if (Path(directory) / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
-        return cls(model, _load_processor(directory, directory), name or directory)
+        return cls(model, load_processor(directory, directory), name or directory)
 
     def save_architecture(self, directory: str | Path) -> None:
         """Write configuration, generation defaults, tokenizer and processor, without weights."""
@@ -208,12 +175,46 @@ class VLMBackbone(nn.Module):
         prompts = [self.family.instruction_prompt(_one_line(text), len(images)) for text in texts]
         return self._process(samples, prompts, padding_side="right")
 
+    def image_tokens(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Which tokens of prepared inputs stand for a part of an image, bool (B, T)."""
+        return inputs["input_ids"] == self.model.config.image_token_id
+
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
         mask = inputs["attention_mask"].bool()
         with self._recorded_layers() as hidden_states:
             self.model.base_model(**inputs, position_ids=_positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
+
+    def encode_with_suffix(self, inputs: dict[str, Tensor], suffix_BK: Tensor) -> tuple[Prefix, Tensor]:
+        """`encode`, and what the model would say at each of the tokens that it reads, causally, behind the prefix.
+
+        The prefix does not see what is behind it: its hidden states are those of `encode`. Padding may stand between
+        the two, so the prefix's last token is read once more in front of the suffix, to predict its first.
+
+        Returns:
+            The prefix and logits (B, K, V), the k-th before the k-th token of the suffix is read.
+        """
+        mask_BT = inputs["attention_mask"].bool()
+        last_B1 = (mask_BT * torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)).argmax(
+            1, keepdim=True
+        )
+        behind_BK = torch.cat([inputs["input_ids"].gather(1, last_B1), suffix_BK], dim=1)
+        ones_BK = torch.ones_like(behind_BK)
+        behind = {"input_ids": behind_BK, "attention_mask": ones_BK, "token_type_ids": ones_BK}
+        longer = {
+            key: torch.cat([value, behind[key].to(value)], dim=1) if key in behind else value
+            for key, value in inputs.items()
+        }
+        with self._recorded_layers() as hidden_states:
+            output = self.model(
+                **longer,
+                position_ids=_positions(longer["attention_mask"].bool()),
+                use_cache=False,
+                logits_to_keep=behind_BK.shape[1],
+            )
+        prefix = Prefix(tuple(hidden[:, : mask_BT.shape[1]] for hidden in hidden_states), mask_BT)
+        return prefix, output.logits[:, :-1]
 
     @torch.no_grad()
     def answer(
@@ -324,58 +325,6 @@ class VLMBackbone(nn.Module):
                 handle.remove()
 
 
-def _resolve(name: str, named: str) -> str:
-    if name != EMBEDDED_VLM:
-        return name
-    if not (_EMBEDDED_DIRECTORY / "config.json").is_file():
-        raise AegisError(
-            f"{named}: {_EMBEDDED_DIRECTORY} holds no model; reinstall the package or make "
-            "the model with aegis-pretrain."
-        )
-    return str(_EMBEDDED_DIRECTORY)
-
-
-def check_vlm(name: str, flag: str) -> None:
-    """Find out whether `name` is a VLM of a known family, without loading its weights.
-
-    Raises:
-        AegisError: it is not.
-    """
-    named = f"{flag}={name}"
-    _load_config(_resolve(name, named), named)
-
-
-def _load_config(source: str, named: str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise AegisError(
-            f"{named} is not a transformers model ({_first_line(error)}): give a directory with a "
-            "config.json, a hub id, or `embedded`."
-        ) from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise AegisError(
-            f"{named} is a `{config.model_type}` model, which transformers does not list as "
-            "image-text-to-text: choose a vision-language model."
-        )
-    if config.model_type not in FAMILIES:
-        raise AegisError(
-            f"{named} is a `{config.model_type}` model; known families are "
-            f"{', '.join(sorted(FAMILIES))}: add its parts to FAMILIES in aegis_policy/vlm.py."
-        )
-    return config
-
-
-def _load_processor(source: str, named: str) -> Any:
-    try:
-        return AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise AegisError(
-            f"{named} has no readable processor ({_first_line(error)}): its directory needs the "
-            "tokenizer and preprocessor files beside config.json."
-        ) from error
-
-
 def _merged(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself, or, if it has adapters, a copy that has them merged into its weights."""
     if not any("lora_" in name for name, _ in model.named_parameters()):
@@ -399,8 +348,3 @@ def _positions(mask_NT: Tensor) -> Tensor:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

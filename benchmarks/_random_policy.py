@@ -12,7 +12,9 @@ from aegis_eval.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
-from aegis_policy.vlm import EMBEDDED_VLM, VLMBackbone
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm_loading import EMBEDDED_VLM
+from aegis_policy.vqa_data import VQAExample
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 STATE_DIM, ACTION_DIM = 8, 4
@@ -42,10 +44,10 @@ def make_policy(vlm: str, protection: str, image_size: int, device: str, **optio
 def save_random_anchor(vlm: str, image_size: int, folder: Path) -> Path:
     """An anchor of everything, from a few random pictures."""
     images = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), dtype=np.uint8)
-    pairs = ((image, "what is on the table?") for image in images)
+    examples = (VQAExample(image, "what is on the table?") for image in images)
     backbone = VLMBackbone.from_pretrained(vlm)
     kinds = ["gaussian", "kronecker", "fisher"]
-    build_anchor(backbone, pairs, kinds=kinds, source="noise", batch_size=8).save(
+    build_anchor(backbone, examples, kinds=kinds, source="noise", batch_size=8).save(
         folder / "anchor.safetensors"
     )
     return folder / "anchor.safetensors"

@@ -8,28 +8,33 @@ of every decoder layer's output over all valid tokens (arXiv 2604.16067 uses 3,0
 No label is read: the anchor is about what the model knows, right or wrong.
 """
 
+import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import batched, islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
-from aegis_eval.benchmarks import BENCHMARKS, load_samples
+from aegis_eval.anchor_building import KINDS, AnchorBuilder, RobotFrame
 from aegis_eval.devices import torch_device
+from aegis_eval.provenance import package_versions
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
-from aegis_policy.isolation import Anchor, FactorAccumulator, GaussianAnchor, MomentAccumulator
-from aegis_policy.vlm import NO_LABEL, VLMBackbone
+from aegis_policy.files import atomic_write
+from aegis_policy.isolation import Anchor
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vqa_data import INDEX_FILE, VQAExample, load_vqa
 
-ImageQuestion = tuple[np.ndarray, str]
-KINDS = ("gaussian", "subspace", "kronecker", "fisher")
+Batch = Sequence[VQAExample] | Sequence[RobotFrame]
+_SAVE_SECONDS = 60.0
+"""How much of an interrupted pass may have to be done again."""
 
 
 @dataclass
@@ -38,17 +43,18 @@ class AnchorConfig:
 
     Attributes:
         vlm: directory or hub id of the pretrained VLM, or `embedded`.
-        vqa: a benchmark of this package (its training split is used), or a folder with a `questions.jsonl` whose
-            lines are {"image": file in that folder, "question": text}.
+        vqa: where the samples come from: a benchmark of this package (its training split), a folder with a
+            `questions.jsonl` whose lines are {"image": file in that folder, "question": text}, the folder of a
+            LeRobotDataset (its frames and instructions, as the policy sees them), or several joined by `+`.
         kinds: what to gather: `gaussian`, `subspace`, `kronecker` (which brings what `subspace` needs), and `fisher`
-            for `--policy.protection=ewc`, as large as the model.
+            for `--policy.protection=ewc`, as large as the model. The last two need questions.
         rank: eigenpairs kept for each side of a linear layer.
-        samples: how many image-question pairs; a folder that holds fewer gives all it has.
-        out: the anchor's file, replaced once the new one is complete.
-        batch_size: pairs at a time.
+        samples: how many of each source; one that holds fewer gives all it has.
+        out: the anchor's file, replaced once the new one is complete. An interrupted pass is kept beside it, and
+            the same command continues it.
+        batch_size: samples at a time.
         seed: another seed takes other samples of a benchmark.
         device: `cuda` or `cpu`, by default CUDA if there is one.
-        cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
     """
 
     vlm: str = "embedded"
@@ -60,7 +66,6 @@ class AnchorConfig:
     batch_size: int = 32
     seed: int = 0
     device: str | None = None
-    cache_dir: Path | None = None
 
 
 def main() -> None:
@@ -72,24 +77,31 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     """Write the anchor of a VLM and name the file.
 
     Raises:
-        AegisError: the VLM or the VQA samples cannot be read, or a flag cannot be.
+        AegisError: the VLM or the samples cannot be read, or a flag cannot be.
     """
     for name, least in (("samples", 1), ("batch_size", 1), ("rank", 1), ("seed", 0)):
         if getattr(config, name) < least:
             raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
     if not config.kinds or set(config.kinds) - set(KINDS):
         raise AegisError(f"--kinds={config.kinds} must name one or more of {', '.join(KINDS)}.")
+    sources = config.vqa.split("+")
+    answered = {"kronecker", "fisher"} & set(config.kinds)
+    if answered and all(_is_dataset(source) for source in sources):
+        raise AegisError(
+            f"--kinds={config.kinds} with --vqa={config.vqa}: robot frames have no answers, which {answered.pop()} is "
+            "about; take --kinds=[gaussian,subspace], or add questions (--vqa=SOURCE+DATASET)."
+        )
     device = torch_device(config.device)
     vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
-    anchor = build_anchor(
+    anchor = _anchor_of(
         vlm,
-        _pairs(config),
+        _batches(config, sources),
         kinds=config.kinds,
+        source="+".join(f"{source} ({_revision(source)})" for source in sources),
         rank=config.rank,
-        source=config.vqa,
-        batch_size=config.batch_size,
-        total=config.samples,
+        total=config.samples * len(sources),
         seed=config.seed,
+        unfinished=_Unfinished(config, vlm.fingerprint()),
     )
     anchor.save(config.out)
     size = config.out.stat().st_size / 1e6
@@ -101,30 +113,89 @@ def make_anchor(config: AnchorConfig) -> Anchor:
 
 def build_anchor(
     vlm: VLMBackbone,
-    pairs: Iterable[ImageQuestion],
+    examples: Iterable[VQAExample],
     *,
-    kinds: Collection[str],
+    kinds: Sequence[str],
     source: str,
     batch_size: int,
     rank: int = 256,
     total: int | None = None,
     seed: int = 0,
 ) -> Anchor:
-    """The anchor of a VLM over (image (H, W, 3) uint8, question) pairs.
+    """The anchor of a VLM over questions; see `AnchorBuilder` for the memory it takes.
 
     Raises:
         AegisError: a part of the model never took part, or computed values that are not finite.
-
-    Memory: for each linear layer (D inputs, E outputs) 24 `rank` (D + E) bytes of sketches, or 12 D^2 where D is not
-    wider than twice the rank, and the activations of one batch.
     """
-    gathered = _Gathered(vlm.eval(), kinds, rank, seed)
-    count = 0
-    with tqdm(total=total, desc="aegis-anchor", unit="sample") as bar:
-        for batch in batched(pairs, batch_size):
-            gathered.add(*zip(*batch, strict=True))
-            count += len(batch)
+    return _anchor_of(
+        vlm, batched(examples, batch_size), kinds=kinds, source=source, rank=rank, total=total, seed=seed
+    )
+
+
+class _Unfinished:
+    """A pass that was interrupted: its builder's state in a file beside the anchor's."""
+
+    def __init__(self, config: AnchorConfig, fingerprint: str) -> None:
+        self.path = config.out.with_name(f".{config.out.name}.unfinished")
+        self._pass = json.dumps(
+            [
+                fingerprint,
+                config.vqa,
+                config.kinds,
+                config.rank,
+                config.samples,
+                config.batch_size,
+                config.seed,
+            ]
+        )
+        self._saved = time.monotonic()
+
+    def restore(self, builder: AnchorBuilder) -> tuple[int, int]:
+        """How many batches and samples of this very pass are in `builder` now; 0 if none were kept."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                noted = file.metadata() or {}
+                if noted.get("pass") != self._pass:
+                    return 0, 0
+                builder.load_state({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return 0, 0
+        return int(noted["batches"]), int(noted["samples"])
+
+    def save(self, builder: AnchorBuilder, batches: int, samples: int) -> None:
+        """Keep the state, if the last time was a while ago."""
+        if time.monotonic() - self._saved < _SAVE_SECONDS:
+            return
+        state = {name: x.cpu().contiguous().clone() for name, x in builder.state().items()}
+        with atomic_write(self.path) as beside:
+            save_file(state, beside, {"pass": self._pass, "batches": str(batches), "samples": str(samples)})
+        self._saved = time.monotonic()
+
+    def discard(self) -> None:
+        """The pass is finished."""
+        self.path.unlink(missing_ok=True)
+
+
+def _anchor_of(
+    vlm: VLMBackbone,
+    batches: Iterable[Batch],
+    *,
+    kinds: Sequence[str],
+    source: str,
+    rank: int,
+    total: int | None,
+    seed: int,
+    unfinished: _Unfinished | None = None,
+) -> Anchor:
+    builder = AnchorBuilder(vlm, kinds, rank, seed)
+    number, count = unfinished.restore(builder) if unfinished else (0, 0)
+    with tqdm(total=total, initial=count, desc="aegis-anchor", unit="sample") as bar:
+        for batch in islice(batches, number, None):
+            _add(builder, batch, number)
+            number, count = number + 1, count + len(batch)
             bar.update(len(batch))
+            if unfinished:
+                unfinished.save(builder, number, count)
     metadata = {
         "vlm": vlm.name,
         "fingerprint": vlm.fingerprint(),
@@ -137,120 +208,53 @@ def build_anchor(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    try:
-        return gathered.anchor(metadata)
-    except ValueError as error:
-        raise AegisError(f"The anchor of {vlm.name} cannot be made: {error}") from error
+    anchor = builder.anchor(metadata)
+    if unfinished:
+        unfinished.discard()
+    return anchor
 
 
-class _Gathered:
-    """Statistics of a VLM over the batches added so far."""
-
-    def __init__(self, vlm: VLMBackbone, kinds: Collection[str], rank: int, seed: int) -> None:
-        self.vlm = vlm
-        self.moments = [MomentAccumulator() for _ in range(vlm.num_layers)] if "gaussian" in kinds else []
-        self.backward = "kronecker" in kinds
-        layers = vlm.linear_layers if {"subspace", "kronecker"} & set(kinds) else {}
-        prefix = vlm.family.decoder_layers
-        decoder = {name: layer for name, layer in layers.items() if name.startswith(prefix)}
-        vision = {name: layer for name, layer in layers.items() if name not in decoder}
-        self.decoder, self.vision = (
-            FactorAccumulator(part, rank, outputs=self.backward, seed=seed) for part in (decoder, vision)
-        )
-        self.fisher = (
-            {name: torch.zeros_like(p) for name, p in _weights(vlm).items()} if "fisher" in kinds else {}
-        )
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def add(self, images: Sequence[np.ndarray], questions: Sequence[str]) -> None:
-        """Take one batch in."""
-        if self.moments:
-            with torch.no_grad():
-                prefix = self.vlm.encode(self.vlm.question_inputs(images, questions))
-            for accumulator, hidden in zip(self.moments, prefix.hidden_states, strict=True):
-                accumulator.update(hidden, prefix.mask)
-        if not self.decoder.layers and not self.fisher:
-            return
-        answers = self.vlm.answer(images, questions)
-        if self.decoder.layers:
-            self._add_factors(self.vlm.answer_inputs(images, questions, answers))
-        if self.fisher:
-            for image, question, answer in zip(images, questions, answers, strict=True):
-                self._add_fisher(self.vlm.answer_inputs([image], [question], [answer]))
-
-    def _add_factors(self, inputs: dict[str, Tensor]) -> None:
-        # Every layer's outputs depend on the pixels: their gradient is one that passes through all of them.
-        inputs["pixel_values"].requires_grad_(self.backward)
-        with (
-            self.decoder.collect(inputs["attention_mask"]),
-            self.vision.collect(),
-            torch.set_grad_enabled(self.backward),
-        ):
-            loss = self._loss_of_drawn_answers(inputs)
-            if self.backward:
-                torch.autograd.grad(loss, inputs["pixel_values"])
-
-    def _add_fisher(self, inputs: dict[str, Tensor]) -> None:
-        weights = list(_weights(self.vlm).values())
-        gradients = torch.autograd.grad(self._loss_of_drawn_answers(inputs), weights, allow_unused=True)
-        for total, gradient in zip(self.fisher.values(), gradients, strict=True):
-            if gradient is not None:
-                total.addcmul_(gradient, gradient)
-
-    def _loss_of_drawn_answers(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Of tokens drawn from the model's own predictions: Fisher information is about those, not about labels."""
-        logits_NKV, labels_NK = self.vlm.answer_logits(inputs)
-        logits_MV = logits_NKV[labels_NK != NO_LABEL].float()
-        probabilities = logits_MV.detach().softmax(-1).cpu()
-        drawn_M = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1)
-        return torch.nn.functional.cross_entropy(logits_MV, drawn_M.to(logits_MV.device), reduction="sum")
-
-    def anchor(self, metadata: dict[str, str]) -> Anchor:
-        """What was gathered."""
-        gaussians = {"all": GaussianAnchor.from_accumulators(self.moments)} if self.moments else {}
-        importance = {}
-        if self.fisher:
-            mean = sum(float(f.sum()) for f in self.fisher.values()) / sum(
-                f.numel() for f in self.fisher.values()
-            )
-            importance = {name: fisher.cpu() / mean for name, fisher in self.fisher.items()}
-        return Anchor(gaussians, self.decoder.factors() | self.vision.factors(), importance, metadata)
+def _add(builder: AnchorBuilder, batch: Batch, number: int) -> None:
+    frames = [each for each in batch if isinstance(each, RobotFrame)]
+    if frames:
+        builder.add_frames(frames)
+    else:
+        builder.add_questions([each for each in batch if isinstance(each, VQAExample)], number)
 
 
-def _weights(vlm: VLMBackbone) -> dict[str, nn.Parameter]:
-    """Everything that may ever learn under a protection, by its name in the model."""
-    parts = (vlm.vision_tower, vlm.projector, vlm.decoder_layers)
-    wanted = {id(p) for part in parts for p in part.parameters()}
-    return {name: p for name, p in vlm.model.named_parameters() if id(p) in wanted}
+def _batches(config: AnchorConfig, sources: Sequence[str]) -> Iterator[Batch]:
+    for source in sources:
+        if _is_dataset(source):
+            yield from batched(_robot_frames(Path(source), config.samples), config.batch_size)
+        else:
+            examples = load_vqa(source, "--vqa", count=config.samples, seed=config.seed)
+            yield from batched(examples, config.batch_size)
 
 
-def _pairs(config: AnchorConfig) -> Iterator[ImageQuestion]:
-    if config.vqa in BENCHMARKS:
-        samples = load_samples(config.vqa, "train", config.samples, config.seed, cache_dir=config.cache_dir)
-        return ((sample.image, sample.question) for sample in samples)
-    return islice(_folder_pairs(Path(config.vqa)), config.samples)
+def _is_dataset(source: str) -> bool:
+    return (Path(source) / "meta" / "info.json").is_file()
 
 
-def _folder_pairs(folder: Path) -> Iterator[ImageQuestion]:
-    index = folder / "questions.jsonl"
-    if not index.is_file():
-        raise AegisError(
-            f"--vqa={folder} is neither a benchmark ({', '.join(BENCHMARKS)}) nor a folder with a "
-            'questions.jsonl: write one with lines like {"image": "0.png", "question": "what is this?"}.'
-        )
-    lines = [line for line in index.read_text().splitlines() if line.strip()]
-    if not lines:
-        raise AegisError(f"{index} is empty: it needs a line for every image-question pair.")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            with Image.open(folder / record["image"]) as image:
-                yield np.array(image.convert("RGB")), str(record["question"])
-        except (json.JSONDecodeError, KeyError, TypeError, OSError, UnidentifiedImageError) as error:
-            raise AegisError(
-                f'{index} line {number} is not usable ({error}): it must be {{"image": a picture file beside it, '
-                '"question": text}.'
-            ) from error
+def _robot_frames(folder: Path, count: int) -> Iterator[RobotFrame]:
+    """Frames spread evenly over a LeRobotDataset, its cameras in their order there."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    dataset = LeRobotDataset(f"local/{folder.name}", root=folder)
+    cameras = dataset.meta.camera_keys
+    if not cameras:
+        raise AegisError(f"--vqa={folder} is a dataset without a camera: there is nothing to see in it.")
+    for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist():
+        frame = dataset[index]
+        yield RobotFrame(tuple(frame[camera] for camera in cameras), frame["task"])
+
+
+def _revision(source: str) -> str:
+    """What tells two states of a source apart: a hash of its index, or the version of the package that offers it."""
+    index = Path(source) / ("meta/info.json" if _is_dataset(source) else INDEX_FILE)
+    if index.is_file():
+        return hashlib.sha256(index.read_bytes()).hexdigest()[:16]
+    versions = package_versions()
+    return f"lerobot_policy_aegis {versions.get('lerobot_policy_aegis', 'unknown')}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from aegis_eval.questions import COMPOSED_TYPES, TYPES, ask
 from aegis_eval.scene_images import SPLITS, SceneImage
 from aegis_eval.scene_store import SOURCES, default_cache_dir, rendering, scene_images
 from aegis_policy.errors import AegisError
+from aegis_policy.vqa_data import VQAExample
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,12 @@ def load_samples(
     while len(samples := load_benchmark(name, split, scenes, seed, cache_dir=cache_dir)) < count:
         scenes *= 2
     return samples[:count]
+
+
+def vqa_examples(name: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
+    """The samples of a benchmark as `aegis_policy.vqa_data` wants them of a source."""
+    for sample in load_samples(name, split, count, seed):
+        yield VQAExample(sample.image, sample.question, sample.answer)
 
 
 def blind_baseline(

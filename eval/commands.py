@@ -1,6 +1,20 @@
 """Entry points of the `aegis-*` commands, light so that rendering workers do not import what the commands need."""
 
 
+def ablate() -> None:
+    """`aegis-ablate`."""
+    from aegis_eval.ablate import main
+
+    main()
+
+
+def action_error() -> None:
+    """`aegis-action-error`."""
+    from aegis_eval.action_error import main
+
+    main()
+
+
 def anchor() -> None:
     """`aegis-anchor`."""
     from aegis_eval.anchor import main

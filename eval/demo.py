@@ -6,10 +6,6 @@ was interrupted continues with the first stage that did not finish.
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +13,7 @@ from pathlib import Path
 
 from aegis_eval.provenance import provenance
 from aegis_eval.report import RunSummary, write_report
+from aegis_eval.stages import Stage, run_stage
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
@@ -92,16 +89,6 @@ def demo(config: DemoConfig) -> Path:
     )
     print(f"\n{_table(runs)}\n\nwrote {page}")
     return page
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command of the demo; it is done when `result` exists."""
-
-    name: str
-    title: str
-    result: Path
-    command: list[str]
 
 
 def _stages(config: DemoConfig) -> list[Stage]:
@@ -208,28 +195,8 @@ def _run(stage: Stage, number: str, logs: Path) -> None:
         print(f"{number} {stage.title}: done before", flush=True)
         return
     log = logs / f"{stage.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{number} {stage.title}\n    {' '.join(stage.command)}\n    log: {log}", flush=True)
-    # A recording continues by itself; what another interrupted stage left is in the way of its command.
-    for flag in stage.command:
-        if flag.startswith("--output_dir="):
-            shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
-    started = time.monotonic()
-    program = Path(sys.executable).with_name(stage.command[0])
-    with log.open("w") as output:
-        status = subprocess.run(
-            [program, *stage.command[1:]],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={"HF_HUB_OFFLINE": "1", **os.environ},
-            check=False,
-        ).returncode
-    if status != 0 or not stage.result.exists():
-        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        raise AegisError(
-            f"{stage.command[0]} ended with status {status} ({''.join(last)}): read {log} for the rest."
-        )
-    print(f"    {time.monotonic() - started:.0f} s", flush=True)
+    print(f"    {run_stage(stage, logs):.0f} s", flush=True)
 
 
 def _table(runs: Sequence[RunSummary]) -> str:

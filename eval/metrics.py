@@ -1,10 +1,9 @@
-"""How answers are scored: exact match, intervals, paired comparison of two models, and a blind baseline.
+"""How answers are scored: intervals, paired comparison of two models, and a blind baseline.
 
 Pure functions over arrays and strings; nothing here knows models, images or files.
 """
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,21 +12,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_policy.vqa_data import normalise_answer
+
 Interval = tuple[float, float]
 
 _SIGN_FLIPS = 10_000
 _BOOTSTRAP_BLOCK = 2_000_000
 """Resampling weights held at a time."""
-
-
-def normalise_answer(text: str) -> str:
-    """Lower case, punctuation removed, white space collapsed."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
-
-
-def exact_match(prediction: str, answer: str) -> bool:
-    """Whether both are the same after `normalise_answer`."""
-    return normalise_answer(prediction) == normalise_answer(answer)
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -117,6 +108,18 @@ def accuracy_interval(
     if count == len(values) or np.ptp(values) == 0:
         return wilson_interval(round(float(values.mean()) * count), count, confidence)
     return _bootstrap_mean(values, groups, resamples, confidence, seed)
+
+
+def mean_interval(
+    values: Sequence[float] | NDArray[np.float64],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 5000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap percentile interval of a mean, whole groups (an episode's frames, say) being resampled."""
+    return _bootstrap_mean(np.asarray(values, dtype=float), groups, resamples, confidence, seed)
 
 
 def _sign_test(sums: NDArray[np.float64], seed: int) -> float:

@@ -37,6 +37,7 @@ from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
 from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vqa_data import VQAExample
 
 _TRANSFER = ("tabletop_robot", "tabletop_composed")
 """Benchmarks of the model card that show how far what was learned carries."""
@@ -280,10 +281,16 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
         saved = VLMBackbone.from_pretrained(beside).to(vlm.device)
         saved.name = cfg.out.name
         questions = load_samples("tabletop", "train", cfg.anchor_samples, cfg.seed, cache_dir=cfg.cache_dir)
-        pairs = ((sample.image, sample.question) for sample in questions)
+        examples = (VQAExample(sample.image, sample.question) for sample in questions)
         kinds = AnchorConfig().kinds
         build_anchor(
-            saved, pairs, kinds=kinds, source="tabletop", batch_size=32, total=len(questions), seed=cfg.seed
+            saved,
+            examples,
+            kinds=kinds,
+            source="tabletop",
+            batch_size=32,
+            total=len(questions),
+            seed=cfg.seed,
         ).save(beside / "anchor.safetensors")
         scores = {
             name: _score(saved, name, count, cfg)

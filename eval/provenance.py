@@ -27,7 +27,7 @@ def provenance(seed: int, seconds: float, **more: Any) -> dict[str, Any]:
         "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **package_versions()},
         "hardware": hardware(),
         "seed": seed,
         "seconds": round(seconds, 1),
@@ -88,7 +88,8 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
     found = {}
     for name in _PACKAGES:
         try:

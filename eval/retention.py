@@ -15,8 +15,8 @@ from aegis_eval.metrics import (
     PairedComparison,
     accuracy_interval,
     compare_paired,
-    exact_match,
 )
+from aegis_policy.vqa_data import exact_match
 
 
 class Asked(Protocol):

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, fingerprint, load_samples
 from aegis_eval.devices import torch_device
-from aegis_eval.metrics import exact_match
 from aegis_eval.provenance import provenance
 from aegis_eval.retention import format_table, score_answers
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
-from aegis_policy.vlm import VLMBackbone, check_vlm
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm_loading import check_vlm
+from aegis_policy.vqa_data import exact_match
 
 
 @dataclass

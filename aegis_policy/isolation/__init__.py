@@ -85,7 +85,14 @@ from aegis_policy.isolation._factors import Block, FactorAccumulator, LinearFact
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._isolator import GRANULARITIES, GradientIsolator
 from aegis_policy.isolation._low_rank import LowRankProjector
-from aegis_policy.isolation._moments import EPS, MomentAccumulator, Moments, global_moments, masked_moments
+from aegis_policy.isolation._moments import (
+    EPS,
+    MomentAccumulator,
+    Moments,
+    NoiseAccumulator,
+    global_moments,
+    masked_moments,
+)
 from aegis_policy.isolation._optimizer import ProjectedAdamW
 from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
@@ -108,6 +115,7 @@ __all__ = [
     "LowRankProjector",
     "MomentAccumulator",
     "Moments",
+    "NoiseAccumulator",
     "ProjectedAdamW",
     "Projector",
     "Spectrum",

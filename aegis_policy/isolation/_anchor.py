@@ -111,6 +111,8 @@ class Anchor:
             tensors[f"gaussian/{group}/mean"] = gaussian.mean_LD
             tensors[f"gaussian/{group}/std"] = gaussian.std_LD
             tensors[f"gaussian/{group}/count"] = torch.tensor(gaussian.count)
+            if gaussian.noise_LD is not None:
+                tensors[f"gaussian/{group}/noise"] = gaussian.noise_LD.float()
         for name, layer in self.factors.items():
             for side, spectrum in layer._asdict().items():
                 if spectrum is not None:
@@ -127,7 +129,8 @@ def _gaussians(tensors: dict[str, Tensor]) -> dict[str, GaussianAnchor]:
     gaussians = {}
     for group in groups:
         mean_LD, std_LD, count = (tensors[f"gaussian/{group}/{part}"] for part in ("mean", "std", "count"))
-        gaussians[group] = GaussianAnchor(mean_LD, std_LD, int(count))
+        noise_LD = tensors.get(f"gaussian/{group}/noise")
+        gaussians[group] = GaussianAnchor(mean_LD, std_LD, int(count), noise_LD)
     return gaussians
 
 

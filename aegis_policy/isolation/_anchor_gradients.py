@@ -43,6 +43,10 @@ class AnchorGradients:
         reached = [(total, grad) for total, grad in zip(totals, grads, strict=True) if grad is not None]
         torch._foreach_add_([total for total, _ in reached], [grad for _, grad in reached])
 
+    def accumulated(self) -> list[list[Tensor]]:
+        """This rank's own gradients by layer and parameter; zeros before anything was added."""
+        return self._views or self._allocate()
+
     def reduce(self) -> list[list[Tensor]]:
         """Sum over ranks; a rank that added nothing contributes zeros, so that collectives stay aligned.
 

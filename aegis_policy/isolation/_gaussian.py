@@ -90,6 +90,8 @@ class GaussianAnchor:
         mean_LD: float32 mean over all valid tokens of all samples.
         std_LD: float32 standard deviation, not negative.
         count: number of valid tokens behind the moments.
+        noise_LD: by how much the moments of one sample miss those of all, (mean - mean0)^2 + (std - std0)^2, as far as
+            known; see `noise_floor`.
 
     Raises:
         AnchorError: shapes that differ or are not (L, D), values that are not finite, a negative deviation,
@@ -99,6 +101,7 @@ class GaussianAnchor:
     mean_LD: Tensor
     std_LD: Tensor
     count: int
+    noise_LD: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean_LD", self.mean_LD.detach().to(torch.float32, copy=True))
@@ -107,10 +110,12 @@ class GaussianAnchor:
             raise AnchorError(f"The anchor {fault}: {REBUILD}.")
 
     @classmethod
-    def from_accumulators(cls, accumulators: Sequence[MomentAccumulator], eps: float = EPS) -> Self:
+    def from_accumulators(
+        cls, accumulators: Sequence[MomentAccumulator], eps: float = EPS, noise_LD: Tensor | None = None
+    ) -> Self:
         """Make the anchor of a model from one accumulator for each of its layers."""
         means, stds, counts = zip(*(each.finalize(eps) for each in accumulators), strict=True)
-        return cls(torch.stack(means), torch.stack(stds), counts[0])
+        return cls(torch.stack(means), torch.stack(stds), counts[0], noise_LD)
 
     @property
     def num_layers(self) -> int:
@@ -121,6 +126,24 @@ class GaussianAnchor:
     def hidden_size(self) -> int:
         """D, the width of the hidden states described."""
         return self.mean_LD.shape[1]
+
+    def noise_floor(self, samples: int, precision_LD: Tensor | None = None) -> float | None:
+        """The squared distance at which a batch of so many of the anchor's own samples is expected to lie.
+
+        The moments of a batch miss those of all samples by an error whose square falls as one over its size. A distance
+        that is not well above this says little about the model, and its gradient points anywhere.
+
+        Args:
+            samples: in the batch.
+            precision_LD: what each dimension's part of the distance is multiplied by, default 1.
+
+        Returns:
+            The distance summed over layers, or None if the anchor does not know its noise.
+        """
+        if self.noise_LD is None:
+            return None
+        noise_LD = self.noise_LD if precision_LD is None else self.noise_LD * precision_LD.to(self.noise_LD)
+        return float(noise_LD.sum()) / samples
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Make sure that the anchor is that of a model of this depth and width.

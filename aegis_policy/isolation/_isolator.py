@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T tokens, D hidden dimension, L layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -247,6 +247,30 @@ class GradientIsolator(Projector):
             steps, anchor_grads = zip(*reached, strict=True)
             torch._foreach_add_(steps, anchor_grads, alpha=self.restoring)
 
+    @torch.no_grad()
+    def cosine(self, gradient: Callable[[nn.Parameter], Tensor | None]) -> Tensor:
+        """Cosine between this rank's anchor gradient and another one, averaged over groups, a scalar.
+
+        To be asked between `accumulate()` and `project_()`. Against the gradient of what is to be kept it says
+        whether the anchor knows the direction of forgetting: both rise along it, so it should be positive.
+
+        Args:
+            gradient: of each protected parameter, or None where there is none.
+        """
+        cosines = []
+        for parameters, anchor_grads in zip(self.parameters, self._anchor_grads.accumulated(), strict=True):
+            pairs = [
+                (other.flatten().to(anchor_grad), anchor_grad.flatten())
+                for p, anchor_grad in zip(parameters, anchor_grads, strict=True)
+                if (other := gradient(p)) is not None
+            ]
+            if pairs:
+                others, own = (torch.cat(side) for side in zip(*pairs, strict=True))
+                cosines.append(torch.nn.functional.cosine_similarity(others, own, dim=0))
+        if not cosines:
+            raise ValueError("The other gradient reaches none of the protected parameters.")
+        return torch.stack(cosines).mean()
+
     def clear(self) -> None:
         """Forget the step's anchor gradients, unless the next step is to be projected against them too."""
         if 0 < self._projections_made < self.refresh_every and self._anchor_grads.reduced:
@@ -261,6 +285,19 @@ class GradientIsolator(Projector):
             for index, average in enumerate(self._averages)
             for name, tensor in average.state().items()
         }
+
+    def noise_floor(self, samples: int) -> float | None:
+        """The distance that `accumulate()` would return of a batch of so many of the anchors' own samples.
+
+        None if an anchor does not know its noise. A moving average is as quiet as that many more samples.
+        """
+        floors = [
+            each.noise_floor(samples, 1 / each.std_LD.square() if self.whiten else None)
+            for each in self.anchors
+        ]
+        if any(floor is None for floor in floors):
+            return None
+        return sum(floor or 0.0 for floor in floors) * (1 - self.momentum) / (1 + self.momentum)
 
     def metrics(self) -> dict[str, float]:
         """Figures for a training log, zero before the first step; the keys never change.

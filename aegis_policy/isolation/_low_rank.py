@@ -69,6 +69,22 @@ class LowRankProjector(Projector):
             removed = torch.stack([self._block(index, step).remove_(step) for index, step in steps]).sum()
         self._shed = removed / norms.square().sum()
 
+    @torch.no_grad()
+    def blocked_share(self, gradient: Descent) -> Tensor:
+        """The share of a gradient's squared norm, over all blocked layers, that lies in the blocks, a scalar.
+
+        Of the gradient of what is to be kept this is what the blocks can hold; the task may still change the rest.
+
+        Args:
+            gradient: of each protected parameter, or None where there is none.
+        """
+        inside, whole = [], []
+        for index, (weight, _) in enumerate(self._blocks):
+            if (other := gradient(weight)) is not None:
+                whole.append(other.square().sum())
+                inside.append(self._block(index, other).remove_(other.clone()))
+        return torch.stack(inside).sum() / torch.stack(whole).sum()
+
     def clear(self) -> None:
         """Nothing of a step is kept, apart from its figures."""
 

@@ -5,7 +5,7 @@ Not here: what the moments are compared with (`_gaussian`) and where hidden stat
 Shape suffixes: B batch, T tokens, D hidden dimension, L layers, N valid tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -181,6 +181,15 @@ class MomentAccumulator:
             raise ValueError("No valid token was seen: give the accumulator at least one unpadded batch.")
         return self._mean_D.clone(), (self._squares_D / self.count + eps).sqrt(), self.count
 
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that `load_state` of another accumulator continues from."""
+        return {"count": torch.tensor(self.count), "mean": self._mean_D, "squares": self._squares_D}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where the accumulator that returned `state` was."""
+        self.count = int(state["count"])
+        self._mean_D, self._squares_D = state["mean"].clone(), state["squares"].clone()
+
     def _add(self, count: int, mean_D: Tensor, squares_D: Tensor) -> None:
         if self.count == 0:
             self.count, self._mean_D, self._squares_D = count, mean_D.clone(), squares_D.clone()
@@ -190,3 +199,43 @@ class MomentAccumulator:
         self._mean_D = self._mean_D + gap_D * (count / total)
         self._squares_D = self._squares_D + squares_D + gap_D.square() * (self.count * count / total)
         self.count = total
+
+
+class NoiseAccumulator:
+    """By how much the moments of small batches miss those of the whole stream, which one cannot know until its end.
+
+    Errors of a batch's moments fall as one over its size, so squared errors are weighted by the batch's samples.
+    """
+
+    def __init__(self) -> None:
+        self._batches, self._samples = 0, 0
+        self._sums = torch.zeros(0, dtype=torch.float64)
+
+    def update(self, moments: Moments, samples: int) -> None:
+        """Add the moments of one batch of so many samples."""
+        values_2LD = torch.stack([moments.mean_LD, moments.std_LD]).detach().cpu().double()
+        sums = torch.stack([values_2LD, values_2LD.square()]) * samples
+        self._sums = sums if self._batches == 0 else self._sums + sums
+        self._batches, self._samples = self._batches + 1, self._samples + samples
+
+    def noise(self, mean_LD: Tensor, std_LD: Tensor) -> Tensor | None:
+        """(mean - mean0)^2 + (std - std0)^2 of one sample, (L, D) in float32; None of fewer than two batches.
+
+        Args:
+            mean_LD, std_LD: moments of the whole stream.
+        """
+        if self._batches < 2:
+            return None
+        centre_2LD = torch.stack([mean_LD, std_LD]).double()
+        linear_2LD, squares_2LD = self._sums
+        deviations_2LD = squares_2LD - 2 * centre_2LD * linear_2LD + centre_2LD.square() * self._samples
+        return (deviations_2LD.sum(0).clamp(min=0) / (self._batches - 1)).float()
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that `load_state` of another accumulator continues from."""
+        return {"batches": torch.tensor([self._batches, self._samples]), "sums": self._sums}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where the accumulator that returned `state` was."""
+        self._batches, self._samples = state["batches"].tolist()
+        self._sums = state["sums"].clone()

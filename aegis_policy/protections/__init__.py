@@ -8,8 +8,10 @@ user asks for it, nothing else of the VLM.
 from aegis_policy.errors import AegisError
 from aegis_policy.protections.aegis import Aegis
 from aegis_policy.protections.base import Protection
+from aegis_policy.protections.knowledge_insulation import KnowledgeInsulation
 from aegis_policy.protections.lora import Lora
 from aegis_policy.protections.penalties import EWC, L2SP, W2Penalty
+from aegis_policy.protections.replay import Replay
 from aegis_policy.protections.simple import Freeze, NoProtection, StopGradient
 
 __all__ = ["PROTECTIONS", "Protection", "protection_named"]
@@ -22,6 +24,8 @@ PROTECTIONS: dict[str, type[Protection]] = {
     "w2_penalty": W2Penalty,
     "l2_sp": L2SP,
     "ewc": EWC,
+    "replay": Replay,
+    "knowledge_insulation": KnowledgeInsulation,
     "aegis": Aegis,
 }
 """`--policy.protection` -> what it does."""

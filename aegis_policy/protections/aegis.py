@@ -1,24 +1,32 @@
 """AEGIS: projection against a static anchor of the pretrained activations."""
 
-import re
-from collections.abc import Iterable
+import logging
+import math
+from collections.abc import Callable
+from statistics import mean
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from aegis_policy.errors import AegisError
+from aegis_policy import ranks
+from aegis_policy.action_tokens import ActionChunks
 from aegis_policy.isolation import (
     Anchor,
     AnchorError,
     GradientIsolator,
     LowRankProjector,
     Projector,
-    select_blocks,
 )
 from aegis_policy.protections.base import Protection
+from aegis_policy.protections.blocks import DEFAULT_ENERGY, block_layers
 
 if TYPE_CHECKING:
     from aegis_policy.vlm import Prefix, VLMBackbone
+
+_NOISE_STEPS = 20
+_NOISE_RATIO = 2.0
+"""After so many steps: how far above the noise the mean distance should be."""
 
 
 class Aegis(Protection):
@@ -31,11 +39,26 @@ class Aegis(Protection):
 
     needs_anchor = True
     projects = True
+    options = frozenset(
+        {
+            "anchor",
+            "anchor_energy",
+            "anchor_soft",
+            "anchor_tokens",
+            "anchor_whiten",
+            "anchor_momentum",
+            "anchor_refresh",
+            "anchor_restoring",
+            "anchor_path",
+            "project",
+            "granularity",
+        }
+    )
     _isolator: GradientIsolator | None = None
 
     def check_anchor(self, anchor: Anchor) -> None:
         kinds = self.config.anchor_kinds
-        held = {"gaussian"} if "all" in anchor.gaussians else set()
+        held = {"gaussian"} if anchor.gaussians.keys() >= set(self._token_groups) else set()
         if anchor.factors:
             held.add("subspace")
             if all(factors.outputs is not None for factors in anchor.factors.values()):
@@ -58,6 +81,7 @@ class Aegis(Protection):
         self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         assert anchor is not None
+        self._distances: list[float] = []
         projectors: list[Projector] = []
         for kind in sorted(self.config.anchor_kinds):
             if kind == "gaussian":
@@ -67,20 +91,62 @@ class Aegis(Protection):
                 projectors.append(self._low_rank(vlm, anchor, kind))
         self.projectors = tuple(projectors)
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> "Prefix":
+    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
         if self._isolator is None:
             return vlm.encode(inputs)
-        with self._isolator.collect(inputs["attention_mask"].bool()):
+        mask = inputs["attention_mask"].bool()
+        is_image = vlm.image_tokens(inputs)
+        groups = {"all": mask, "image": mask & is_image, "text": mask & ~is_image}
+        self._samples = len(mask) * ranks.count()
+        with self._isolator.collect(*(groups[name] for name in self._token_groups)):
             return vlm.encode(inputs)
 
     def end_forward(self) -> dict[str, float]:
-        if self._isolator is not None:
-            self._isolator.accumulate()
         figures: dict[str, float] = {}
+        if self._isolator is not None:
+            distance = self._isolator.accumulate()
+            floor = self._isolator.noise_floor(self._samples)
+            if floor is not None:
+                figures["anchor_noise_floor"] = floor
+                self._warn_of_noise(distance, floor)
         for kind, projector in zip(sorted(self.config.anchor_kinds), self.projectors, strict=True):
             for name, value in projector.metrics().items():
                 figures[f"{kind}_{name}" if name in figures else name] = value
         return figures
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._isolator is None else self._isolator.averages()
+
+    def diagnose(self, vqa_loss: Callable[[], Tensor]) -> dict[str, float]:
+        """Where the questions' own gradient lies: along the anchor gradient, inside the blocks."""
+        parameters = list({id(p): p for each in self.projectors for p in each.protected}.values())
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(vqa_loss(), parameters, allow_unused=True)
+        gradient_of = {id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)}
+        figures: dict[str, float] = {}
+        for kind, projector in zip(sorted(self.config.anchor_kinds), self.projectors, strict=True):
+            if isinstance(projector, GradientIsolator):
+                cosine = projector.cosine(lambda p: gradient_of[id(p)])
+                figures["anchor_vqa_cosine"] = float(ranks.mean(cosine))
+            elif isinstance(projector, LowRankProjector):
+                name = "vqa_gradient_blocked"
+                share = projector.blocked_share(lambda p: gradient_of[id(p)])
+                figures[f"{kind}_{name}" if name in figures else name] = float(share)
+        return figures
+
+    def _warn_of_noise(self, distance: float, floor: float) -> None:
+        """Once, early in training: a distance that is noise has a gradient that points anywhere."""
+        self._distances.append(distance / floor if floor else math.inf)
+        if len(self._distances) == _NOISE_STEPS and mean(self._distances) < _NOISE_RATIO:
+            logging.warning(
+                f"The anchor distance is {mean(self._distances):.1f} times what a batch of {self._samples} of the "
+                "anchor's own samples has by chance, so its gradient is mostly noise: take a larger --batch_size, "
+                "--policy.anchor_momentum=0.9, or another --policy.anchor."
+            )
+
+    @property
+    def _token_groups(self) -> tuple[str, ...]:
+        return ("all",) if self.config.anchor_tokens == "together" else ("image", "text")
 
     def _gaussian(self, vlm: "VLMBackbone", anchor: Anchor) -> GradientIsolator:
         """The decoder layers; a tower or projector that trains is projected against the same distance."""
@@ -92,44 +158,23 @@ class Aegis(Protection):
         ]
         return GradientIsolator(
             layers,
-            anchor.gaussians["all"],
+            [anchor.gaussians[name] for name in self._token_groups],
             [list(part.parameters()) for part in (*layers, *further)],
             acts_on=self.config.project or "gradient",
             granularity=self.config.granularity or "layer",
             whiten=self.config.anchor_whiten,
+            momentum=self.config.anchor_momentum,
             refresh_every=self.config.anchor_refresh,
             restoring=self.config.anchor_restoring,
         )
 
     def _low_rank(self, vlm: "VLMBackbone", anchor: Anchor, kind: str) -> LowRankProjector:
-        config = self.config
-        layers = {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad}
-        if missing := sorted(layers.keys() - anchor.factors.keys()):
-            raise AegisError(
-                f"The anchor says nothing about {missing[0]} and {len(missing) - 1} more layers that would learn "
-                f"unprotected: rebuild it with aegis-anchor --vlm={config.vlm}."
-            )
-        granularity = config.granularity or ("all" if kind == "kronecker" else "tensor")
-        try:
-            blocks = select_blocks(
-                anchor.factors,
-                _groups(layers, granularity),
-                config.anchor_energy,
-                use_outputs=kind == "kronecker",
-                soft=config.anchor_soft,
-            )
-            return LowRankProjector(layers, blocks, config.project or "update")
-        except ValueError as error:
-            raise AegisError(
-                f"--policy.anchor_energy={config.anchor_energy} with --policy.anchor={kind}: {error}"
-            ) from error
-
-
-def _groups(names: Iterable[str], granularity: str) -> list[list[str]]:
-    """Names of linear layers that share a threshold: each alone, those of a transformer layer, or all."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        layer = re.match(r".*\blayers\.\d+\b", name)
-        key = {"tensor": name, "layer": layer.group() if layer else name, "all": ""}[granularity]
-        groups.setdefault(key, []).append(name)
-    return list(groups.values())
+        return block_layers(
+            {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad},
+            anchor,
+            kind,
+            energy=self.config.anchor_energy or DEFAULT_ENERGY[kind],
+            soft=self.config.anchor_soft,
+            granularity=self.config.granularity,
+            acts_on=self.config.project,
+        )

@@ -3,10 +3,12 @@
 Shapes: B batch, T prefix tokens, D hidden size, L decoder layers.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from aegis_policy.action_tokens import ActionChunks
 from aegis_policy.isolation import Anchor, Projector
 
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ class Protection:
     needs_reference: ClassVar[bool] = False
     """It compares with the pretrained weights themselves."""
 
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Those of the configuration's fields that belong to protections and mean something to this one."""
     default_penalty: ClassVar[float | None] = None
-    """Of a protection that is a penalty beside the flow loss."""
+    """Of a protection that adds something to the flow loss."""
 
     def __init__(self, config: "AegisConfig") -> None:
         self.config = config
@@ -42,7 +46,7 @@ class Protection:
 
     @property
     def penalty(self) -> float:
-        """The strength of the penalty beside the flow loss."""
+        """The strength of what is added to the flow loss."""
         strength = self.default_penalty if self.config.penalty is None else self.config.penalty
         assert strength is not None
         return strength
@@ -75,9 +79,31 @@ class Protection:
             reference: the pretrained weights by parameter name in `vlm.model`, if `needs_reference`.
         """
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> "Prefix":
-        """The prefix as the action expert may see it in a training step."""
+    def undecayed(self, vlm: "VLMBackbone") -> list[nn.Parameter]:
+        """Matrices of the VLM that learn without weight decay, besides its vectors."""
+        return []
+
+    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
+        """The prefix as the action expert may see it in a training step, which is about these actions."""
         return vlm.encode(inputs)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep besides weights and anchor, so that training goes on as if never stopped.
+
+        Once training has begun these are the tensors in use: to restore them is to copy into them.
+        """
+        return {}
+
+    def diagnose(self, vqa_loss: Callable[[], Tensor]) -> dict[str, float]:
+        """Called when the probe asks, between `end_forward` and the task's backward pass.
+
+        Args:
+            vqa_loss: the loss of the probe's questions with the current weights, differentiable.
+
+        Returns:
+            Figures to log until the next time; the keys never change.
+        """
+        return {}
 
     def penalty_loss(self) -> tuple[Tensor, dict[str, float]] | None:
         """Called once the flow loss is known: what is added to it, and figures to log, alike on all ranks."""

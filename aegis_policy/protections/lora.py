@@ -12,6 +12,7 @@ class Lora(Protection):
     """LoRA (arXiv 2106.09685) on every linear layer of the decoder, by peft; the adapters are part of the policy."""
 
     trains_decoder = False
+    options = frozenset({"lora_rank", "lora_alpha"})
 
     def adapt(self, vlm: "VLMBackbone") -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds, for this protection alone

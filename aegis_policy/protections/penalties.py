@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from aegis_policy.action_tokens import ActionChunks
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, AnchorError, GaussianAnchor, distance_penalty, weight_penalty
 from aegis_policy.protections.base import Protection
@@ -16,6 +17,7 @@ class W2Penalty(Protection):
     """The Gaussian anchor's distance as a penalty: what AEGIS projects against is added to the loss instead."""
 
     needs_anchor = True
+    options = frozenset({"penalty", "anchor_path"})
     default_penalty = 0.002
 
     def check_anchor(self, anchor: Anchor) -> None:
@@ -31,7 +33,7 @@ class W2Penalty(Protection):
         assert anchor is not None
         self._gaussian: GaussianAnchor = anchor.gaussians["all"]
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> "Prefix":
+    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
         self._prefix = vlm.encode(inputs)
         return self._prefix
 
@@ -45,6 +47,7 @@ class L2SP(Protection):
     """Weights are drawn back to where they started (arXiv 1802.01483)."""
 
     needs_reference = True
+    options = frozenset({"penalty"})
     default_penalty = 0.01
 
     def begin_training(
@@ -75,6 +78,7 @@ class EWC(L2SP):
     """The same, each weight as strongly as VQA depends on it: elastic weight consolidation (arXiv 1612.00796)."""
 
     needs_anchor = True
+    options = frozenset({"penalty", "anchor_path"})
 
     def check_anchor(self, anchor: Anchor) -> None:
         if not anchor.importance:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from aegis_policy.action_tokens import ActionChunks
 from aegis_policy.protections.base import Protection
 
 if TYPE_CHECKING:
@@ -27,6 +28,6 @@ class StopGradient(Protection):
     trains_decoder = False
     gradient_flows = False
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> "Prefix":
+    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
         with torch.no_grad():
             return vlm.encode(inputs)

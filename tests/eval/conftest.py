@@ -12,8 +12,9 @@ import pytest
 from aegis_envs.env import TabletopEnv
 from aegis_envs.expert import expert_action
 from aegis_eval.benchmarks import Sample, load_samples
-from aegis_eval.metrics import BlindBaseline, exact_match
+from aegis_eval.metrics import BlindBaseline
 from aegis_eval.retention import score_answers
+from aegis_policy.vqa_data import exact_match
 
 EPISODES = {"reach": 40, "pick": 30}
 STEPS = 1600

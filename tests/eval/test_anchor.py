@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from aegis_eval.anchor import AnchorConfig, build_anchor, make_anchor
-from aegis_eval.benchmarks import load_samples
+from aegis_eval.anchor_building import drawing
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor
 from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vqa_data import VQAExample, load_vqa
 
 COUNT = 7
 LAYER = "model.language_model.layers.1.mlp.up_proj"
@@ -30,8 +31,8 @@ def _anchor(vlm: Path, out: Path, **options: Any) -> Anchor:
     )
 
 
-def _samples() -> list[tuple[Any, str]]:
-    return [(sample.image, sample.question) for sample in load_samples("tabletop", "train", COUNT, 0)]
+def _samples() -> list[VQAExample]:
+    return list(load_vqa("tabletop", "--vqa", count=COUNT))
 
 
 def _input_of(vlm: VLMBackbone, layer: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -59,8 +60,8 @@ def test_moments_are_those_of_the_valid_tokens(tiny_vlm_dir: Path, tmp_path: Pat
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
     with torch.no_grad():
         states = [
-            vlm.encode(vlm.question_inputs([image], [question])).hidden_states[1][0]
-            for image, question in _samples()
+            vlm.encode(vlm.question_inputs([each.image], [each.question])).hidden_states[1][0]
+            for each in _samples()
         ]
     tokens = torch.cat(states).double()
     torch.testing.assert_close(gaussian.mean_LD[1].double(), tokens.mean(0), atol=1e-5, rtol=1e-5)
@@ -73,8 +74,9 @@ def test_input_covariances_are_those_of_question_and_own_answer_without_padding(
     anchor = _anchor(tiny_vlm_dir, tmp_path, kinds=["subspace"])
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
     tokens = []
-    for image, question in _samples():
-        inputs = vlm.answer_inputs([image], [question], vlm.answer([image], [question]))
+    for each in _samples():
+        images, questions = [each.image], [each.question]
+        inputs = vlm.answer_inputs(images, questions, vlm.answer(images, questions))
         tokens.append(_input_of(vlm, LAYER, inputs))
     x_ND = torch.cat(tokens)
     spectrum = anchor.factors[LAYER].inputs
@@ -107,12 +109,11 @@ def test_importances_are_squared_gradients_of_single_answers_relative_to_their_m
     }
     assert {id(named[name]) for name in importance} == learns
 
-    generator = torch.Generator().manual_seed(5)
     squares = {name: torch.zeros_like(values) for name, values in importance.items()}
-    answers = vlm.answer([image for image, _ in samples], [question for _, question in samples])
-    for (image, question), answer in zip(samples, answers, strict=True):
-        logits_NKV, _ = vlm.answer_logits(vlm.answer_inputs([image], [question], [answer]))
-        drawn = torch.multinomial(logits_NKV[0].detach().softmax(-1), 1, generator=generator)
+    answers = vlm.answer([each.image for each in samples], [each.question for each in samples])
+    for index, (each, answer) in enumerate(zip(samples, answers, strict=True)):
+        logits_NKV, _ = vlm.answer_logits(vlm.answer_inputs([each.image], [each.question], [answer]))
+        drawn = torch.multinomial(logits_NKV[0].detach().softmax(-1), 1, generator=drawing([5, 0, index]))
         vlm.zero_grad()
         (-logits_NKV[0].log_softmax(-1).gather(1, drawn)).sum().backward()
         for name, total in squares.items():
@@ -143,7 +144,7 @@ def test_flags_that_cannot_be_are_named(
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        (None, "neither a benchmark"),
+        (None, "neither one of tabletop, .* nor a folder with a questions.jsonl"),
         ("", "is empty"),
         ('{"image": "absent.png", "question": "what?"}', "line 1 is not usable"),
         ("not json", "line 1 is not usable"),

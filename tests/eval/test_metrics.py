@@ -8,10 +8,10 @@ from aegis_eval.metrics import (
     BlindBaseline,
     accuracy_interval,
     compare_paired,
-    exact_match,
     normalise_answer,
     wilson_interval,
 )
+from aegis_policy.vqa_data import exact_match
 
 
 @pytest.mark.parametrize(

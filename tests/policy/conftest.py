@@ -1,5 +1,6 @@
 """A tiny VLM with its anchor, a tiny LeRobot dataset, and policies and batches made of them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
+from PIL import Image
 
 from aegis_eval.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vqa_data import VQAExample
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 TASKS = ("reach the red cube", "push the green sphere to the blue zone", "pick up the yellow cylinder")
@@ -49,20 +52,38 @@ def tiny_anchor(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
     images = np.random.default_rng(1).integers(0, 255, (16, 32, 32, 3), dtype=np.uint8)
     path = tmp_path_factory.mktemp("anchor") / "anchor.safetensors"
-    pairs = ((image, "what colour is the cube") for image in images)
-    build_anchor(vlm, pairs, kinds=["gaussian", "kronecker", "fisher"], source="noise", batch_size=8).save(
+    examples = (VQAExample(image, "what colour is the cube") for image in images)
+    build_anchor(vlm, examples, kinds=["gaussian", "kronecker", "fisher"], source="noise", batch_size=8).save(
         path
     )
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six pictures, each of one colour, with a question about it and the answer."""
+    folder = tmp_path_factory.mktemp("vqa")
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+    lines = []
+    for index, (name, colour) in enumerate(list(colours.items()) * 2):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{index}.png")
+        record = {"image": f"{index}.png", "question": "what colour is the cube", "answer": name}
+        lines.append(json.dumps(record))
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
 @pytest.fixture
-def make_config(tiny_vlm_dir: Path, tiny_anchor: Path) -> Callable[..., AegisConfig]:
-    """`make_config(protection=..., **options)`: a configuration on the tiny VLM and its anchor."""
+def make_config(tiny_vlm_dir: Path, tiny_anchor: Path, tiny_vqa: Path) -> Callable[..., AegisConfig]:
+    """`make_config(protection=..., **options)`: on the tiny VLM and its anchor; `aegis` is the paper's unless told."""
 
     def make(protection: str = "aegis", **options: Any) -> AegisConfig:
         if getattr(PROTECTIONS.get(protection), "needs_anchor", False):
             options.setdefault("anchor_path", tiny_anchor)
+        if protection == "aegis":
+            options.setdefault("anchor", "gaussian")
+        if protection == "replay":
+            options = {"replay_data": str(tiny_vqa), "replay_batch_size": 2, **options}
         return AegisConfig(
             **{
                 "vlm": str(tiny_vlm_dir),
@@ -144,12 +165,13 @@ def tiny_flags(tiny_dataset: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def fresh_flags(tiny_flags: list[str], tiny_vlm_dir: Path, tiny_anchor: Path) -> list[str]:
-    """Flags of a fresh `--policy.protection=aegis` run."""
+    """Flags of a fresh `--policy.protection=aegis` run with the paper's anchor."""
     return [
         *tiny_flags,
         "--policy.type=aegis",
         "--policy.device=cpu",
         f"--policy.vlm={tiny_vlm_dir}",
+        "--policy.anchor=gaussian",
         f"--policy.anchor_path={tiny_anchor}",
         *(f"--policy.{key}={value}" for key, value in TINY.items()),
     ]

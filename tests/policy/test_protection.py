@@ -15,6 +15,7 @@ from aegis_policy.isolation import GradientIsolator, LowRankProjector, Projected
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm import NO_LABEL, VLMBackbone
+from aegis_policy.vqa_data import VQAExample
 
 MakePolicy = Callable[..., AegisPolicy]
 MakeBatch = Callable[..., dict[str, Any]]
@@ -64,6 +65,8 @@ def test_only_what_may_learn_changes(make_policy: MakePolicy, make_batch: MakeBa
     layers = {name for name in before if "language_model.layers." in name}
     if protection == "lora":
         layers = {name for name in layers if "lora_" in name}
+    if protection == "knowledge_insulation":
+        layers |= {name for name in before if name.endswith("embed_tokens.weight")}
     assert changed == (set() if protection in ("freeze", "stop_gradient") else layers)
 
 
@@ -257,22 +260,42 @@ def test_adapters_travel_in_the_checkpoint_and_merge_to_the_same_answers(
 def test_a_penalty_where_there_is_none_is_refused(
     make_config: Callable[..., AegisConfig], protection: str, penalty: float
 ) -> None:
-    with pytest.raises(AegisError, match=r"--policy.penalty=.* must not be negative"):
+    with pytest.raises(AegisError, match=r"--policy.penalty(=.* must not be negative| changes nothing with)"):
         make_config(protection, penalty=penalty)
+
+
+@pytest.mark.parametrize(
+    ("protection", "option"),
+    [
+        ("none", {"anchor": "kronecker"}),
+        ("none", {"anchor_path": Path("anchor.safetensors")}),
+        ("aegis", {"lora_rank": 4}),
+        ("lora", {"replay_batch_size": 4}),
+        ("replay", {"action_bins": 64}),
+    ],
+)
+def test_an_option_of_another_protection_is_refused(
+    make_config: Callable[..., AegisConfig], protection: str, option: dict[str, Any]
+) -> None:
+    (name,) = option
+    with pytest.raises(
+        AegisError, match=f"--policy.{name} changes nothing with --policy.protection={protection}"
+    ):
+        make_config(protection, **option)
 
 
 def test_too_much_energy_for_the_anchors_rank_is_one_sentence(
     make_policy: MakePolicy, tiny_vlm_dir: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
-    pairs = ((rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), "what is it") for _ in range(8))
+    pairs = (VQAExample(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), "what is it") for _ in range(8))
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
     anchor = build_anchor(vlm, pairs, kinds=["subspace"], source="noise", batch_size=8, rank=2)
     anchor.save(tmp_path / "anchor.safetensors")
     policy = make_policy(
         "aegis", anchor="subspace", anchor_energy=1.0, anchor_path=tmp_path / "anchor.safetensors"
     )
-    with pytest.raises(AegisError, match=r"--policy.anchor_energy=1.0 .*eigenpairs kept hold"):
+    with pytest.raises(AegisError, match=r"An energy of 1.0 .*subspace.*eigenpairs kept hold"):
         policy.get_optim_params()
 
 
@@ -283,7 +306,7 @@ def test_too_much_energy_for_the_anchors_rank_is_one_sentence(
 def test_an_anchor_of_another_kind_says_how_to_make_the_right_one(
     make_policy: MakePolicy, tiny_vlm_dir: Path, tmp_path: Path, kinds: list[str], anchor: str
 ) -> None:
-    pairs = ((np.zeros((32, 32, 3), dtype=np.uint8), "what is it") for _ in range(2))
+    pairs = (VQAExample(np.zeros((32, 32, 3), dtype=np.uint8), "what is it") for _ in range(2))
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
     build_anchor(vlm, pairs, kinds=kinds, source="noise", batch_size=2).save(tmp_path / "anchor.safetensors")
     with pytest.raises(
@@ -306,6 +329,8 @@ def test_an_anchor_of_another_kind_says_how_to_make_the_right_one(
         ({"anchor_restoring": -1.0}, r"--policy.anchor_restoring=-1.0"),
         ({"anchor_restoring": 1.0, "project": "update"}, r"--policy.project must stay gradient"),
         ({"project": "weights"}, r"--policy.project=weights is unknown: choose gradient, update"),
+        ({"anchor_tokens": "some"}, r"--policy.anchor_tokens=some is unknown: choose together, apart"),
+        ({"anchor_momentum": 1.0}, r"--policy.anchor_momentum=1.0"),
         ({"granularity": "neuron"}, r"--policy.granularity=neuron is unknown"),
     ],
 )
@@ -334,7 +359,14 @@ def test_training_logs_the_projection(make_policy: MakePolicy, make_batch: MakeB
     policy = make_policy("aegis")
     optimizer = _optimizer(policy)
     figures = [_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
-    keys = {"flow_loss", "anchor_distance", "conflict_fraction", "energy_shed", "unprojected_layers"}
+    keys = {
+        "flow_loss",
+        "anchor_distance",
+        "anchor_noise_floor",
+        "conflict_fraction",
+        "energy_shed",
+        "unprojected_layers",
+    }
     assert all(set(each) == keys and all(type(v) is float for v in each.values()) for each in figures)
     assert figures[0]["anchor_distance"] > 0
 

@@ -1,0 +1,69 @@
+"""A few questions to the backbone while it trains: does it still answer, and where does the flow loss push it?"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from aegis_policy import ranks
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vqa_data import exact_match, load_vqa
+from aegis_policy.vqa_loss import answer_loss
+
+if TYPE_CHECKING:
+    from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.protections import Protection
+
+_BATCH = 32
+_MAX_NEW_TOKENS = 8
+
+
+class VQAProbe:
+    """Asks the same questions every `config.vqa_probe_freq` steps; the ranks share them.
+
+    Raises:
+        AegisError: the questions cannot be read or have no answers.
+    """
+
+    def __init__(self, config: "AegisConfig") -> None:
+        self._every = config.vqa_probe_freq
+        self._examples = list(
+            load_vqa(
+                config.vqa_probe_data,
+                "--policy.vqa_probe_data",
+                split="val",
+                count=config.vqa_probe_samples,
+                with_answers=True,
+            )
+        )
+        self._figures: dict[str, float] = {}
+
+    def figures(self, vlm: VLMBackbone, protection: "Protection", step: int) -> dict[str, float]:
+        """What the last probe found; the first call, and one in so many steps, probes.
+
+        Args:
+            step: of the training, from 0: how many updates the weights have had.
+        """
+        if not self._figures or step % self._every == 0:
+            self._figures = {
+                "vqa_accuracy": self._accuracy(vlm),
+                **protection.diagnose(lambda: self._loss(vlm)),
+            }
+        return self._figures
+
+    def _accuracy(self, vlm: VLMBackbone) -> float:
+        own = self._examples[ranks.index() :: ranks.count()]
+        correct = 0
+        for start in range(0, len(own), _BATCH):
+            batch = own[start : start + _BATCH]
+            given = vlm.answer(
+                [each.image for each in batch], [each.question for each in batch], _MAX_NEW_TOKENS
+            )
+            correct += sum(
+                exact_match(said, str(each.answer)) for said, each in zip(given, batch, strict=True)
+            )
+        total = ranks.mean(torch.tensor(float(correct), device=vlm.device)) * ranks.count()
+        return float(total) / len(self._examples)
+
+    def _loss(self, vlm: VLMBackbone) -> Tensor:
+        return answer_loss(vlm, self._examples[:_BATCH])

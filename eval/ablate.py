@@ -1,0 +1,314 @@
+"""`aegis-ablate`: many short trainings that differ in one flag, and what each keeps and learns.
+
+Every variant is trained on the same demonstrations with the same seeds through `lerobot-train`; its backbone is asked
+the same questions (`aegis-vqa`) and its chunks are compared with the same held-out demonstrations
+(`aegis-action-error`). Stopped, it goes on where it was when the same command is given again.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
+from lerobot.utils.feature_utils import dataset_to_policy_features
+
+from aegis_eval.ablation_page import write_page
+from aegis_eval.ablation_statistics import Frontier, Run
+from aegis_eval.provenance import provenance
+from aegis_eval.stages import Job, Stage, run_jobs
+from aegis_eval.training_log import read_curves
+from aegis_eval.variants import ANCHORS, VARIANTS
+from aegis_policy import cli
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
+_DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
+"""Of the held-out demonstrations, far from any seed of the training ones."""
+_TRAINING = (
+    "tasks",
+    "episodes",
+    "scatter",
+    "steps",
+    "batch_size",
+    "lr",
+    "lr_backbone",
+    "flow_samples",
+    "probe_freq",
+    "cameras",
+    "policy",
+    "vlm",
+)
+"""Flags that every training of a folder has in common."""
+
+
+@dataclass
+class AblateConfig:
+    """Flags of `aegis-ablate`.
+
+    Attributes:
+        output_dir: everything goes there; a finished stage is not run again, and variants or seeds may be added.
+        variants: names in `aegis_eval.variants.VARIANTS`; `none` and `stop_gradient`, which the others are measured
+            between, always run.
+        seeds: how many trainings of each variant.
+        split: `val` to find a setting, `test` to report one: of the questions and of the held-out demonstrations.
+        tasks: tabletop tasks, with commas.
+        episodes: demonstrations to train on.
+        scatter: share of them that begin anywhere (see `aegis-record`).
+        held_out: demonstrations to measure the action error on.
+        steps: training steps.
+        batch_size: samples a step.
+        lr: learning rate of the action expert.
+        lr_backbone: learning rate of the backbone.
+        flow_samples: see `AegisConfig`.
+        probe_freq: ask the backbone VQA questions every so many training steps (0: never), for retention over steps.
+        cameras: which of the dataset's cameras the policy sees, with commas. The wrist's alone shows scenes as no
+            question ever did, so that much is to be learned in the backbone.
+        policy: further flags of every training, without the leading `--policy.`, e.g. `[train_projector=true]`.
+        vlm: the pretrained VLM.
+        samples: questions asked of each trained backbone.
+        frames: at which the action error is measured.
+        jobs: trainings at once.
+        redraw: instead of running anything, write table and figures of this `ablation.json` to `output_dir`.
+    """
+
+    output_dir: Path = Path("outputs/ablation")
+    variants: list[str] = field(default_factory=lambda: ["gaussian", "subspace", "kronecker", "lora"])
+    seeds: int = 3
+    split: str = "test"
+    tasks: str = "reach"
+    episodes: int = 600
+    scatter: float = 0.0
+    held_out: int = 100
+    steps: int = 400
+    batch_size: int = 16
+    lr: float = 1.5e-3
+    lr_backbone: float = 1.2e-3
+    flow_samples: int = 4
+    probe_freq: int = 0
+    cameras: str | None = "wrist"
+    policy: list[str] = field(default_factory=list)
+    vlm: str = "embedded"
+    samples: int = 1000
+    frames: int = 1000
+    jobs: int = 2
+    redraw: Path | None = None
+
+
+def main() -> None:
+    """Entry point of `aegis-ablate`."""
+    cli.run(AblateConfig, ablate)
+
+
+def ablate(config: AblateConfig) -> Path:
+    """Run what has not been run, write `ablation.json`, `ablation.md` and two figures, name them.
+
+    Raises:
+        AegisError: flags that cannot be, a folder with trainings of other flags, or a job that failed.
+    """
+    if config.redraw is not None:
+        return write_page(json.loads(config.redraw.read_text()), config.output_dir)
+    started = time.monotonic()
+    _check(config)
+    _claim(config)
+    root = config.output_dir
+    variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
+    anchors = {anchor for name in variants if (anchor := VARIANTS[name].anchor) is not None}
+    _run(_recordings(config), config, "recordings")
+    if anchors:
+        _run([_anchor_job(config, name) for name in sorted(anchors)], config, "anchors")
+    _run(
+        [_training_job(config, name, seed) for seed in range(config.seeds) for name in variants],
+        config,
+        "trainings",
+    )
+    runs = [_read(config, name, seed) for name in variants for seed in range(config.seeds)]
+    results = {
+        "config": {
+            key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()
+        },
+        "variants": {name: list(VARIANTS[name].flags) for name in variants},
+        "frontier": Frontier.of(runs).to_dict(),
+        "runs": [asdict(run) for run in runs],
+        "provenance": provenance(0, time.monotonic() - started),
+    }
+    with atomic_write(root / "ablation.json") as beside:
+        beside.write_text(json.dumps(results) + "\n")
+    return write_page(results, root)
+
+
+def _check(config: AblateConfig) -> None:
+    for name, least in (
+        ("seeds", 1),
+        ("episodes", 1),
+        ("held_out", 1),
+        ("steps", 1),
+        ("batch_size", 1),
+        ("samples", 1),
+        ("frames", 1),
+        ("jobs", 1),
+        ("probe_freq", 0),
+    ):
+        if getattr(config, name) < least:
+            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
+    if config.split not in _DATA_SEEDS:
+        raise AegisError(f"--split={config.split} is unknown: choose {' or '.join(_DATA_SEEDS)}.")
+    if unknown := [name for name in config.variants if name not in VARIANTS]:
+        raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
+
+
+def _claim(config: AblateConfig) -> None:
+    """Note in the folder how its trainings are made, or check that it is how they were made."""
+    note = config.output_dir / "setting.json"
+    setting = {name: getattr(config, name) for name in _TRAINING}
+    if note.is_file():
+        noted = json.loads(note.read_text())
+        if differing := [name for name in _TRAINING if noted.get(name) != setting[name]]:
+            raise AegisError(
+                f"--output_dir={config.output_dir} holds trainings with --{differing[0]}={noted.get(differing[0])}: "
+                "give the same, or another folder."
+            )
+        return
+    with atomic_write(note) as beside:
+        beside.write_text(json.dumps(setting, indent=2))
+
+
+def _run(jobs: list[Job], config: AblateConfig, title: str) -> None:
+    failed = run_jobs(jobs, config.output_dir / "logs", at_once=config.jobs, title=title)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise AegisError(f"{len(failed)} of {len(jobs)} {title} failed, the first is {name}: {error}")
+
+
+def _recordings(config: AblateConfig) -> list[Job]:
+    data = config.output_dir / "data"
+    kinds = {
+        "train": ("train", 0, config.episodes),
+        config.split: (
+            "train" if config.split == "val" else "test",
+            _DATA_SEEDS[config.split],
+            config.held_out,
+        ),
+    }
+    return [
+        Job(
+            f"record-{name}",
+            [
+                Stage(
+                    f"record-{name}",
+                    f"recording {episodes} demonstrations",
+                    data / name / "recording.json",
+                    [
+                        "aegis-record",
+                        "--env.type=aegis_tabletop",
+                        f"--env.split={split}",
+                        f"--env.task={config.tasks}",
+                        f"--episodes={episodes}",
+                        f"--scatter={config.scatter}",
+                        f"--root={data / name}",
+                        f"--seed={seed}",
+                        "--num_workers=1",
+                    ],
+                )
+            ],
+        )
+        for name, (split, seed, episodes) in kinds.items()
+    ]
+
+
+def _anchor_job(config: AblateConfig, name: str) -> Job:
+    out = config.output_dir / "anchors" / f"{name}.safetensors"
+    flags = [flag.format(data=config.output_dir / "data" / "train") for flag in ANCHORS[name]]
+    command = ["aegis-anchor", f"--vlm={config.vlm}", f"--out={out}", *flags]
+    return Job(f"anchor-{name}", [Stage(f"anchor-{name}", f"anchor {name}", out, command)])
+
+
+def _folder(config: AblateConfig, variant: str, seed: int) -> Path:
+    return config.output_dir / "runs" / f"{variant.replace(' ', '_')}-{seed}"
+
+
+def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
+    variant, folder = VARIANTS[name], _folder(config, name, seed)
+    checkpoint = folder / "training" / "checkpoints" / f"{config.steps:06d}" / "pretrained_model"
+    anchor = config.output_dir / "anchors" / f"{variant.anchor}.safetensors"
+    training = [
+        "lerobot-train",
+        "--policy.type=aegis",
+        "--policy.device=cpu",
+        f"--policy.vlm={config.vlm}",
+        *variant.flags,
+        *([f"--policy.anchor_path={anchor}"] if variant.anchor else []),
+        *_seen(config),
+        *(f"--policy.{flag}" for flag in config.policy),
+        f"--policy.optimizer_lr={config.lr}",
+        f"--policy.optimizer_lr_backbone={config.lr_backbone}",
+        f"--policy.flow_samples={config.flow_samples}",
+        *([f"--policy.vqa_probe_freq={config.probe_freq}"] if config.probe_freq else []),
+        "--dataset.repo_id=local/ablation",
+        f"--dataset.root={config.output_dir / 'data' / 'train'}",
+        f"--output_dir={folder / 'training'}",
+        f"--steps={config.steps}",
+        f"--save_freq={max(100, config.steps // 4)}",
+        f"--log_freq={max(1, config.steps // 40)}",
+        f"--batch_size={config.batch_size}",
+        f"--seed={seed}",
+        "--num_workers=0",
+    ]
+    asking = [
+        "aegis-vqa",
+        f"--policy.path={checkpoint}",
+        "--benchmark=tabletop",
+        f"--split={config.split}",
+        f"--samples={config.samples}",
+        f"--output_dir={folder / f'vqa-{config.split}'}",
+    ]
+    acting = [
+        "aegis-action-error",
+        f"--policy.path={checkpoint}",
+        f"--dataset.root={config.output_dir / 'data' / config.split}",
+        f"--frames={config.frames}",
+        f"--output={folder / f'action-error-{config.split}.json'}",
+    ]
+    label = folder.name
+    return Job(
+        label,
+        [
+            Stage(f"{label}-training", "training", checkpoint / "model.safetensors", training),
+            Stage(
+                f"{label}-action-error", "action error", folder / f"action-error-{config.split}.json", acting
+            ),
+            Stage(f"{label}-vqa", "questions", folder / f"vqa-{config.split}" / "results.json", asking),
+        ],
+    )
+
+
+def _seen(config: AblateConfig) -> list[str]:
+    """The flag that names the policy's inputs, if it is not to see all that was recorded."""
+    if config.cameras is None:
+        return []
+    wanted = {OBS_STATE, *(f"{OBS_IMAGES}.{camera}" for camera in config.cameras.split(","))}
+    recorded = LeRobotDatasetMetadata("local/ablation", root=config.output_dir / "data" / "train").features
+    if missing := sorted(wanted - recorded.keys()):
+        raise AegisError(f"--cameras={config.cameras}: the demonstrations hold no {missing[0]}.")
+    features = dataset_to_policy_features({key: recorded[key] for key in wanted})
+    inputs = {
+        key: {"type": feature.type.value, "shape": list(feature.shape)} for key, feature in features.items()
+    }
+    return [f"--policy.input_features={json.dumps(inputs)}"]
+
+
+def _read(config: AblateConfig, name: str, seed: int) -> Run:
+    folder = _folder(config, name, seed)
+    curves = read_curves(config.output_dir / "logs" / f"{folder.name}-training.log")
+    return Run.read(
+        name,
+        seed,
+        vqa=folder / f"vqa-{config.split}",
+        action_error=folder / f"action-error-{config.split}.json",
+        curves={key: asdict(curve) for key, curve in curves.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

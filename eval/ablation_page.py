@@ -1,0 +1,132 @@
+"""Table and figures of an ablation, from its JSON alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from aegis_policy.files import atomic_write
+
+_COLOURS = ("#1b6ca8", "#c8553d", "#3f7d20", "#7a4fa3", "#b8860b", "#20807a", "#b03a6f", "#555555")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+_PROBE = "vqa_accuracy"
+
+
+def write_page(results: Mapping[str, Any], folder: Path) -> Path:
+    """Write `ablation.md`, `frontier.png` and, if the backbone was probed in training, `retention.png`.
+
+    Args:
+        results: what `aegis-ablate` wrote to `ablation.json`.
+        folder: where to.
+
+    Returns:
+        The table's file.
+    """
+    table = folder / "ablation.md"
+    written = [table]
+    with atomic_write(table) as beside:
+        beside.write_text(format_table(results["frontier"]))
+    written.append(_save(_frontier(results["frontier"]), folder / "frontier.png"))
+    if (figure := _retention(results)) is not None:
+        written.append(_save(figure, folder / "retention.png"))
+    print(f"{format_table(results['frontier'])}\nwrote {', '.join(str(path) for path in written)}")
+    return table
+
+
+def format_table(frontier: Mapping[str, Any]) -> str:
+    """Markdown, a row a variant: accuracy, retained share, action error, share of the gain; with 95 % intervals."""
+    lines = [
+        "| variant | VQA accuracy % | retained % | action error | gain kept % |",
+        "|---|---|---|---|---|",
+        f"| (pretrained) | {100 * frontier['pretrained']:.1f} | 100 | | |",
+    ]
+    for name, row in frontier["variants"].items():
+        cells = [
+            _cell(row["accuracy"], 100, 1),
+            _cell(row["retained"], 100, 1),
+            _cell(row["action_error"], 1, 3),
+            _cell(row["gain_kept"], 100, 0) if row["gain_kept"] else "",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    gain = _cell(frontier["gain"], 1, 3)
+    lines += [
+        "",
+        f"`stop_gradient` errs more than `none` by {gain}; brackets: 95 % intervals over seeds, scenes, episodes.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(estimate: Mapping[str, Any], scale: float, digits: int) -> str:
+    low, high = (f"{scale * bound:.{digits}f}" for bound in estimate["ci"])
+    return f"{scale * estimate['value']:.{digits}f} [{low}, {high}]"
+
+
+def _frontier(frontier: Mapping[str, Any]) -> Figure:
+    """Retention against action error: up and to the left is better."""
+    axes = _axes("action error on held-out demonstrations", "VQA accuracy retained, %")
+    for index, (name, row) in enumerate(frontier["variants"].items()):
+        x, y = row["action_error"], row["retained"]
+        axes.errorbar(
+            x["value"],
+            100 * y["value"],
+            xerr=[[max(0.0, x["value"] - x["ci"][0])], [max(0.0, x["ci"][1] - x["value"])]],
+            yerr=[[max(0.0, 100 * (y["value"] - y["ci"][0]))], [max(0.0, 100 * (y["ci"][1] - y["value"]))]],
+            label=name,
+            linewidth=0.8,
+            markersize=6,
+            **_style(index),
+        )
+    axes.axhline(100, color="#888888", linewidth=0.8, linestyle=":")
+    axes.axhline(98.5, color="#888888", linewidth=0.8, linestyle="--")
+    _legend(axes)
+    return axes.figure  # type: ignore[return-value]
+
+
+def _retention(results: Mapping[str, Any]) -> Figure | None:
+    """Accuracy of the in-training probe over steps, mean over seeds."""
+    curves: dict[str, list[Mapping[str, list[float]]]] = {}
+    for run in results["runs"]:
+        if _PROBE in run["curves"]:
+            curves.setdefault(run["variant"], []).append(run["curves"][_PROBE])
+    if not curves:
+        return None
+    axes = _axes("training step", "VQA accuracy of the probe, %")
+    for index, (name, group) in enumerate(curves.items()):
+        values = 100 * np.mean([curve["values"] for curve in group], axis=0)
+        axes.plot(group[0]["steps"], values, label=name, linewidth=1.2, markersize=4, **_style(index))
+    _legend(axes)
+    return axes.figure  # type: ignore[return-value]
+
+
+def _axes(x_label: str, y_label: str) -> Axes:
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(linewidth=0.4, color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)],
+    }
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_write(path) as beside:
+        figure.savefig(beside, format="png", dpi=130)
+    return path

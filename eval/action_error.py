@@ -1,0 +1,166 @@
+"""`aegis-action-error`: how far are a policy's chunks from demonstrations it was not trained on?
+
+Cheaper than rollouts and free of their luck: at frames of held-out episodes the policy samples a chunk, from the same
+noise for every policy, and the mean squared difference to what the demonstrator did is taken in the normalised units
+of the policy's own training data.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.factory import resolve_delta_timestamps
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.constants import ACTION
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from aegis_eval.devices import torch_device
+from aegis_eval.metrics import mean_interval
+from aegis_eval.provenance import provenance
+from aegis_eval.vqa import PolicySource, load_policy
+from aegis_policy import cli
+from aegis_policy.chunk_reading import read_chunks_by_column
+from aegis_policy.dataset_checks import check_batch
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
+
+@dataclass
+class DatasetSource:
+    """The held-out demonstrations: a LeRobotDataset by its id, or in a folder."""
+
+    repo_id: str = "local/held_out"
+    root: Path | None = None
+
+
+@dataclass
+class ActionErrorConfig:
+    """Flags of `aegis-action-error`.
+
+    Attributes:
+        policy: `--policy.path`, a policy checkpoint (a `pretrained_model` folder).
+        dataset: `--dataset.repo_id`, `--dataset.root`: demonstrations of the same robot, not those trained on.
+        frames: at how many frames, spread evenly over all, a chunk is sampled.
+        draws: chunks sampled at each of them.
+        seed: of the noise.
+        batch_size: frames at a time.
+        device: `cuda` or `cpu`, by default CUDA if there is one.
+        output: a JSON file, replaced once the new one is complete.
+    """
+
+    policy: PolicySource = field(default_factory=PolicySource)
+    dataset: DatasetSource = field(default_factory=DatasetSource)
+    frames: int = 1000
+    draws: int = 2
+    seed: int = 0
+    batch_size: int = 32
+    device: str | None = None
+    output: Path = Path("outputs/action_error.json")
+
+
+def main() -> None:
+    """Entry point of `aegis-action-error`."""
+    cli.run(ActionErrorConfig, action_error)
+
+
+@torch.no_grad()
+def action_error(config: ActionErrorConfig) -> Path:
+    """Measure, write the error with a 95 % interval (whole episodes resampled) and that of each frame.
+
+    Raises:
+        AegisError: flags that name no checkpoint or dataset, or a dataset of another robot.
+    """
+    started = time.monotonic()
+    for name, least in (("frames", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
+    if config.policy.path is None:
+        raise AegisError("--policy.path is missing: name the `pretrained_model` folder of a checkpoint.")
+    device = torch_device(config.device)
+    policy, folder = load_policy(config.policy.path)
+    policy.to(device)
+    before, _ = make_pre_post_processors(
+        policy.config,
+        pretrained_path=folder,
+        preprocessor_overrides={"device_processor": {"device": str(device)}},
+    )
+    dataset = _open(config.dataset, policy.config)
+    indices = frames_spread_over(len(dataset), config.frames)
+    noise = _noise(len(indices), config.draws, policy.config, config.seed)
+    errors: list[float] = []
+    episodes: list[int] = []
+    with tqdm(total=len(indices), desc="action error", unit="frame") as bar:
+        for chosen, items in _batches(dataset, indices, config.batch_size):
+            collated = default_collate(items)
+            check_batch(policy.config, collated, with_actions=True)
+            batch = before(collated)
+            valid_BH = ~batch["action_is_pad"]
+            for draw in noise[:, chosen].to(device):
+                chunk_BHA = policy.predict_action_chunk(batch, draw)
+                squared_BH = (chunk_BHA - batch[ACTION]).square().mean(-1) * valid_BH
+                errors += (squared_BH.sum(1) / valid_BH.sum(1)).tolist()
+                episodes += [int(item["episode_index"]) for item in items]
+            bar.update(len(items))
+    interval = mean_interval(errors, episodes)
+    results = {
+        "policy": config.policy.path,
+        "dataset": str(config.dataset.root or config.dataset.repo_id),
+        "action_error": float(np.mean(errors)),
+        "ci": interval,
+        "frames": len(indices),
+        "draws": config.draws,
+        "episodes": len(set(episodes)),
+        "errors": [round(error, 6) for error in errors],
+        "episode_of_error": episodes,
+        "provenance": provenance(config.seed, time.monotonic() - started),
+    }
+    with atomic_write(config.output) as beside:
+        beside.write_text(json.dumps(results) + "\n")
+    low, high = interval
+    print(
+        f"action error {results['action_error']:.4f} [{low:.4f}, {high:.4f}], {len(indices)} frames of "
+        f"{results['episodes']} episodes, normalised units\nwrote {config.output}"
+    )
+    return config.output
+
+
+def frames_spread_over(total: int, count: int) -> list[int]:
+    """`count` frames of `total`, or all if there are fewer, evenly spread."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+
+
+def _open(source: DatasetSource, policy_config: Any) -> LeRobotDataset:
+    if source.root is not None and not (source.root / "meta" / "info.json").is_file():
+        raise AegisError(f"--dataset.root={source.root} holds no LeRobotDataset: record or name another one.")
+    read_chunks_by_column()
+    metadata = LeRobotDatasetMetadata(source.repo_id, root=source.root)
+    return LeRobotDataset(
+        source.repo_id,
+        root=source.root,
+        delta_timestamps=resolve_delta_timestamps(policy_config, metadata),
+    )
+
+
+def _noise(frames: int, draws: int, policy_config: Any, seed: int) -> torch.Tensor:
+    shape = (draws, frames, policy_config.chunk_size, policy_config.action_dim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _batches(
+    dataset: LeRobotDataset, indices: Sequence[int], size: int
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    for places in batched(range(len(indices)), size):
+        yield list(places), [dataset[indices[place]] for place in places]
+
+
+if __name__ == "__main__":
+    main()

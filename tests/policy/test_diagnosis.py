@@ -1,0 +1,143 @@
+"""What a training log says of why a protection works: the probe, the noise floor, the moving average's state."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aegis_policy.errors import AegisError
+from aegis_policy.modeling_aegis import AegisPolicy
+
+MakePolicy = Callable[..., AegisPolicy]
+MakeBatch = Callable[..., dict[str, Any]]
+
+
+def _optimizer(policy: AegisPolicy) -> torch.optim.Optimizer:
+    return policy.config.get_optimizer_preset().build(policy.get_optim_params())
+
+
+def _step(policy: AegisPolicy, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> dict[str, float]:
+    loss, figures = policy.train()(batch)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return figures
+
+
+def _probed(make_policy: MakePolicy, tiny_vqa: Path, protection: str = "none", **options: Any) -> AegisPolicy:
+    return make_policy(
+        protection, vqa_probe_freq=2, vqa_probe_data=str(tiny_vqa), vqa_probe_samples=6, **options
+    )
+
+
+def test_the_probe_says_what_the_backbone_answers(
+    make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _probed(make_policy, tiny_vqa)
+    optimizer = _optimizer(policy)
+    asked = []
+
+    def answer(images: list[Any], questions: list[str], max_new_tokens: int) -> list[str]:
+        asked.append(questions)
+        return ["Red."] * len(images)
+
+    monkeypatch.setattr(policy.vlm, "answer", answer)
+    accuracies = [_step(policy, optimizer, make_batch(seed=seed))["vqa_accuracy"] for seed in range(5)]
+    assert accuracies == [pytest.approx(2 / 6)] * 5
+    assert len(asked) == 3, "before steps 1, 3 and 5"
+
+
+def test_the_probe_leaves_the_training_as_it_is(
+    make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
+) -> None:
+    weights = []
+    for options in ({}, {"vqa_probe_freq": 1, "vqa_probe_data": str(tiny_vqa), "vqa_probe_samples": 6}):
+        policy = make_policy("aegis", anchor="gaussian+kronecker", **options)
+        optimizer = _optimizer(policy)
+        torch.manual_seed(3)
+        for seed in range(2):
+            _step(policy, optimizer, make_batch(seed=seed))
+        weights.append([p.detach().clone() for p in policy.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_the_probe_shows_where_the_questions_gradient_lies(
+    make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
+) -> None:
+    policy = _probed(make_policy, tiny_vqa, "aegis", anchor="gaussian+kronecker+subspace")
+    optimizer = _optimizer(policy)
+    figures = [_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
+    assert len({tuple(each) for each in figures}) == 1, "the keys never change"
+    for each in figures:
+        assert -1 <= each["anchor_vqa_cosine"] <= 1
+        assert 0 < each["vqa_gradient_blocked"] < 1 and 0 < each["subspace_vqa_gradient_blocked"] < 1
+    assert (
+        figures[0]["vqa_gradient_blocked"]
+        == figures[1]["vqa_gradient_blocked"]
+        != figures[2]["vqa_gradient_blocked"]
+    )
+
+
+def test_blocks_of_everything_hold_the_whole_gradient(
+    make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
+) -> None:
+    policy = _probed(make_policy, tiny_vqa, "aegis", anchor="subspace", anchor_energy=0.999)
+    figures = _step(policy, _optimizer(policy), make_batch())
+    assert figures["vqa_gradient_blocked"] > 0.9
+
+
+def test_a_probe_without_answers_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
+    policy = make_policy("none", vqa_probe_freq=1, vqa_probe_data=str(tmp_path))
+    with pytest.raises(AegisError, match=r"--policy.vqa_probe_data=.* is neither one of tabletop"):
+        policy.get_optim_params()
+
+
+@pytest.mark.parametrize(("momentum", "tokens"), [(0.0, "together"), (0.9, "apart")])
+def test_a_distance_that_is_noise_is_said_once(
+    make_policy: MakePolicy,
+    make_batch: MakeBatch,
+    caplog: pytest.LogCaptureFixture,
+    momentum: float,
+    tokens: str,
+) -> None:
+    """The batch is as far away as one of the anchor's own would be when their noise is the distance itself."""
+    policy = make_policy("aegis", anchor_momentum=momentum, anchor_tokens=tokens)
+    optimizer = _optimizer(policy)
+    (isolator,) = policy.protection.projectors
+    first = _step(policy, optimizer, make_batch(size=4))
+    assert 0 < first["anchor_noise_floor"] < first["anchor_distance"]
+    policy.protection._distances.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(30):
+            policy.protection._warn_of_noise(1.5, 1.0)
+    warnings = [record for record in caplog.records if "mostly noise" in record.getMessage()]
+    assert len(warnings) == 1 and "--batch_size" in warnings[0].getMessage()
+    assert isolator.noise_floor(8) == pytest.approx(isolator.noise_floor(4) / 2)
+
+
+def test_a_moving_average_travels_in_the_checkpoint(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    policy = make_policy("aegis", anchor_momentum=0.9)
+    optimizer = _optimizer(policy)
+    for seed in range(3):
+        _step(policy, optimizer, make_batch(seed=seed))
+    policy.save_pretrained(tmp_path)
+    restored = AegisPolicy.from_pretrained(tmp_path)
+    _optimizer(restored)
+    kept, found = policy.protection.state(), restored.protection.state()
+    assert kept.keys() == found.keys() and len(kept) == 3
+    assert all(torch.equal(kept[name], found[name]) for name in kept)
+    torch.manual_seed(7)
+    expected = policy.train()(make_batch(seed=9))[1]["anchor_distance"]
+    fresh = make_policy("aegis", anchor_momentum=0.9)
+    fresh.load_state_dict(policy.state_dict())
+    _optimizer(fresh)
+    torch.manual_seed(7)
+    assert fresh.train()(make_batch(seed=9))[1]["anchor_distance"] != pytest.approx(expected, rel=1e-3)
+    torch.manual_seed(7)
+    assert restored.train()(make_batch(seed=9))[1]["anchor_distance"] == pytest.approx(expected, rel=1e-5)
+    assert restored._training_steps == 4
