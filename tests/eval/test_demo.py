@@ -33,8 +33,7 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(tmp_path: 
         assert videos
         assert all(len(iio.imread(video)) > 1 for video in videos)
     log = (tmp_path / "demo" / "logs" / "aegis-training.log").read_text()
-    assert "conflict_fraction" in log
-    assert "energy_shed" in log
+    assert "blocked_energy" in log
 
     page.unlink()
     second = subprocess.run(command, capture_output=True, text=True, check=False)
