@@ -1,17 +1,19 @@
 """What each protection costs a training step over `none`: time in one process, taking turns, and peak memory.
 
-    python benchmarks/step_cost.py [--vlm=embedded|DIR] [--batch-size=16] [--rounds=20] [--flow-samples=4] [--json=FILE]
+    python benchmarks/step_cost.py [--vlm=embedded|wide|paligemma2-3b|DIR] [--batch-size=16] [--rounds=20]
+        [--flow-samples=4] [--sides ...] [--json=FILE]
 
 Time ratios are medians over rounds in which every side makes one step, in an order that moves on by one from round to
-round: a busy machine disturbs all alike. Targets: `aegis gaussian` 1.35, `aegis subspace` 1.08. A second backward
-runs through the backbone alone, so its share falls with the work of the expert, that is with more flow samples.
+round: a busy machine disturbs all alike. Targets: `aegis gaussian` 1.35, `aegis subspace` (the default) 1.08. The
+gaussian anchor's second backward runs through the backbone alone, so its share falls with the work of the expert, that
+is with more flow samples.
 
 Memory is the difference of two peaks. On a CPU each side takes three steps in a process of its own and the peak is its
 resident set; on a GPU it is what torch allocated.
 """
 
 import argparse
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 from _random_policy import make_policy, random_batch, save_random_anchor
+from _random_vlm import resolve
 from _report import report
 
 from aegis_policy.modeling_aegis import AegisPolicy
@@ -34,6 +37,8 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "w2_penalty": ("w2_penalty", {}),
     "l2_sp": ("l2_sp", {}),
     "ewc": ("ewc", {}),
+    "replay": ("replay", {}),
+    "knowledge_insulation": ("knowledge_insulation", {}),
     "aegis gaussian": ("aegis", {"anchor": "gaussian"}),
     "aegis gaussian, every 4th": ("aegis", {"anchor": "gaussian", "anchor_refresh": 4}),
     "aegis subspace": ("aegis", {"anchor": "subspace"}),
@@ -105,12 +110,14 @@ def peak_megabytes(name: str, arguments: argparse.Namespace) -> float:
         side.step()
     if arguments.device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak) * 1024 / 1e6  # unlike ru_maxrss, this forgets what the parent process held
 
 
-def peak_in_a_process_of_its_own(name: str, anchor: Path) -> float:
+def peak_in_a_process_of_its_own(name: str, vlm: str, anchor: Path) -> float:
     """`peak_megabytes` of one side with this command's flags and its anchor, which is made here and not there."""
-    command = [sys.executable, __file__, *sys.argv[1:], f"--peak-of={name}", f"--anchor={anchor}"]
+    given = [*sys.argv[1:], f"--vlm={vlm}"]  # the last of two flags counts
+    command = [sys.executable, __file__, *given, f"--peak-of={name}", f"--anchor={anchor}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -119,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vlm", default="embedded")
+    parser.add_argument("--vlm", default="embedded", help="or a shape to be given random weights")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--flow-samples", type=int, default=4)
@@ -143,12 +150,13 @@ def main() -> None:
         "flow_samples": arguments.flow_samples,
     }
     with tempfile.TemporaryDirectory() as folder:
+        arguments.vlm = resolve(arguments.vlm, Path(folder))
         arguments.anchor = arguments.anchor or save_random_anchor(
             arguments.vlm, arguments.image_size, Path(folder)
         )
         for name, costs in time_ratios(names, arguments).items():
             figures |= {f"{name}: {key}": value for key, value in costs.items()}
-        peaks = {name: peak_in_a_process_of_its_own(name, arguments.anchor) for name in names}
+        peaks = {name: peak_in_a_process_of_its_own(name, arguments.vlm, arguments.anchor) for name in names}
     figures |= {f"{name}: peak over none, MB": peak - peaks["none"] for name, peak in peaks.items()}
     report(figures, arguments.json)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -13,6 +14,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _WORDS = "what colour is the cube sphere cylinder red green blue yellow push reach pick up to zone yes no answer en"
+_CAMERAS = ("observation.images.front", "observation.images.wrist")
+_TASKS = ("reach the red cube", "push the green sphere to the blue zone", "pick up the yellow cylinder")
+_STATE_DIM, _ACTION_DIM = 5, 3
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +30,40 @@ def tiny_vlm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     build_small_vlm(_WORDS.split(), size, seed=0, name=str(directory)).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobotDataset of three episodes of six frames, with two cameras as images."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    image = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"]}
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    dataset = LeRobotDataset.create(
+        repo_id="tests/tiny",
+        fps=10,
+        root=root,
+        features={
+            **dict.fromkeys(_CAMERAS, image),
+            "observation.state": {"dtype": "float32", "shape": (_STATE_DIM,), "names": None},
+            "action": {"dtype": "float32", "shape": (_ACTION_DIM,), "names": None},
+        },
+        use_videos=False,
+    )
+    rng = np.random.default_rng(0)
+    for task in _TASKS:
+        for _ in range(6):
+            dataset.add_frame(
+                {
+                    **{camera: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for camera in _CAMERAS},
+                    "observation.state": rng.normal(size=_STATE_DIM).astype(np.float32),
+                    "action": rng.normal(size=_ACTION_DIM).astype(np.float32),
+                    "task": task,
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from aegis_eval.anchor import AnchorConfig, build_anchor, make_anchor
-from aegis_eval.anchor_building import drawing
+from aegis_eval.anchor_building import AnchorBuilder, drawing
 from aegis_policy.errors import AegisError
-from aegis_policy.isolation import Anchor
+from aegis_policy.isolation import Anchor, global_moments, w2_squared
 from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vqa_data import VQAExample, load_vqa
 
@@ -159,3 +160,109 @@ def test_vqa_folders_that_cannot_be_read_are_named(
     with pytest.raises(AegisError, match=sentence):
         make_anchor(config)
     assert not config.out.exists()
+
+
+def test_image_and_text_tokens_have_moments_of_their_own(tiny_vlm_dir: Path) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    gaussians = build_anchor(vlm, _samples(), kinds=["gaussian"], source="test", batch_size=3).gaussians
+    counts = {group: gaussian.count for group, gaussian in gaussians.items()}
+    assert counts["image"] == COUNT * vlm.processor.image_seq_length
+    assert counts["all"] == counts["image"] + counts["text"]
+    both = (
+        counts["image"] * gaussians["image"].mean_LD + counts["text"] * gaussians["text"].mean_LD
+    ) / counts["all"]
+    torch.testing.assert_close(gaussians["all"].mean_LD, both, rtol=1e-4, atol=1e-5)
+
+
+def test_the_noise_floor_is_the_distance_of_batches_of_the_anchors_own_samples(tiny_vlm_dir: Path) -> None:
+    """What batches of four are found to be away on average, against the floor told by batches of two."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    examples = list(load_vqa("tabletop", "--vqa", count=96))
+    gaussian = build_anchor(vlm, examples, kinds=["gaussian"], source="test", batch_size=2).gaussians["all"]
+    found = []
+    for start in range(0, len(examples), 4):
+        batch = examples[start : start + 4]
+        inputs = vlm.question_inputs([each.image for each in batch], [each.question for each in batch])
+        with torch.no_grad():
+            prefix = vlm.encode(inputs)
+        moments = global_moments(prefix.hidden_states, prefix.mask)
+        found.append(float(w2_squared(moments.mean_LD, moments.std_LD, gaussian.mean_LD, gaussian.std_LD)))
+    floor = gaussian.noise_floor(4)
+    assert floor is not None
+    assert floor == pytest.approx(sum(found) / len(found), rel=0.35)
+
+
+def _dataset(tiny_dataset: Path) -> LeRobotDataset:
+    return LeRobotDataset("tests/tiny", root=tiny_dataset)
+
+
+def test_robot_frames_are_read_as_the_policy_reads_them(
+    tiny_vlm_dir: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    anchor = _anchor(
+        tiny_vlm_dir, tmp_path, vqa=str(tiny_dataset), kinds=["gaussian", "subspace"], samples=99
+    )
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    dataset = _dataset(tiny_dataset)
+    states = []
+    for index in range(len(dataset)):
+        frame = dataset[index]
+        inputs = vlm.prepare([frame[key][None] for key in dataset.meta.camera_keys], [frame["task"]])
+        with torch.no_grad():
+            states.append(vlm.encode(inputs).hidden_states[0][0])
+    tokens = torch.cat(states).double()
+    gaussian = anchor.gaussians["all"]
+    assert gaussian.count == len(tokens) and anchor.metadata["samples"] == str(len(dataset))
+    torch.testing.assert_close(gaussian.mean_LD[0].double(), tokens.mean(0), atol=1e-5, rtol=1e-5)
+    assert anchor.factors.keys() == vlm.linear_layers.keys()
+    assert str(tiny_dataset) in anchor.metadata["source"]
+
+
+def test_both_domains_come_together_but_only_questions_have_answers(
+    tiny_vlm_dir: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    alone = _anchor(tiny_vlm_dir, tmp_path)
+    both = _anchor(tiny_vlm_dir, tmp_path, vqa=f"tabletop+{tiny_dataset}")
+    assert both.metadata["samples"] == str(2 * COUNT)
+    assert both.gaussians["all"].count > alone.gaussians["all"].count
+    outputs, alone_outputs = both.factors[LAYER].outputs, alone.factors[LAYER].outputs
+    assert outputs is not None and alone_outputs is not None
+    torch.testing.assert_close(outputs.values_K, alone_outputs.values_K)
+    assert not torch.allclose(both.factors[LAYER].inputs.values_K, alone.factors[LAYER].inputs.values_K)
+    with pytest.raises(AegisError, match=r"robot frames have no answers, which kronecker is about"):
+        _anchor(tiny_vlm_dir, tmp_path, vqa=str(tiny_dataset), kinds=["kronecker"])
+
+
+def test_a_pass_that_was_stopped_is_continued_to_the_same_anchor(
+    tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ["gaussian", "kronecker", "fisher"]
+    whole = _anchor(tiny_vlm_dir, tmp_path / "whole", kinds=kinds)
+    monkeypatch.setattr("aegis_eval.anchor._SAVE_SECONDS", 0.0)
+    seen: list[int] = []
+    add = AnchorBuilder.add_questions
+
+    def stopped(self: AnchorBuilder, batch: Any, number: int) -> None:
+        seen.append(number)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        add(self, batch, number)
+
+    monkeypatch.setattr(AnchorBuilder, "add_questions", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        _anchor(tiny_vlm_dir, tmp_path, kinds=kinds)
+    assert not (tmp_path / "anchor.safetensors").exists()
+    with pytest.raises(AegisError, match="rank"):
+        _anchor(tiny_vlm_dir, tmp_path, kinds=kinds, rank=0)
+    continued = _anchor(tiny_vlm_dir, tmp_path, kinds=kinds)
+    assert seen == [0, 1, 2, 2]
+    assert [path.name for path in tmp_path.glob(".*")] == [], "what was kept of it is gone"
+    torch.testing.assert_close(continued.gaussians["text"].mean_LD, whole.gaussians["text"].mean_LD)
+    torch.testing.assert_close(continued.gaussians["all"].noise_LD, whole.gaussians["all"].noise_LD)
+    for name, factors in whole.factors.items():
+        again = continued.factors[name]
+        torch.testing.assert_close(again.inputs.values_K, factors.inputs.values_K, rtol=1e-4, atol=1e-6)
+        assert factors.outputs is not None and again.outputs is not None
+        torch.testing.assert_close(again.outputs.values_K, factors.outputs.values_K, rtol=1e-3, atol=1e-8)
+    for name, importance in whole.importance.items():
+        torch.testing.assert_close(continued.importance[name], importance, rtol=1e-2, atol=1e-4)

@@ -118,40 +118,6 @@ def make_policy(make_config: Callable[..., AegisConfig]) -> MakePolicy:
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LeRobotDataset of three episodes of six frames, with two cameras as images."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    image = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"]}
-    root = tmp_path_factory.mktemp("data") / "tiny"
-    dataset = LeRobotDataset.create(
-        repo_id="tests/tiny",
-        fps=10,
-        root=root,
-        features={
-            **dict.fromkeys(CAMERAS, image),
-            "observation.state": {"dtype": "float32", "shape": (STATE_DIM,), "names": None},
-            "action": {"dtype": "float32", "shape": (ACTION_DIM,), "names": None},
-        },
-        use_videos=False,
-    )
-    rng = np.random.default_rng(0)
-    for task in TASKS:
-        for _ in range(6):
-            dataset.add_frame(
-                {
-                    **{camera: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for camera in CAMERAS},
-                    "observation.state": rng.normal(size=STATE_DIM).astype(np.float32),
-                    "action": rng.normal(size=ACTION_DIM).astype(np.float32),
-                    "task": task,
-                }
-            )
-        dataset.save_episode()
-    dataset.finalize()
-    return root
-
-
-@pytest.fixture(scope="session")
 def tiny_flags(tiny_dataset: Path) -> list[str]:
     """Flags that train a tiny policy on the tiny dataset, fresh or further."""
     return [

@@ -1,0 +1,143 @@
+"""`aegis-ablate` and `aegis-action-error` through the real commands, on a few episodes and steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aegis_eval.ablate import AblateConfig, ablate
+from aegis_eval.action_error import ActionErrorConfig, DatasetSource, action_error, frames_spread_over
+from aegis_eval.variants import ANCHORS, VARIANTS
+from aegis_eval.vqa import PolicySource
+from aegis_policy.errors import AegisError
+
+QUICK = [
+    "--variants=[]",
+    "--seeds=1",
+    "--episodes=2",
+    "--held_out=2",
+    "--steps=4",
+    "--batch_size=2",
+    "--samples=12",
+    "--frames=6",
+    "--probe_freq=2",
+    "--split=val",
+]
+
+
+pytestmark = pytest.mark.xdist_group("ablate")
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an ablation of the two trainings that are in every one."""
+    folder = tmp_path_factory.mktemp("ablation") / "run"
+    done = _ablate(folder, *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"wrote {folder / 'ablation.md'}" in done.stdout
+    return folder
+
+
+def _ablate(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("aegis-ablate"), f"--output_dir={folder}", *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_ablation_ends_with_numbers_of_every_run(ablation: Path) -> None:
+    results = json.loads((ablation / "ablation.json").read_text())
+    assert [run["variant"] for run in results["runs"]] == ["none", "stop_gradient"]
+    for run in results["runs"]:
+        assert len(run["correct"]) == len(run["pretrained"]) == 12 and len(run["episode_errors"]) == 2
+        assert run["action_error"] > 0
+        assert len(run["curves"]["vqa_accuracy"]["values"]) == 4
+    stopped = results["runs"][1]
+    assert stopped["correct"] == stopped["pretrained"]
+    assert results["variants"]["none"] == ["--policy.protection=none"]
+    config = json.loads(
+        (ablation / "runs/none-0/training/checkpoints/000004/pretrained_model/config.json").read_text()
+    )
+    assert set(config["input_features"]) == {"observation.images.wrist", "observation.state"}
+
+
+def test_what_is_finished_is_not_run_again(ablation: Path) -> None:
+    weights = ablation / "runs/none-0/training/checkpoints/000004/pretrained_model/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    done = _ablate(ablation, *QUICK)
+    assert done.returncode == 0 and weights.stat().st_mtime_ns == before
+
+
+def test_trainings_of_other_flags_need_another_folder(ablation: Path) -> None:
+    done = _ablate(ablation, *QUICK, "--lr=1.0")
+    assert done.returncode == 2 and "holds trainings with --lr=0.0015" in done.stderr
+
+
+def test_table_and_figures_come_from_the_json_alone(ablation: Path, tmp_path: Path) -> None:
+    ablate(AblateConfig(redraw=ablation / "ablation.json", output_dir=tmp_path))
+    assert (tmp_path / "ablation.md").read_text() == (ablation / "ablation.md").read_text()
+    assert (tmp_path / "frontier.png").exists() and (tmp_path / "retention.png").exists()
+
+
+def test_the_action_error_of_a_checkpoint_repeats(ablation: Path, tmp_path: Path) -> None:
+    checkpoint = ablation / "runs/none-0/training/checkpoints/000004/pretrained_model"
+    source = DatasetSource(root=ablation / "data" / "val")
+    first, again, other = (
+        json.loads(
+            action_error(
+                ActionErrorConfig(
+                    PolicySource(str(checkpoint)), source, frames=6, seed=seed, output=tmp_path / "error.json"
+                )
+            ).read_text()
+        )
+        for seed in (0, 0, 1)
+    )
+    kept = json.loads((ablation / "runs/none-0/action-error-val.json").read_text())
+    assert first["errors"] == again["errors"] == kept["errors"] != other["errors"]
+    assert first["frames"] == 6 and first["draws"] == 2 and len(first["errors"]) == 12
+    assert first["action_error"] == pytest.approx(sum(first["errors"]) / 12, abs=1e-5)
+    assert first["ci"][0] <= first["action_error"] <= first["ci"][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "--policy.path is missing"),
+        ({"policy": PolicySource("nowhere/at/all")}, "--policy.path=nowhere/at/all does not exist"),
+        ({"frames": 0}, "--frames=0 must be at least 1"),
+    ],
+)
+def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(AegisError, match=sentence):
+        action_error(ActionErrorConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"variants": ["kronecker 0.123"]}, "--variants: kronecker 0.123 is unknown; there are: none,"),
+        ({"split": "train"}, "--split=train is unknown: choose val or test"),
+        ({"seeds": 0}, "--seeds=0 must be at least 1"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(AegisError, match=sentence):
+        ablate(AblateConfig(output_dir=tmp_path / "ablation", **options))
+    assert not (tmp_path / "ablation").exists()
+
+
+def test_every_variant_is_a_configuration_and_has_its_anchor() -> None:
+    import draccus
+
+    from aegis_policy.configuration_aegis import AegisConfig
+
+    for name, variant in VARIANTS.items():
+        flags = [flag.replace("--policy.", "--") for flag in variant.flags]
+        draccus.parse(config_class=AegisConfig, args=flags)
+        assert variant.anchor is None or variant.anchor in ANCHORS, name
+
+
+def test_frames_are_spread_evenly() -> None:
+    assert frames_spread_over(101, 3) == [0, 50, 100]
+    assert frames_spread_over(4, 10) == [0, 1, 2, 3]
