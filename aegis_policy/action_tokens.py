@@ -48,7 +48,10 @@ class UniformBins:
         self.bins, self.limit = bins, limit
 
     def encode(self, chunks: ActionChunks) -> tuple[Tensor, Tensor]:
-        share_BHA = (chunks.actions_BHA / self.limit + 1) / 2
+        finite_BHA = torch.nan_to_num(
+            chunks.actions_BHA
+        )  # the flow loss, which is not finite either, stops the run
+        share_BHA = (finite_BHA / self.limit + 1) / 2
         tokens_BHA = (share_BHA * self.bins).floor().clamp(0, self.bins - 1).long()
         counts_BHA = torch.ones_like(tokens_BHA, dtype=torch.bool)
         if chunks.is_pad_BH is not None:

@@ -39,7 +39,7 @@ class AegisConfig(PreTrainedConfig):
         penalty: of `w2_penalty`, `l2_sp`, `ewc`, `replay` and `knowledge_insulation`, the strength of what they add
             to the flow loss.
         replay_data, replay_samples, replay_batch_size: of `replay`, the questions with answers that it trains on
-            too (a folder with a `questions.jsonl`, or a benchmark), how many of them, and how many in a step.
+            too (a folder with a `questions.jsonl`, or a benchmark), how many of them, and how many a step and process.
         action_tokenizer, action_bins: of `knowledge_insulation`, what turns action chunks into tokens (see
             `aegis_policy.action_tokens`), and how many tokens at the end of the vocabulary are reserved for it.
         anchor: what `aegis` protects: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the
@@ -167,10 +167,16 @@ class AegisConfig(PreTrainedConfig):
         ):
             if getattr(self, name) != getattr(type(self), name):
                 raise AegisError(
-                    f"--policy.{name} changes nothing with --policy.protection={self.protection}: leave it out."
+                    f"--policy.{name} changes nothing with --policy.protection={self.protection}: leave it out, or, if "
+                    f"a checkpoint brought it, give its default, {getattr(type(self), name)}."
                 )
         if self.penalty is not None and self.penalty < 0:
             raise AegisError(f"--policy.penalty={self.penalty} must not be negative.")
+        for name in ("vqa_probe_data", "vqa_probe_samples"):
+            if self.vqa_probe_freq == 0 and getattr(self, name) != getattr(type(self), name):
+                raise AegisError(
+                    f"--policy.{name} changes nothing without --policy.vqa_probe_freq: give both."
+                )
         if self.vqa_probe_freq < 0:
             raise AegisError(
                 f"--policy.vqa_probe_freq={self.vqa_probe_freq} must not be negative; 0 is never."

@@ -47,7 +47,7 @@ def protect(
 
     Args:
         policy: one of LeRobot's own.
-        anchor: of its VLM; names are those of the VLM's own modules.
+        anchor: of its VLM; names and shapes are compared with the VLM's own modules, weights are not.
         kind: `subspace` or `kronecker`.
         energy, soft, granularity: as `anchor_energy`, `anchor_soft` and `granularity` of `AegisConfig`.
 
@@ -68,7 +68,12 @@ def protect(
             "nothing to protect."
         )
     projector = block_layers(
-        layers, anchor, kind, energy=energy or DEFAULT_ENERGY[kind], soft=soft, granularity=granularity
+        layers,
+        anchor,
+        kind,
+        energy=DEFAULT_ENERGY[kind] if energy is None else energy,
+        soft=soft,
+        granularity=granularity,
     )
     guarded = {id(layer.weight) for layer in layers.values()}
     for parameter in _backbone(policy).parameters():

@@ -264,6 +264,7 @@ class AegisPolicy(PreTrainedPolicy):
             if (penalty := self.protection.penalty_loss()) is not None:
                 loss, loss_B = loss + penalty[0], loss_B + penalty[0]
                 figures |= penalty[1]
+                self._require_finite(loss, batch)
         return (loss if reduction == "mean" else loss_B), figures
 
     @torch.no_grad()

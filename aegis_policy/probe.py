@@ -27,13 +27,15 @@ class VQAProbe:
 
     def __init__(self, config: "AegisConfig") -> None:
         self._every = config.vqa_probe_freq
-        self._examples = list(
-            load_vqa(
-                config.vqa_probe_data,
-                "--policy.vqa_probe_data",
-                split="val",
-                count=config.vqa_probe_samples,
-                with_answers=True,
+        self._examples = ranks.first_alone(
+            lambda: list(
+                load_vqa(
+                    config.vqa_probe_data,
+                    "--policy.vqa_probe_data",
+                    split="val",
+                    count=config.vqa_probe_samples,
+                    with_answers=True,
+                )
             )
         )
         self._figures: dict[str, float] = {}

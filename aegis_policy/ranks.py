@@ -19,6 +19,16 @@ def index() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
+def first_alone[T](load: Callable[[], T]) -> T:
+    """`load()`, which may fill a cache that all ranks share: the first rank fills it before the others read."""
+    if count() > 1 and index() > 0:
+        dist.barrier()
+    loaded = load()
+    if count() > 1 and index() == 0:
+        dist.barrier()
+    return loaded
+
+
 def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
     """This rank's part of one random draw for the whole global batch, a row for each row of `like`.
 

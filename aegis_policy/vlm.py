@@ -175,6 +175,23 @@ class VLMBackbone(nn.Module):
         prompts = [self.family.instruction_prompt(_one_line(text), len(images)) for text in texts]
         return self._process(samples, prompts, padding_side="right")
 
+    def reserved_tokens(self, count: int) -> Tensor:
+        """The last `count` words of the vocabulary that are no special token, ascending ids (count,).
+
+        In PaliGemma the last 128 are for segmentation masks, which neither questions nor answers hold.
+
+        Raises:
+            AegisError: there are not so many.
+        """
+        tokenizer = self.processor.tokenizer
+        special = {*tokenizer.all_special_ids, self.model.config.image_token_id}
+        words = [index for index in range(len(tokenizer)) if index not in special]
+        if count >= len(words):
+            raise AegisError(
+                f"The vocabulary of {self.name} has {len(words)} words: {count} cannot be reserved."
+            )
+        return torch.tensor(words[-count:], device=self.device)
+
     def image_tokens(self, inputs: dict[str, Tensor]) -> Tensor:
         """Which tokens of prepared inputs stand for a part of an image, bool (B, T)."""
         return inputs["input_ids"] == self.model.config.image_token_id

@@ -56,11 +56,22 @@ def load_vqa(
         AegisError: there is no such source, it is empty, or a line of it cannot be used.
     """
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    named = f"{flag}={source}"
     if source in offered:
         examples: Iterable[VQAExample] = offered[source].load()(source, split, count, seed)
     else:
-        examples = _read_folder(Path(source), f"{flag}={source}", sorted(offered), with_answers)
-    return islice(examples, count)
+        examples = _read_folder(Path(source), named, sorted(offered), with_answers)
+    return _checked(islice(examples, count), named, with_answers)
+
+
+def _checked(examples: Iterable[VQAExample], named: str, with_answers: bool) -> Iterator[VQAExample]:
+    number = 0
+    for number, example in enumerate(examples, start=1):
+        if with_answers and example.answer is None:
+            raise AegisError(f"{named}: example {number} has no answer, and answers are needed.")
+        yield example
+    if number == 0:
+        raise AegisError(f"{named} holds no example: name another source.")
 
 
 def normalise_answer(text: str) -> str:

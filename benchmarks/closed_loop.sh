@@ -5,7 +5,7 @@
 # of time is judged by its last checkpoint, saved at most 200 steps before.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-outputs/closed_loop} STEPS=${STEPS:-4500} MINUTES=${MINUTES:-60} EPISODES=${EPISODES:-2000} SEED=${SEED:-0}
+OUT=${OUT:-outputs/closed_loop} STEPS=${STEPS:-4500} MINUTES=${MINUTES:-60} EPISODES=${EPISODES:-2000} SEED=${SEED:-0} ANCHOR=${ANCHOR:-subspace}
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 MUJOCO_GL=${MUJOCO_GL:-egl}
 checkpoint=$OUT/training/checkpoints/last/pretrained_model
 
@@ -18,7 +18,7 @@ if [[ ! -d $OUT/training/checkpoints/$(printf %06d "$STEPS") ]] && ((left > 0));
     if [[ -d $checkpoint ]]; then
         training=(--config_path="$checkpoint/train_config.json" --resume=true)
     else
-        training=(--policy.type=aegis --policy.device=cpu --policy.protection=aegis
+        training=(--policy.type=aegis --policy.device=cpu --policy.protection=aegis --policy.anchor="$ANCHOR"
             --policy.optimizer_lr=5e-4 --policy.optimizer_lr_backbone=2e-4 --policy.flow_samples=2
             --dataset.repo_id=local/closed_loop --dataset.root="$OUT/data" --output_dir="$OUT/training"
             --steps="$STEPS" --batch_size=16 --num_workers=0 --save_freq=200 --log_freq=50 --seed="$SEED")

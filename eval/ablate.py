@@ -17,7 +17,7 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 from aegis_eval.ablation_page import write_page
 from aegis_eval.ablation_statistics import Frontier, Run
 from aegis_eval.provenance import provenance
-from aegis_eval.stages import Job, Stage, run_jobs
+from aegis_eval.stages import Job, Stage, last_file, run_jobs
 from aegis_eval.training_log import read_curves
 from aegis_eval.variants import ANCHORS, VARIANTS
 from aegis_policy import cli
@@ -39,8 +39,11 @@ _TRAINING = (
     "cameras",
     "policy",
     "vlm",
+    "held_out",
+    "samples",
+    "frames",
 )
-"""Flags that every training of a folder has in common."""
+"""Flags that everything in a folder has in common."""
 
 
 @dataclass
@@ -65,7 +68,8 @@ class AblateConfig:
         probe_freq: ask the backbone VQA questions every so many training steps (0: never), for retention over steps.
         cameras: which of the dataset's cameras the policy sees, with commas. The wrist's alone shows scenes as no
             question ever did, so that much is to be learned in the backbone.
-        policy: further flags of every training, without the leading `--policy.`, e.g. `[train_projector=true]`.
+        policy: further flags of every training, without the leading `--policy.`, e.g. `[chunk_size=8]`; none that one
+            of the protections refuses.
         vlm: the pretrained VLM.
         samples: questions asked of each trained backbone.
         frames: at which the action error is measured.
@@ -115,7 +119,7 @@ def ablate(config: AblateConfig) -> Path:
     root = config.output_dir
     variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
     anchors = {anchor for name in variants if (anchor := VARIANTS[name].anchor) is not None}
-    _run(_recordings(config), config, "recordings")
+    _run([*_recordings(config), _pretrained_job(config)], config, "recordings")
     if anchors:
         _run([_anchor_job(config, name) for name in sorted(anchors)], config, "anchors")
     _run(
@@ -217,9 +221,24 @@ def _recordings(config: AblateConfig) -> list[Job]:
     ]
 
 
+def _pretrained_job(config: AblateConfig) -> Job:
+    """Asks the pretrained model, whose images then lie in the cache before several runs want them at once."""
+    folder = config.output_dir / f"pretrained-{config.split}"
+    command = ["aegis-vqa", f"--vlm={config.vlm}", *_asking(config), f"--output_dir={folder}"]
+    return Job(
+        folder.name, [Stage(folder.name, "asking the pretrained model", folder / "results.json", command)]
+    )
+
+
+def _asking(config: AblateConfig) -> list[str]:
+    return ["--benchmark=tabletop", f"--split={config.split}", f"--samples={config.samples}"]
+
+
 def _anchor_job(config: AblateConfig, name: str) -> Job:
     out = config.output_dir / "anchors" / f"{name}.safetensors"
     flags = [flag.format(data=config.output_dir / "data" / "train") for flag in ANCHORS[name]]
+    if config.cameras is not None:
+        flags.append(f"--cameras={config.cameras}")
     command = ["aegis-anchor", f"--vlm={config.vlm}", f"--out={out}", *flags]
     return Job(f"anchor-{name}", [Stage(f"anchor-{name}", f"anchor {name}", out, command)])
 
@@ -258,9 +277,7 @@ def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
     asking = [
         "aegis-vqa",
         f"--policy.path={checkpoint}",
-        "--benchmark=tabletop",
-        f"--split={config.split}",
-        f"--samples={config.samples}",
+        *_asking(config),
         f"--output_dir={folder / f'vqa-{config.split}'}",
     ]
     acting = [
@@ -274,7 +291,7 @@ def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
     return Job(
         label,
         [
-            Stage(f"{label}-training", "training", checkpoint / "model.safetensors", training),
+            Stage(f"{label}-training", "training", last_file(checkpoint), training),
             Stage(
                 f"{label}-action-error", "action error", folder / f"action-error-{config.split}.json", acting
             ),

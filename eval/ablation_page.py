@@ -97,8 +97,10 @@ def _retention(results: Mapping[str, Any]) -> Figure | None:
         return None
     axes = _axes("training step", "VQA accuracy of the probe, %")
     for index, (name, group) in enumerate(curves.items()):
-        values = 100 * np.mean([curve["values"] for curve in group], axis=0)
-        axes.plot(group[0]["steps"], values, label=name, linewidth=1.2, markersize=4, **_style(index))
+        points = [dict(zip(curve["steps"], curve["values"], strict=True)) for curve in group]
+        steps = sorted(set.intersection(*(set(each) for each in points)))
+        values = [100 * float(np.mean([each[step] for each in points])) for step in steps]
+        axes.plot(steps, values, label=name, linewidth=1.2, markersize=4, **_style(index))
     _legend(axes)
     return axes.figure  # type: ignore[return-value]
 

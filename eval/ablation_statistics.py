@@ -31,7 +31,7 @@ class Run:
         correct: a `1` for every question it answers correctly, else a `0`.
         pretrained: the same of the pretrained model.
         scenes: of each question.
-        episode_errors: mean action error in each held-out episode.
+        episode_errors: mean action error in each held-out episode, of so many frames and draws.
         per_type: accuracy by question type.
         curves: of the training log: name -> {"steps", "values"}.
     """
@@ -44,6 +44,7 @@ class Run:
     pretrained: str
     scenes: list[int]
     episode_errors: list[float]
+    episode_frames: list[int]
     per_type: dict[str, float]
     curves: dict[str, dict[str, list[float]]]
 
@@ -73,6 +74,7 @@ class Run:
             pretrained="".join(str(int(sample["pretrained_correct"])) for sample in samples),
             scenes=[int(sample["id"].split("/")[3]) for sample in samples],
             episode_errors=[round(float(np.mean(by_episode[episode])), 5) for episode in sorted(by_episode)],
+            episode_frames=[len(by_episode[episode]) for episode in sorted(by_episode)],
             per_type={kind: score["accuracy"] for kind, score in results["per_type"].items()},
             curves=curves,
         )
@@ -165,7 +167,7 @@ class _Resampling:
         _, scene_of = np.unique(like.scenes, return_inverse=True)
         self._seeds_RK = _weights(rng, seeds)
         self._questions_RN = _weights(rng, int(scene_of.max()) + 1)[:, scene_of]
-        self._episodes_RE = _weights(rng, len(like.episode_errors))
+        self._episodes_RE = _weights(rng, len(like.episode_errors)) * like.episode_frames
 
     def questions(self, correct_KN: Array) -> Array:
         return self._mean(correct_KN, self._questions_RN)

@@ -46,6 +46,7 @@ class AnchorConfig:
         vqa: where the samples come from: a benchmark of this package (its training split), a folder with a
             `questions.jsonl` whose lines are {"image": file in that folder, "question": text}, the folder of a
             LeRobotDataset (its frames and instructions, as the policy sees them), or several joined by `+`.
+        cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.
         kinds: what to gather: `gaussian`, `subspace`, `kronecker` (which brings what `subspace` needs), and `fisher`
             for `--policy.protection=ewc`, as large as the model. The last two need questions.
         rank: eigenpairs kept for each side of a linear layer.
@@ -59,6 +60,7 @@ class AnchorConfig:
 
     vlm: str = "embedded"
     vqa: str = "tabletop"
+    cameras: str | None = None
     kinds: list[str] = field(default_factory=lambda: ["gaussian", "kronecker"])
     rank: int = 256
     samples: int = 3_000
@@ -97,7 +99,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         vlm,
         _batches(config, sources),
         kinds=config.kinds,
-        source="+".join(f"{source} ({_revision(source)})" for source in sources),
+        source=_described(sources),
         rank=config.rank,
         total=config.samples * len(sources),
         seed=config.seed,
@@ -140,12 +142,12 @@ class _Unfinished:
         self._pass = json.dumps(
             [
                 fingerprint,
-                config.vqa,
-                config.kinds,
-                config.rank,
-                config.samples,
-                config.batch_size,
-                config.seed,
+                _described(config.vqa.split("+")),
+                package_versions(),
+                *(
+                    getattr(config, name)
+                    for name in ("cameras", "kinds", "rank", "samples", "batch_size", "seed")
+                ),
             ]
         )
         self._saved = time.monotonic()
@@ -225,7 +227,8 @@ def _add(builder: AnchorBuilder, batch: Batch, number: int) -> None:
 def _batches(config: AnchorConfig, sources: Sequence[str]) -> Iterator[Batch]:
     for source in sources:
         if _is_dataset(source):
-            yield from batched(_robot_frames(Path(source), config.samples), config.batch_size)
+            frames = _robot_frames(Path(source), config.samples, config.cameras)
+            yield from batched(frames, config.batch_size)
         else:
             examples = load_vqa(source, "--vqa", count=config.samples, seed=config.seed)
             yield from batched(examples, config.batch_size)
@@ -235,17 +238,28 @@ def _is_dataset(source: str) -> bool:
     return (Path(source) / "meta" / "info.json").is_file()
 
 
-def _robot_frames(folder: Path, count: int) -> Iterator[RobotFrame]:
+def _robot_frames(folder: Path, count: int, wanted: str | None) -> Iterator[RobotFrame]:
     """Frames spread evenly over a LeRobotDataset, its cameras in their order there."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     dataset = LeRobotDataset(f"local/{folder.name}", root=folder)
     cameras = dataset.meta.camera_keys
+    if wanted is not None:
+        chosen = [f"observation.images.{camera}" for camera in wanted.split(",")]
+        if missing := [camera for camera in chosen if camera not in cameras]:
+            raise AegisError(
+                f"--cameras={wanted}: {folder} has no {missing[0]}; its cameras are {', '.join(cameras)}."
+            )
+        cameras = [camera for camera in cameras if camera in chosen]
     if not cameras:
         raise AegisError(f"--vqa={folder} is a dataset without a camera: there is nothing to see in it.")
     for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist():
         frame = dataset[index]
         yield RobotFrame(tuple(frame[camera] for camera in cameras), frame["task"])
+
+
+def _described(sources: Sequence[str]) -> str:
+    return "+".join(f"{source} ({_revision(source)})" for source in sources)
 
 
 def _revision(source: str) -> str:

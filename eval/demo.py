@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aegis_eval.provenance import provenance
 from aegis_eval.report import RunSummary, write_report
-from aegis_eval.stages import Stage, run_stage
+from aegis_eval.stages import Stage, last_file, run_stage
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
@@ -118,7 +118,7 @@ def _run_stages(config: DemoConfig, protection: str, name: str, data: Path) -> l
         Stage(
             f"{protection}-training",
             f"training {config.steps} steps: {name}",
-            checkpoint / "model.safetensors",
+            last_file(checkpoint),
             [
                 "lerobot-train",
                 "--policy.type=aegis",

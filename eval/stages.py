@@ -64,17 +64,24 @@ class Processes:
         """Run to the end and return the exit status; output is appended to `log`."""
         with log.open("ab") as output:
             with self._lock:
-                if self._stopped:
-                    raise InterruptedError
+                self.require_running()
                 process = subprocess.Popen(
                     command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
                 )
                 self._running.add(process)
             try:
                 return process.wait()
+            except BaseException:
+                process.terminate()
+                raise
             finally:
                 with self._lock:
                     self._running.discard(process)
+
+    def require_running(self) -> None:
+        """Raises InterruptedError after `stop`."""
+        if self._stopped:
+            raise InterruptedError("the experiment was stopped")
 
     def stop(self) -> None:
         """End what is running and start nothing more."""
@@ -96,6 +103,8 @@ def run_stage(
     Raises:
         AegisError: it failed, or did not make its result; names its log.
     """
+    processes = processes or Processes()
+    processes.require_running()
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{stage.name}.log"
     command = _continued(stage.command)
@@ -106,7 +115,7 @@ def run_stage(
                 shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
     started = time.monotonic()
     program = Path(sys.executable).with_name(command[0])
-    status = (processes or Processes()).run(
+    status = processes.run(
         [program, *command[1:]],
         log,
         {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), **(environment or {})},
@@ -151,10 +160,15 @@ def run_jobs(
         for future in as_completed(futures):
             try:
                 future.result()
-            except AegisError as error:
-                failed[futures[future].name] = error
+            except (AegisError, OSError) as error:
+                failed[futures[future].name] = AegisError(str(error))
                 bar.write(f"{futures[future].name}: {error}")
     return failed
+
+
+def last_file(checkpoint: Path) -> Path:
+    """What `lerobot-train` writes last of the checkpoint whose `pretrained_model` this is."""
+    return checkpoint.parent / "training_state" / "scheduler_state.json"
 
 
 def _run_job(

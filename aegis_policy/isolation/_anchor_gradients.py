@@ -45,7 +45,7 @@ class AnchorGradients:
 
     def accumulated(self) -> list[list[Tensor]]:
         """This rank's own gradients by layer and parameter; zeros before anything was added."""
-        return self._views or self._allocate()
+        return self._views or [[torch.zeros_like(p) for p in layer] for layer in self._parameters]
 
     def reduce(self) -> list[list[Tensor]]:
         """Sum over ranks; a rank that added nothing contributes zeros, so that collectives stay aligned.

@@ -79,10 +79,12 @@ class LowRankProjector(Projector):
             gradient: of each protected parameter, or None where there is none.
         """
         inside, whole = [], []
-        for index, (weight, _) in enumerate(self._blocks):
-            if (other := gradient(weight)) is not None:
-                whole.append(other.square().sum())
-                inside.append(self._block(index, other).remove_(other.clone()))
+        device = self._blocks[0][0].device.type
+        with _whole_float32_products(), torch.autocast(device, enabled=False):
+            for index, (weight, _) in enumerate(self._blocks):
+                if (other := gradient(weight)) is not None:
+                    whole.append(other.square().sum())
+                    inside.append(self._block(index, other).remove_(other.clone()))
         return torch.stack(inside).sum() / torch.stack(whole).sum()
 
     def clear(self) -> None:

@@ -1,8 +1,8 @@
 """The protections: what each lets the flow loss do to the backbone.
 
-One small class a protection, found by its name in `PROTECTIONS`. They all share the rule of what may learn:
-the backbone's decoder layers where the protection trains them, the vision tower and the projector where the
-user asks for it, nothing else of the VLM.
+One small class a protection, found by its name in `PROTECTIONS`. They share the rule of what may learn: the
+backbone's decoder layers where the protection trains them, the vision tower and the projector where the user asks
+for it; what narrows or widens that says so.
 """
 
 from aegis_policy.errors import AegisError

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aegis_policy import ranks
 from aegis_policy.action_tokens import ActionChunks
+from aegis_policy.errors import AegisError
 from aegis_policy.isolation import (
     Anchor,
     AnchorError,
@@ -94,6 +95,14 @@ class Aegis(Protection):
     def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
         if self._isolator is None:
             return vlm.encode(inputs)
+        if (
+            torch.is_autocast_enabled(vlm.device.type)
+            and torch.get_autocast_dtype(vlm.device.type) == torch.float16
+        ):
+            raise AegisError(
+                "The anchor gradient is not scaled as the loss is, so float16 would round it to nothing: train the "
+                "gaussian anchor in bfloat16 (--policy.dtype=bfloat16) or float32, or take another --policy.anchor."
+            )
         mask = inputs["attention_mask"].bool()
         is_image = vlm.image_tokens(inputs)
         groups = {"all": mask, "image": mask & is_image, "text": mask & ~is_image}
@@ -173,7 +182,7 @@ class Aegis(Protection):
             {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad},
             anchor,
             kind,
-            energy=self.config.anchor_energy or DEFAULT_ENERGY[kind],
+            energy=DEFAULT_ENERGY[kind] if self.config.anchor_energy is None else self.config.anchor_energy,
             soft=self.config.anchor_soft,
             granularity=self.config.granularity,
             acts_on=self.config.project,

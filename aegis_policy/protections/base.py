@@ -62,7 +62,7 @@ class Protection:
         """Change the architecture of the pretrained VLM, before a checkpoint's weights are loaded into it."""
 
     def set_trainable(self, vlm: "VLMBackbone") -> None:
-        """Mark the VLM's parameters that may learn. Token embeddings, final norm and head never do."""
+        """Mark the VLM's parameters that may learn: at most decoder layers, vision tower and projector here."""
         vlm.requires_grad_(False)
         vlm.decoder_layers.requires_grad_(self.trains_decoder)
         vlm.vision_tower.requires_grad_(self.config.train_vision_tower)

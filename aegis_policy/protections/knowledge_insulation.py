@@ -3,9 +3,11 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aegis_policy import ranks
 from aegis_policy.action_tokens import ActionChunks, action_tokenizer
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 class KnowledgeInsulation(Protection):
     """Cross-entropy of action tokens trains the decoder, the flow loss the expert alone (arXiv 2505.23705).
 
-    The tokens are the last `action_bins` entries of the vocabulary, which PaliGemma reserves (for segmentation). Their
-    embeddings learn too and no other entry's; for that the whole embedding gets a gradient, which takes its memory.
+    The tokens are the last `action_bins` words of the vocabulary (`VLMBackbone.reserved_tokens`). Their embeddings
+    learn too and no other word's; for that the whole embedding gets a gradient, which takes its memory.
     """
 
     gradient_flows = False
@@ -39,28 +41,28 @@ class KnowledgeInsulation(Protection):
         self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         self._tokenizer = action_tokenizer(self.config)
+        try:
+            self._words = vlm.reserved_tokens(self.config.action_bins)
+        except AegisError as error:
+            raise AegisError(f"--policy.action_bins={self.config.action_bins}: {error}") from error
         for weight in _embeddings(vlm):
-            if self.config.action_bins >= len(weight):
-                raise AegisError(
-                    f"--policy.action_bins={self.config.action_bins} does not fit into the {len(weight)} entries of "
-                    "the VLM's vocabulary: take fewer."
-                )
-            weight.register_hook(partial(_only_last_rows, self.config.action_bins))
+            weight.register_hook(partial(_only_rows, self._words))
 
     def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Prefix:
         tokens_BK, counts_BK = self._tokenizer.encode(chunks)
-        first = len(vlm.model.get_input_embeddings().weight) - self.config.action_bins
-        prefix, logits_BKV = vlm.encode_with_suffix(inputs, tokens_BK + first)
+        words_BK = self._words[tokens_BK]
+        prefix, logits_BKV = vlm.encode_with_suffix(inputs, words_BK)
         losses_BK = F.cross_entropy(
-            logits_BKV.flatten(0, 1).float(), (tokens_BK + first).flatten(), reduction="none"
+            logits_BKV.flatten(0, 1).float(), words_BK.flatten(), reduction="none"
         ).view_as(tokens_BK)
-        self._loss = (losses_BK * counts_BK).sum() / counts_BK.sum().clamp(min=1)
+        tokens = ranks.mean(counts_BK.sum().to(losses_BK)).clamp(min=1)
+        self._loss = (losses_BK * counts_BK).sum() / tokens
         return Prefix(tuple(hidden.detach() for hidden in prefix.hidden_states), prefix.mask)
 
     def penalty_loss(self) -> tuple[Tensor, dict[str, float]]:
         loss = self._loss
         del self._loss
-        return self.penalty * loss, {"action_token_loss": loss.item()}
+        return self.penalty * loss, {"action_token_loss": float(ranks.mean(loss.detach()))}
 
 
 def _embeddings(vlm: "VLMBackbone") -> list[nn.Parameter]:
@@ -69,7 +71,7 @@ def _embeddings(vlm: "VLMBackbone") -> list[nn.Parameter]:
     return list({id(module.weight): module.weight for module in modules}.values())
 
 
-def _only_last_rows(rows: int, gradient: Tensor) -> Tensor:
-    kept = gradient.new_zeros(gradient.shape)
-    kept[-rows:] = gradient[-rows:]
+def _only_rows(rows: Tensor, gradient: Tensor) -> Tensor:
+    kept = torch.zeros_like(gradient)
+    kept[rows] = gradient[rows]
     return kept

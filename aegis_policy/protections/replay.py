@@ -25,17 +25,19 @@ class Replay(Protection):
         self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         self._vlm = vlm
-        self._examples = list(
-            load_vqa(
-                self.config.replay_data,
-                "--policy.replay_data",
-                count=self.config.replay_samples,
-                with_answers=True,
+        self._examples = ranks.first_alone(
+            lambda: list(
+                load_vqa(
+                    self.config.replay_data,
+                    "--policy.replay_data",
+                    count=self.config.replay_samples,
+                    with_answers=True,
+                )
             )
         )
 
     def penalty_loss(self) -> tuple[Tensor, dict[str, float]]:
-        rows = torch.empty(self.config.replay_batch_size)
+        rows = torch.empty(self.config.replay_batch_size, device=self._vlm.device)
         drawn = ranks.share(lambda count: torch.randint(len(self._examples), (count,)), rows)
-        loss = answer_loss(self._vlm, [self._examples[int(index)] for index in drawn])
-        return self.penalty * loss, {"vqa_loss": loss.item()}
+        loss = answer_loss(self._vlm, [self._examples[int(index)] for index in drawn], across_ranks=True)
+        return self.penalty * loss, {"vqa_loss": float(ranks.mean(loss.detach()))}

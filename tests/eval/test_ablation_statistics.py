@@ -1,6 +1,7 @@
 """Retention against action error: known answers on made-up runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def _run(variant: str, seed: int, wrong: int, error: float, curves: dict | None 
         pretrained="1" * QUESTIONS,
         scenes=[index // 2 for index in range(QUESTIONS)],
         episode_errors=(error + 0.1 * rng.standard_normal(EPISODES)).tolist(),
+        episode_frames=[10] * EPISODES,
         per_type={"colour": 1.0},
         curves=curves or {},
     )
@@ -53,6 +55,14 @@ def test_where_gradients_gain_nothing_there_is_no_share_of_it() -> None:
     frontier = Frontier.of(_runs(none=(80, 0.7), stop_gradient=(0, 0.7)))
     assert frontier.variants["none"].gain_kept is None
     assert "| none | 80.0 [" in format_table(frontier.to_dict())
+
+
+def test_long_episodes_weigh_more() -> None:
+    runs = [
+        replace(run, episode_errors=[0.2, 0.8], episode_frames=[30, 10])
+        for run in _runs(none=(0, 0.35), stop_gradient=(0, 0.35))
+    ]
+    assert Frontier.of(runs).variants["none"].action_error.value == pytest.approx(0.35)
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:

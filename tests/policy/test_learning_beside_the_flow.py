@@ -94,8 +94,20 @@ def test_of_the_embeddings_only_the_reserved_entries_move(
     weight = policy.vlm.model.get_input_embeddings().weight
     before = weight.detach().clone()
     _train(policy, make_batch, 3)
-    moved = (weight.detach() != before).any(1)
-    assert moved[-16:].all() and not moved[:-16].any()
+    moved = set((weight.detach() != before).any(1).nonzero().flatten().tolist())
+    tokenizer = policy.vlm.processor.tokenizer
+    assert len(moved) == 16 and moved == set(policy.vlm.reserved_tokens(16).tolist())
+    assert not moved & {*tokenizer.all_special_ids, policy.vlm.model.config.image_token_id}
+
+
+def test_reserved_words_are_neither_the_image_token_nor_padding_of_the_embedding(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in PaliGemma, whose image token is the last word, before rows that stand for nothing."""
+    vlm = make_policy("none").vlm
+    words = len(vlm.processor.tokenizer)
+    monkeypatch.setattr(vlm.model.config, "image_token_id", words - 1)
+    assert vlm.reserved_tokens(4).tolist() == list(range(words - 5, words - 1))
 
 
 def test_the_flow_loss_of_an_insulated_backbone_stays_in_the_expert(
@@ -140,5 +152,5 @@ def test_another_tokenizer_is_found_by_its_name(
 
 
 def test_more_bins_than_words_are_refused(make_policy: MakePolicy) -> None:
-    with pytest.raises(AegisError, match=r"--policy.action_bins=1000000 does not fit"):
+    with pytest.raises(AegisError, match=r"--policy.action_bins=1000000: .*cannot be reserved"):
         make_policy("knowledge_insulation", action_bins=1_000_000).get_optim_params()

@@ -459,3 +459,19 @@ def test_fsdp_is_refused(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(AegisError, match=r"FSDP.*torchrun"):
         policy.get_optim_params()
+
+
+def test_float16_is_refused_where_it_would_lose_the_anchor_gradient(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    for anchor in ("gaussian", "subspace"):
+        policy = make_policy("aegis", anchor=anchor)
+        _optimizer(policy)
+        with torch.autocast("cpu", dtype=torch.float16):
+            if anchor == "gaussian":
+                with pytest.raises(
+                    AegisError, match=r"float16 would round it to nothing.*--policy.dtype=bfloat16"
+                ):
+                    policy.train()(make_batch())
+            else:
+                policy.train()(make_batch())[0].backward()

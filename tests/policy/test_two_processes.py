@@ -19,7 +19,14 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
     [
         ("aegis", {"anchor": "gaussian"}, "conflict_fraction"),
         ("aegis", {"anchor": "kronecker"}, "blocked_energy"),
+        (
+            "aegis",
+            {"anchor": "gaussian", "anchor_tokens": "apart", "anchor_momentum": 0.9},
+            "conflict_fraction",
+        ),
         ("w2_penalty", {"penalty": 0.1}, "anchor_distance"),
+        ("replay", {"replay_batch_size": 2}, "vqa_loss"),
+        ("knowledge_insulation", {}, "action_token_loss"),
     ],
 )
 def test_two_processes_equal_one_on_the_same_global_batch(
@@ -40,6 +47,9 @@ def test_two_processes_equal_one_on_the_same_global_batch(
     done = shell("torchrun", "--nproc_per_node=2", "--standalone", str(SCRIPT), *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"out.{rank}", weights_only=True) for rank in range(2))
+    if protection == "replay":  # whose batch is a rank's
+        policy.config.replay_batch_size *= 2
+        policy.save_pretrained(tmp_path / "policy")
     alone = runpy.run_path(str(SCRIPT))["train"](
         tmp_path / "policy", tmp_path / "batches.pt", rank=0, ranks=1
     )
