@@ -97,12 +97,20 @@ def _retention(results: Mapping[str, Any]) -> Figure | None:
         return None
     axes = _axes("training step", "VQA accuracy of the probe, %")
     for index, (name, group) in enumerate(curves.items()):
-        points = [dict(zip(curve["steps"], curve["values"], strict=True)) for curve in group]
+        points = [_probed_at(curve, results["config"]["probe_freq"]) for curve in group]
         steps = sorted(set.intersection(*(set(each) for each in points)))
         values = [100 * float(np.mean([each[step] for each in points])) for step in steps]
         axes.plot(steps, values, label=name, linewidth=1.2, markersize=4, **_style(index))
     _legend(axes)
     return axes.figure  # type: ignore[return-value]
+
+
+def _probed_at(curve: Mapping[str, list[float]], every: int) -> dict[int, float]:
+    """Steps of training that the weights had had -> accuracy; the log repeats each until the next."""
+    found: dict[int, float] = {}
+    for step, value in zip(curve["steps"], curve["values"], strict=True):
+        found.setdefault((int(step) - 1) // every * every, value)
+    return found
 
 
 def _axes(x_label: str, y_label: str) -> Axes:

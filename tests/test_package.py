@@ -30,7 +30,9 @@ def test_every_command_exists() -> None:
         for point in entry_points(group="console_scripts")
         if point.dist and point.dist.name == "lerobot_policy_aegis"
     }
-    assert set(ours) == {"aegis-record", "aegis-pretrain", "aegis-anchor", "aegis-vqa", "aegis-demo"}
+    assert set(ours) == {
+        f"aegis-{name}" for name in ("record", "pretrain", "anchor", "vqa", "demo", "ablate", "action-error")
+    }
     assert all(callable(point.load()) for point in ours.values())
 
 

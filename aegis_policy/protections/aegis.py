@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _NOISE_STEPS = 20
 _NOISE_RATIO = 2.0
-"""After so many steps: how far above the noise the mean distance should be."""
+"""How far above the noise the mean distance of so many steps should be."""
 
 
 class Aegis(Protection):
@@ -82,7 +83,8 @@ class Aegis(Protection):
         self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         assert anchor is not None
-        self._distances: list[float] = []
+        self._distances: deque[float] = deque(maxlen=_NOISE_STEPS)
+        self._warned = False
         projectors: list[Projector] = []
         for kind in sorted(self.config.anchor_kinds):
             if kind == "gaussian":
@@ -144,9 +146,11 @@ class Aegis(Protection):
         return figures
 
     def _warn_of_noise(self, distance: float, floor: float) -> None:
-        """Once, early in training: a distance that is noise has a gradient that points anywhere."""
+        """Once a training: a distance that is noise has a gradient that points anywhere."""
         self._distances.append(distance / floor if floor else math.inf)
-        if len(self._distances) == _NOISE_STEPS and mean(self._distances) < _NOISE_RATIO:
+        noisy = len(self._distances) == _NOISE_STEPS and mean(self._distances) < _NOISE_RATIO
+        if noisy and not self._warned:
+            self._warned = True
             logging.warning(
                 f"The anchor distance is {mean(self._distances):.1f} times what a batch of {self._samples} of the "
                 "anchor's own samples has by chance, so its gradient is mostly noise: take a larger --batch_size, "

@@ -28,9 +28,6 @@ QUICK = [
 ]
 
 
-pytestmark = pytest.mark.xdist_group("ablate")
-
-
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an ablation of the two trainings that are in every one."""
@@ -46,6 +43,7 @@ def _ablate(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_an_ablation_ends_with_numbers_of_every_run(ablation: Path) -> None:
     results = json.loads((ablation / "ablation.json").read_text())
     assert [run["variant"] for run in results["runs"]] == ["none", "stop_gradient"]
@@ -62,6 +60,7 @@ def test_an_ablation_ends_with_numbers_of_every_run(ablation: Path) -> None:
     assert set(config["input_features"]) == {"observation.images.wrist", "observation.state"}
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(ablation: Path) -> None:
     weights = ablation / "runs/none-0/training/checkpoints/000004/pretrained_model/model.safetensors"
     before = weights.stat().st_mtime_ns
@@ -69,17 +68,20 @@ def test_what_is_finished_is_not_run_again(ablation: Path) -> None:
     assert done.returncode == 0 and weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_trainings_of_other_flags_need_another_folder(ablation: Path) -> None:
     done = _ablate(ablation, *QUICK, "--lr=1.0")
     assert done.returncode == 2 and "holds trainings with --lr=0.0015" in done.stderr
 
 
+@pytest.mark.slow
 def test_table_and_figures_come_from_the_json_alone(ablation: Path, tmp_path: Path) -> None:
     ablate(AblateConfig(redraw=ablation / "ablation.json", output_dir=tmp_path))
     assert (tmp_path / "ablation.md").read_text() == (ablation / "ablation.md").read_text()
     assert (tmp_path / "frontier.png").exists() and (tmp_path / "retention.png").exists()
 
 
+@pytest.mark.slow
 def test_the_action_error_of_a_checkpoint_repeats(ablation: Path, tmp_path: Path) -> None:
     checkpoint = ablation / "runs/none-0/training/checkpoints/000004/pretrained_model"
     source = DatasetSource(root=ablation / "data" / "val")

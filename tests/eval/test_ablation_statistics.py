@@ -91,6 +91,7 @@ def test_the_page_is_drawn_from_the_json_alone(tmp_path: Path, capsys: pytest.Ca
         for seed in range(2)
     ]
     results = {
+        "config": {"probe_freq": 10},
         "frontier": Frontier.of(runs).to_dict(),
         "runs": [{"variant": run.variant, "curves": run.curves} for run in runs],
     }

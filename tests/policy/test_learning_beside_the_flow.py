@@ -101,12 +101,12 @@ def test_of_the_embeddings_only_the_reserved_entries_move(
 
 
 def test_reserved_words_are_neither_the_image_token_nor_padding_of_the_embedding(
-    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+    make_policy: MakePolicy,
 ) -> None:
     """As in PaliGemma, whose image token is the last word, before rows that stand for nothing."""
     vlm = make_policy("none").vlm
     words = len(vlm.processor.tokenizer)
-    monkeypatch.setattr(vlm.model.config, "image_token_id", words - 1)
+    vlm.model.config.image_token_id = words - 1
     assert vlm.reserved_tokens(4).tolist() == list(range(words - 5, words - 1))
 
 
