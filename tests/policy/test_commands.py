@@ -112,7 +112,7 @@ def test_two_processes_train_through_torchrun(shell: Shell, fresh_flags: list[st
     done = shell(
         "torchrun",
         "--nproc_per_node=2",
-        "--master_port=29533",
+        "--standalone",
         launcher,
         *fresh_flags,
         f"--output_dir={tmp_path / 'run'}",
