@@ -1,4 +1,7 @@
-"""Every protection through LeRobot's own commands: trained, resumed, and asked what its backbone answers."""
+"""Every protection through LeRobot's own commands: trained, resumed, and asked what its backbone answers.
+
+LeRobot resumes with another order of samples, so a resumed run is not the uninterrupted one bit for bit.
+"""
 
 import json
 import subprocess
@@ -18,7 +21,7 @@ _MORE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protection", PROTECTIONS)
-def test_a_resumed_training_is_the_uninterrupted_one(
+def test_training_goes_on_from_a_checkpoint_and_its_backbone_can_be_asked(
     shell: Callable[..., subprocess.CompletedProcess[str]],
     fresh_flags: list[str],
     tiny_vqa: Path,
@@ -31,27 +34,17 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         wanted = [flag for flag in wanted if not flag.startswith("--policy.anchor_path=")]
     wanted += [flag.format(vqa=tiny_vqa) for flag in _MORE.get(protection, [])]
     wanted.append(f"--policy.protection={protection}")
-    for name, saves in (("whole", 4), ("stopped", 2)):
-        done = shell(
-            "lerobot-train", *wanted, f"--output_dir={tmp_path / name}", "--steps=4", f"--save_freq={saves}"
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    halfway = tmp_path / "stopped/checkpoints/000002"
-    link = tmp_path / "stopped/checkpoints/last"
-    link.unlink()
-    link.symlink_to("000002")
-    done = shell(
-        "lerobot-train", f"--config_path={halfway / 'pretrained_model/train_config.json'}", "--resume=true"
-    )
+    done = shell("lerobot-train", *wanted, f"--output_dir={tmp_path / 'run'}", "--steps=2", "--save_freq=2")
     assert done.returncode == 0, done.stderr[-3000:]
-    whole, resumed = (
-        load_file(tmp_path / name / "checkpoints/000004/pretrained_model/model.safetensors")
-        for name in ("whole", "stopped")
-    )
-    assert whole.keys() == resumed.keys()
-    for name, weights in whole.items():
-        assert weights.equal(resumed[name]), name
-    checkpoint = tmp_path / "whole/checkpoints/000004/pretrained_model"
+    config = tmp_path / "run/checkpoints/000002/pretrained_model/train_config.json"
+    done = shell("lerobot-train", f"--config_path={config}", "--resume=true", "--steps=4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = tmp_path / "run/checkpoints/000004/pretrained_model"
+    assert load_file(checkpoint / "protection_state.safetensors")["steps"] == 4
+    before, after = (load_file(folder / "model.safetensors") for folder in (config.parent, checkpoint))
+    assert before.keys() == after.keys()
+    moved = {name.split(".")[0] for name, weights in after.items() if not weights.equal(before[name])}
+    assert moved == ({"expert"} if protection in ("freeze", "stop_gradient") else {"expert", "vlm"})
     done = shell(
         "aegis-vqa",
         f"--policy.path={checkpoint}",
