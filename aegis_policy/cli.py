@@ -26,6 +26,18 @@ def run[Config](config_class: type[Config], command: Callable[[Config], Any]) ->
         sys.exit(2)
 
 
+def require_at_least(config: Any, **least: int) -> None:
+    """Refuse flags of `config` that are below the least value given here by name; None passes.
+
+    Raises:
+        AegisError: names the first.
+    """
+    for name, value in least.items():
+        given = getattr(config, name)
+        if given is not None and given < value:
+            raise AegisError(f"--{name}={given} must be at least {value}.")
+
+
 def _sentence(error: BaseException) -> str:
     """The first sentence of ours in the chain of causes, else what the parser says."""
     cause: BaseException | None = error

@@ -37,7 +37,7 @@ fi
         --env.split=test --eval.n_episodes=100 --eval.batch_size=20 --eval.use_async_envs=false \
         --output_dir="$OUT/rollouts" --seed=1000
 [[ -e $OUT/swap.json ]] ||
-    python benchmarks/instruction_swap.py --policy.path="$checkpoint" --task=reach,pick --pairs=50 \
+    aegis-swap --policy.path="$checkpoint" --task=reach,pick --pairs=50 \
         --output="$OUT/swap.json"
 [[ -e $OUT/vqa/results.json ]] ||
     aegis-vqa --policy.path="$checkpoint" --benchmark=tabletop --split=test --samples=1200 --output_dir="$OUT/vqa"

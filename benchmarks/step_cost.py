@@ -6,7 +6,8 @@
 Time ratios are medians over rounds in which every side makes one step, in an order that moves on by one from round to
 round: a busy machine disturbs all alike. Targets: `aegis gaussian` 1.35, `aegis subspace` (the default) 1.08. The
 gaussian anchor's second backward runs through the backbone alone, so its share falls with the work of the expert, that
-is with more flow samples.
+is with more flow samples. The shares of `forward`, `backward`, `clipping` and `optimizer` are of a side's own step: the
+second backward is part of `forward`, the projection of `optimizer`.
 
 Memory is the difference of two peaks. On a CPU each side takes three steps in a process of its own and the peak is its
 resident set; on a GPU it is what torch allocated.
@@ -46,6 +47,7 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _WARM_UP = 3
 _MEMORY_STEPS = 3
+_PARTS = ("forward", "backward", "clipping", "optimizer")
 
 
 class Side:
@@ -69,20 +71,39 @@ class Side:
         )
 
     def step(self) -> dict[str, float]:
-        """One step as `lerobot-train` does it; seconds of wall-clock and of processor time."""
-        wall, cpu = time.perf_counter(), time.process_time()
+        """One step as `lerobot-train` does it: seconds of processor time (`cpu`), of wall-clock and of each part."""
+        started = time.process_time()
+        clock = Clock(self.batch["action"].is_cuda)
         loss, _ = self.policy(self.batch)
+        clock.lap("forward")
         loss.backward()
+        clock.lap("backward")
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.policy.config.optimizer_grad_clip_norm)
+        clock.lap("clipping")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if loss.is_cuda:
+        clock.lap("optimizer")
+        return {**clock.laps, "wall": sum(clock.laps.values()), "cpu": time.process_time() - started}
+
+
+class Clock:
+    """Seconds between laps, each of which waits for the GPU."""
+
+    def __init__(self, cuda: bool) -> None:
+        self.laps: dict[str, float] = {}
+        self._cuda = cuda
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        if self._cuda:
             torch.cuda.synchronize()
-        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
 
 
 def time_ratios(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Median seconds of a step of every side, and its median ratio to the `none` of the same round."""
+    """Median seconds of a step of every side, its median ratio to the `none` of the same round, shares of its parts."""
     sides = {name: Side(name, arguments) for name in names}
     rounds = []
     for index in range(_WARM_UP + arguments.rounds):
@@ -96,6 +117,10 @@ def time_ratios(names: list[str], arguments: argparse.Namespace) -> dict[str, di
             "ratio of processor time": median(
                 costs[name]["cpu"] / costs["none"]["cpu"] for costs in measured
             ),
+            **{
+                f"share of {part}": median(costs[name][part] / costs[name]["wall"] for costs in measured)
+                for part in _PARTS
+            },
         }
         for name in names
     }

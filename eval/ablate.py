@@ -143,19 +143,18 @@ def ablate(config: AblateConfig) -> Path:
 
 
 def _check(config: AblateConfig) -> None:
-    for name, least in (
-        ("seeds", 1),
-        ("episodes", 1),
-        ("held_out", 1),
-        ("steps", 1),
-        ("batch_size", 1),
-        ("samples", 1),
-        ("frames", 1),
-        ("jobs", 1),
-        ("probe_freq", 0),
-    ):
-        if getattr(config, name) < least:
-            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
+    cli.require_at_least(
+        config,
+        seeds=1,
+        episodes=1,
+        held_out=1,
+        steps=1,
+        batch_size=1,
+        samples=1,
+        frames=1,
+        jobs=1,
+        probe_freq=0,
+    )
     if config.split not in _DATA_SEEDS:
         raise AegisError(f"--split={config.split} is unknown: choose {' or '.join(_DATA_SEEDS)}.")
     if unknown := [name for name in config.variants if name not in VARIANTS]:

@@ -18,15 +18,14 @@ import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import ACTION
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 from aegis_eval.devices import torch_device
 from aegis_eval.metrics import mean_interval
 from aegis_eval.provenance import provenance
-from aegis_eval.vqa import PolicySource, load_policy
 from aegis_policy import cli
 from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.dataset_checks import check_batch
@@ -80,19 +79,11 @@ def action_error(config: ActionErrorConfig) -> Path:
         AegisError: flags that name no checkpoint or dataset, or a dataset of another robot.
     """
     started = time.monotonic()
-    for name, least in (("frames", 1), ("draws", 1), ("batch_size", 1), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
-    if config.policy.path is None:
-        raise AegisError("--policy.path is missing: name the `pretrained_model` folder of a checkpoint.")
+    cli.require_at_least(config, frames=1, draws=1, batch_size=1, seed=0)
     device = torch_device(config.device)
-    policy, folder = load_policy(config.policy.path)
+    policy, folder = load_policy(config.policy)
     policy.to(device)
-    before, _ = make_pre_post_processors(
-        policy.config,
-        pretrained_path=folder,
-        preprocessor_overrides={"device_processor": {"device": str(device)}},
-    )
+    before, _ = load_processors(policy, folder, str(device))
     dataset = _open(config.dataset, policy.config)
     indices = frames_spread_over(len(dataset), config.frames)
     noise = _noise(len(indices), config.draws, policy.config, config.seed)

@@ -81,9 +81,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     Raises:
         AegisError: the VLM or the samples cannot be read, or a flag cannot be.
     """
-    for name, least in (("samples", 1), ("batch_size", 1), ("rank", 1), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
+    cli.require_at_least(config, samples=1, batch_size=1, rank=1, seed=0)
     if not config.kinds or set(config.kinds) - set(KINDS):
         raise AegisError(f"--kinds={config.kinds} must name one or more of {', '.join(KINDS)}.")
     sources = config.vqa.split("+")

@@ -29,9 +29,23 @@ def demo() -> None:
     main()
 
 
+def drift() -> None:
+    """`aegis-drift`."""
+    from aegis_eval.drift import main
+
+    main()
+
+
 def pretrain() -> None:
     """`aegis-pretrain`."""
     from aegis_eval.pretrain import main
+
+    main()
+
+
+def swap() -> None:
+    """`aegis-swap`."""
+    from aegis_eval.swap import main
 
     main()
 

@@ -165,10 +165,8 @@ def pretrain(cfg: PretrainConfig) -> None:
 
 
 def _check(cfg: PretrainConfig) -> None:
-    least = dict.fromkeys(("vision_steps", "warmup_steps", "seed"), 0)
-    for name, value in asdict(cfg).items():
-        if isinstance(value, int) and value < least.get(name, 1):
-            raise AegisError(f"--{name}={value} must be at least {least.get(name, 1)}.")
+    counts = [name for name, value in asdict(cfg).items() if isinstance(value, int)]
+    cli.require_at_least(cfg, **{**dict.fromkeys(counts, 1), "vision_steps": 0, "warmup_steps": 0, "seed": 0})
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not processes <= cfg.batch_size <= cfg.scenes:
         raise AegisError(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from aegis_envs.env import TabletopEnv
 from aegis_envs.scene import Scene
+from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 from aegis_eval.metrics import Interval, wilson_interval
 
 Controller = Callable[[Sequence[TabletopEnv], Sequence[dict[str, Any]], bool], NDArray[np.float32]]
@@ -57,21 +58,6 @@ class SwapProbe:
         }
 
 
-def swap_probe(
-    policy_path: str,
-    pairs: int = 25,
-    *,
-    task: str = "reach",
-    split: str = "test",
-    seed: int = 0,
-    batch_size: int = 10,
-    device: str | None = None,
-) -> SwapProbe:
-    """Probe the policy of a checkpoint; see `probe_controller`."""
-    controller = policy_controller(policy_path, device)
-    return probe_controller(controller, pairs, task=task, split=split, seed=seed, batch_size=batch_size)
-
-
 def probe_controller(
     controller: Controller,
     pairs: int,
@@ -109,25 +95,18 @@ def probe_controller(
     return SwapProbe(task, split, pairs, followed, changed)
 
 
-def policy_controller(policy_path: str, device: str | None = None) -> Controller:
+def policy_controller(source: PolicySource, device: str | None = None) -> Controller:
     """A checkpoint's policy with its own processors, as `lerobot-eval` would run it.
 
     Raises:
-        AegisError: the path is no checkpoint of this policy.
+        AegisError: the source is no checkpoint of this policy.
     """
     from lerobot.envs.utils import preprocess_observation
-    from lerobot.policies.factory import make_pre_post_processors
 
-    from aegis_eval.vqa import load_policy
-
-    policy, folder = load_policy(policy_path)
+    policy, folder = load_policy(source)
     device = device or str(policy.config.device)
     policy.to(device)
-    before, after = make_pre_post_processors(
-        policy.config,
-        pretrained_path=folder,
-        preprocessor_overrides={"device_processor": {"device": device}},
-    )
+    before, after = load_processors(policy, folder, device)
 
     def act(
         envs: Sequence[TabletopEnv], observations: Sequence[dict[str, Any]], first: bool

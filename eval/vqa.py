@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, fingerprint, load_samples
+from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
 from aegis_eval.devices import torch_device
 from aegis_eval.provenance import provenance
 from aegis_eval.retention import format_table, score_answers
@@ -25,13 +26,6 @@ from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vlm_loading import check_vlm
 from aegis_policy.vqa_data import exact_match
-
-
-@dataclass
-class PolicySource:
-    """The policy checkpoint whose backbone is asked."""
-
-    path: str | None = None
 
 
 @dataclass
@@ -79,9 +73,7 @@ def evaluate(config: VqaConfig) -> Path:
         AegisError: flags that do not name one usable model, benchmark and free output folder.
     """
     started = time.monotonic()
-    for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise AegisError(f"--{name}={getattr(config, name)} must be at least {least}.")
+    cli.require_at_least(config, batch_size=1, max_new_tokens=1, seed=0)
     output_dir = _output_directory(config)
     torch_device(config.device)
     _check_pretrained(config)
@@ -94,9 +86,10 @@ def evaluate(config: VqaConfig) -> Path:
     )
     answers = answer_samples(vlm, samples, config.batch_size, config.max_new_tokens, "answering")
     del vlm
-    reference, note = _reference(config, policy_config)
+    reference, note = load_original_vlm(policy_config, config.pretrained)
     reference_answers = None
     if reference is not None:
+        reference.to(torch_device(config.device))
         reference_answers = answer_samples(
             reference, samples, config.batch_size, config.max_new_tokens, "pretrained"
         )
@@ -170,58 +163,14 @@ def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
     if config.vlm is not None:
         vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm")
         return vlm.to(torch_device(config.device)), None
-    policy, _ = load_policy(str(config.policy.path))
+    policy, _ = load_policy(config.policy)
     return policy.vlm.to(torch_device(config.device)), policy.config
-
-
-def load_policy(path: str) -> tuple[Any, str]:
-    """The policy of a checkpoint and its folder: `pretrained_model`, the step folder around it, or a hub id.
-
-    Raises:
-        AegisError: a local folder that is no checkpoint.
-    """
-    from aegis_policy.modeling_aegis import AegisPolicy
-
-    folder = Path(path)
-    if (folder / "pretrained_model" / "config.json").is_file():
-        folder = folder / "pretrained_model"
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise AegisError(
-            f"--policy.path={path} holds no config.json: give the `pretrained_model` folder of a checkpoint."
-        )
-    if not folder.exists() and path.count("/") != 1:
-        raise AegisError(f"--policy.path={path} does not exist: give a checkpoint folder or a hub id.")
-    source = str(folder) if folder.exists() else path
-    return AegisPolicy.from_pretrained(source), source
 
 
 def _check_pretrained(config: VqaConfig) -> None:
     """Find out before the work that `--pretrained` names no model; its weights are loaded only when needed."""
     if config.pretrained is not None:
         check_vlm(config.pretrained, "--pretrained")
-
-
-def _reference(config: VqaConfig, policy_config: Any) -> tuple[VLMBackbone | None, str]:
-    """The pretrained model to compare with, or a sentence why there is none."""
-    name = config.pretrained or (policy_config.vlm if policy_config is not None else None)
-    if name is None:
-        return None, ""
-    try:
-        vlm = VLMBackbone.from_pretrained(name, flag="--pretrained")
-    except AegisError:
-        if config.pretrained is not None:
-            raise
-        return None, (
-            f"The VLM this policy was made from ({name}) cannot be read, so nothing is compared with it: "
-            "name a copy with --pretrained."
-        )
-    expected = policy_config.vlm_fingerprint if policy_config is not None else None
-    if config.pretrained is None and expected not in (None, vlm.fingerprint()):
-        return None, (
-            f"{name} is no longer the VLM this policy was made from (its fingerprint differs), so nothing is "
-            "compared with it: name the original with --pretrained."
-        )
-    return vlm.to(torch_device(config.device)), ""
 
 
 def _write(

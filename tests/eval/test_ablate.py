@@ -10,8 +10,8 @@ import pytest
 
 from aegis_eval.ablate import AblateConfig, ablate
 from aegis_eval.action_error import ActionErrorConfig, DatasetSource, action_error, frames_spread_over
+from aegis_eval.checkpoints import PolicySource
 from aegis_eval.variants import ANCHORS, VARIANTS
-from aegis_eval.vqa import PolicySource
 from aegis_policy.errors import AegisError
 
 QUICK = [

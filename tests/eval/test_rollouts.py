@@ -9,9 +9,11 @@ import torch
 
 from aegis_envs.env import TabletopEnv
 from aegis_envs.expert import expert_action
+from aegis_eval.checkpoints import PolicySource
 from aegis_eval.metrics import wilson_interval
 from aegis_eval.rollouts import read_rollouts
-from aegis_eval.swap_probe import look_alike, policy_controller, probe_controller, swap_probe
+from aegis_eval.swap import SwapConfig, swap
+from aegis_eval.swap_probe import look_alike, policy_controller, probe_controller
 from aegis_policy.errors import AegisError
 
 
@@ -87,7 +89,7 @@ def test_the_other_target_is_the_one_most_like_the_first():
 def test_a_checkpoint_is_probed_with_its_own_processors(tiny_checkpoint: Path):
     env = TabletopEnv("reach", "test")
     observation, _ = env.reset(seed=0)
-    controller = policy_controller(str(tiny_checkpoint), "cpu")
+    controller = policy_controller(PolicySource(str(tiny_checkpoint)), "cpu")
     torch.manual_seed(0)
     action = controller([env], [observation], True)[0]
     env.close()
@@ -96,9 +98,27 @@ def test_a_checkpoint_is_probed_with_its_own_processors(tiny_checkpoint: Path):
     np.testing.assert_allclose(action, 0.3 + 0.1 * noise, atol=1e-6)
 
 
-def test_probing_a_checkpoint_is_probing_its_controller(tiny_checkpoint: Path):
-    controller = policy_controller(str(tiny_checkpoint), "cpu")
+def test_the_command_probes_a_checkpoint_as_its_controller(tiny_checkpoint: Path, tmp_path: Path):
+    source = PolicySource(str(tiny_checkpoint))
     torch.manual_seed(0)
-    expected = probe_controller(controller, 1, task="pick", batch_size=2)
+    expected = probe_controller(policy_controller(source, "cpu"), 1, task="pick", batch_size=2)
     torch.manual_seed(0)
-    assert swap_probe(str(tiny_checkpoint), 1, task="pick", batch_size=2, device="cpu") == expected
+    config = SwapConfig(
+        source, task="pick", pairs=1, batch_size=2, device="cpu", output=tmp_path / "swap.json"
+    )
+    written = json.loads(swap(config).read_text())["tasks"]["pick"]
+    assert written == json.loads(json.dumps(expected.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "--policy.path is missing"),
+        ({"pairs": 0}, "--pairs=0 must be at least 1"),
+        ({"policy": PolicySource("/x/y"), "task": "juggle"}, "--task=juggle"),
+        ({"policy": PolicySource("/x/y"), "split": "val"}, "--split=val"),
+    ],
+)
+def test_what_cannot_be_probed_is_named(options, sentence):
+    with pytest.raises(AegisError, match=sentence):
+        swap(SwapConfig(**options))

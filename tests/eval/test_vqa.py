@@ -10,7 +10,8 @@ from aegis_envs.errors import TabletopError
 from aegis_eval import benchmarks
 from aegis_eval.anchor import AnchorConfig, make_anchor
 from aegis_eval.benchmarks import load_samples
-from aegis_eval.vqa import PolicySource, VqaConfig, answer_samples, evaluate, main
+from aegis_eval.checkpoints import PolicySource
+from aegis_eval.vqa import VqaConfig, answer_samples, evaluate, main
 from aegis_policy.errors import AegisError
 from aegis_policy.vlm import VLMBackbone
 

@@ -1,0 +1,136 @@
+"""`aegis-drift`: how far have the backbone's activations moved from the pretrained model's, on the same questions?
+
+Answers change only where activations did; how far those moved, layer by layer, says where a protection held. Relative
+drift of a layer is ||h - h0|| / ||h0||, h and h0 being the two models' hidden states at all tokens of a question.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import batched
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from aegis_eval.benchmarks import load_samples
+from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
+from aegis_eval.devices import torch_device
+from aegis_eval.metrics import mean_interval
+from aegis_eval.provenance import provenance
+from aegis_policy import cli
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+from aegis_policy.vlm import Prefix
+
+
+@dataclass
+class DriftConfig:
+    """Flags of `aegis-drift`.
+
+    Attributes:
+        policy: `--policy.path`, a policy checkpoint (a `pretrained_model` folder).
+        pretrained: the VLM to compare with, by default the one the policy was made from.
+        benchmark: whose questions are read, see `aegis-vqa`.
+        split: of the benchmark.
+        samples: number of questions.
+        seed: another seed reads others.
+        batch_size: questions at a time.
+        device: `cuda` or `cpu`, by default CUDA if there is one.
+        output: a JSON file, replaced once the new one is complete.
+        cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
+    """
+
+    policy: PolicySource = field(default_factory=PolicySource)
+    pretrained: str | None = None
+    benchmark: str = "tabletop"
+    split: str = "test"
+    samples: int = 200
+    seed: int = 0
+    batch_size: int = 32
+    device: str | None = None
+    output: Path = Path("outputs/drift.json")
+    cache_dir: Path | None = None
+
+
+def main() -> None:
+    """Entry point of `aegis-drift`."""
+    cli.run(DriftConfig, measure_drift)
+
+
+@torch.no_grad()
+def measure_drift(config: DriftConfig) -> Path:
+    """Measure, write the mean over layers with a 95 % interval (whole scenes resampled) and every layer's drift.
+
+    Raises:
+        AegisError: flags that name no checkpoint or benchmark, or the original VLM cannot be had.
+    """
+    started = time.monotonic()
+    cli.require_at_least(config, samples=1, batch_size=1, seed=0)
+    device = torch_device(config.device)
+    policy, _ = load_policy(config.policy)
+    original, reason = load_original_vlm(policy.config, config.pretrained)
+    if original is None:
+        raise AegisError(reason)
+    tuned = policy.vlm.to(device).eval()
+    original.to(device).eval()
+    samples = load_samples(
+        config.benchmark, config.split, config.samples, config.seed, cache_dir=config.cache_dir
+    )
+    drifts = []
+    with tqdm(total=len(samples), desc="drift", unit="question") as bar:
+        for batch in batched(samples, config.batch_size):
+            images, questions = [each.image for each in batch], [each.question for each in batch]
+            inputs = tuned.question_inputs(images, questions)
+            drifts += list(relative_drift(tuned.encode(inputs), original.encode(inputs)))
+            bar.update(len(batch))
+    drifts_NL = np.stack(drifts)
+    scenes = [sample.scene for sample in samples]
+    drift, interval = float(drifts_NL.mean()), mean_interval(drifts_NL.mean(1), scenes)
+    results = {
+        "policy": config.policy.path,
+        "pretrained_model": original.name,
+        "benchmark": config.benchmark,
+        "split": config.split,
+        "samples": len(samples),
+        "drift": drift,
+        "ci": interval,
+        "per_layer": [
+            {"drift": float(drifts_N.mean()), "ci": mean_interval(drifts_N, scenes)}
+            for drifts_N in drifts_NL.T
+        ],
+        "provenance": provenance(config.seed, time.monotonic() - started),
+    }
+    with atomic_write(config.output) as beside:
+        beside.write_text(json.dumps(results, indent=2) + "\n")
+    low, high = interval
+    print(
+        f"activations moved by {100 * drift:.1f} % of their length [{100 * low:.1f}, {100 * high:.1f}], "
+        f"mean of {drifts_NL.shape[1]} layers and {len(samples)} questions\nwrote {config.output}"
+    )
+    return config.output
+
+
+def relative_drift(tuned: Prefix, original: Prefix) -> Iterator[NDArray[np.float64]]:
+    """||h - h0|| / ||h0|| of every sample, one array of (L,) layers each; padding does not count."""
+    mask_BT1 = original.mask.unsqueeze(-1)
+
+    def squared_B(states_BTD: Tensor) -> Tensor:
+        return (states_BTD.double().square() * mask_BT1).sum((1, 2))
+
+    ratio_BL = torch.stack(
+        [
+            (squared_B(now - before) / squared_B(before)).sqrt()
+            for now, before in zip(tuned.hidden_states, original.hidden_states, strict=True)
+        ],
+        dim=1,
+    )
+    yield from ratio_BL.cpu().numpy()
+
+
+if __name__ == "__main__":
+    main()
