@@ -14,10 +14,11 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
+from aegis_eval import experiment_stages
 from aegis_eval.ablation_page import write_page
 from aegis_eval.ablation_statistics import Frontier, Run
 from aegis_eval.provenance import provenance
-from aegis_eval.stages import Job, Stage, last_file, run_jobs
+from aegis_eval.stages import Job, Stage, run_jobs
 from aegis_eval.training_log import read_curves
 from aegis_eval.variants import ANCHORS, VARIANTS
 from aegis_policy import cli
@@ -194,43 +195,28 @@ def _recordings(config: AblateConfig) -> list[Job]:
             config.held_out,
         ),
     }
-    return [
-        Job(
+    stages = [
+        experiment_stages.recording(
             f"record-{name}",
-            [
-                Stage(
-                    f"record-{name}",
-                    f"recording {episodes} demonstrations",
-                    data / name / "recording.json",
-                    [
-                        "aegis-record",
-                        "--env.type=aegis_tabletop",
-                        f"--env.split={split}",
-                        f"--env.task={config.tasks}",
-                        f"--episodes={episodes}",
-                        f"--scatter={config.scatter}",
-                        f"--root={data / name}",
-                        f"--seed={seed}",
-                        "--num_workers=1",
-                    ],
-                )
-            ],
+            data / name,
+            split=split,
+            task=config.tasks,
+            episodes=episodes,
+            seed=seed,
+            flags=[f"--scatter={config.scatter}", "--num_workers=1"],
         )
         for name, (split, seed, episodes) in kinds.items()
     ]
+    return [Job(stage.name, [stage]) for stage in stages]
 
 
 def _pretrained_job(config: AblateConfig) -> Job:
     """Asks the pretrained model, whose images then lie in the cache before several runs want them at once."""
-    folder = config.output_dir / f"pretrained-{config.split}"
-    command = ["aegis-vqa", f"--vlm={config.vlm}", *_asking(config), f"--output_dir={folder}"]
-    return Job(
-        folder.name, [Stage(folder.name, "asking the pretrained model", folder / "results.json", command)]
+    name = f"pretrained-{config.split}"
+    stage = experiment_stages.questions(
+        name, config.output_dir / name, vlm=config.vlm, samples=config.samples, split=config.split
     )
-
-
-def _asking(config: AblateConfig) -> list[str]:
-    return ["--benchmark=tabletop", f"--split={config.split}", f"--samples={config.samples}"]
+    return Job(name, [stage])
 
 
 def _anchor_job(config: AblateConfig, name: str) -> Job:
@@ -248,11 +234,9 @@ def _folder(config: AblateConfig, variant: str, seed: int) -> Path:
 
 def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
     variant, folder = VARIANTS[name], _folder(config, name, seed)
-    checkpoint = folder / "training" / "checkpoints" / f"{config.steps:06d}" / "pretrained_model"
+    checkpoint = experiment_stages.last_checkpoint(folder / "training", config.steps)
     anchor = config.output_dir / "anchors" / f"{variant.anchor}.safetensors"
-    training = [
-        "lerobot-train",
-        "--policy.type=aegis",
+    learning = [
         "--policy.device=cpu",
         f"--policy.vlm={config.vlm}",
         *variant.flags,
@@ -263,38 +247,35 @@ def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
         f"--policy.optimizer_lr_backbone={config.lr_backbone}",
         f"--policy.flow_samples={config.flow_samples}",
         *([f"--policy.vqa_probe_freq={config.probe_freq}"] if config.probe_freq else []),
-        "--dataset.repo_id=local/ablation",
-        f"--dataset.root={config.output_dir / 'data' / 'train'}",
-        f"--output_dir={folder / 'training'}",
-        f"--steps={config.steps}",
-        f"--save_freq={max(100, config.steps // 4)}",
-        f"--log_freq={max(1, config.steps // 40)}",
-        f"--batch_size={config.batch_size}",
-        f"--seed={seed}",
-        "--num_workers=0",
-    ]
-    asking = [
-        "aegis-vqa",
-        f"--policy.path={checkpoint}",
-        *_asking(config),
-        f"--output_dir={folder / f'vqa-{config.split}'}",
-    ]
-    acting = [
-        "aegis-action-error",
-        f"--policy.path={checkpoint}",
-        f"--dataset.root={config.output_dir / 'data' / config.split}",
-        f"--frames={config.frames}",
-        f"--output={folder / f'action-error-{config.split}.json'}",
     ]
     label = folder.name
     return Job(
         label,
         [
-            Stage(f"{label}-training", "training", last_file(checkpoint), training),
-            Stage(
-                f"{label}-action-error", "action error", folder / f"action-error-{config.split}.json", acting
+            experiment_stages.training(
+                f"{label}-training",
+                folder / "training",
+                dataset=config.output_dir / "data" / "train",
+                steps=config.steps,
+                batch_size=config.batch_size,
+                seed=seed,
+                saves=4,
+                flags=learning,
             ),
-            Stage(f"{label}-vqa", "questions", folder / f"vqa-{config.split}" / "results.json", asking),
+            experiment_stages.action_error(
+                f"{label}-action-error",
+                folder / f"action-error-{config.split}.json",
+                checkpoint=checkpoint,
+                dataset=config.output_dir / "data" / config.split,
+                frames=config.frames,
+            ),
+            experiment_stages.questions(
+                f"{label}-vqa",
+                folder / f"vqa-{config.split}",
+                checkpoint=checkpoint,
+                samples=config.samples,
+                split=config.split,
+            ),
         ],
     )
 

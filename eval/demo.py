@@ -8,12 +8,13 @@ was interrupted continues with the first stage that did not finish.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from aegis_eval import experiment_stages
 from aegis_eval.provenance import provenance
 from aegis_eval.report import RunSummary, write_report
-from aegis_eval.stages import Stage, last_file, run_stage
+from aegis_eval.stages import Stage, run_stage
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
@@ -93,80 +94,53 @@ def demo(config: DemoConfig) -> Path:
 
 def _stages(config: DemoConfig) -> list[Stage]:
     data = config.output_dir / "data"
-    recording = Stage(
-        "recording",
-        f"recording {config.episodes} demonstrations",
-        data / "recording.json",
-        [
-            "aegis-record",
-            "--env.type=aegis_tabletop",
-            "--env.split=train",
-            f"--env.task={config.task}",
-            f"--episodes={config.episodes}",
-            f"--root={data}",
-            f"--seed={config.seed}",
-        ],
+    recording = experiment_stages.recording(
+        "recording", data, split="train", task=config.task, episodes=config.episodes, seed=config.seed
     )
-    runs = [_run_stages(config, protection, name, data) for protection, name in RUNS.items()]
-    return [recording, *(stage for stages in runs for stage in stages)]
+    runs = [
+        replace(stage, title=f"{stage.title}: {name}")
+        for protection, name in RUNS.items()
+        for stage in _run_stages(config, protection, data)
+    ]
+    return [recording, *runs]
 
 
-def _run_stages(config: DemoConfig, protection: str, name: str, data: Path) -> list[Stage]:
+def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
     folder = config.output_dir / protection
-    checkpoint = folder / "training" / "checkpoints" / "last" / "pretrained_model"
+    checkpoint = experiment_stages.last_checkpoint(folder / "training", config.steps)
+    learning = [
+        "--policy.device=cpu",
+        f"--policy.protection={protection}",
+        f"--policy.optimizer_lr_backbone={config.lr_backbone}",
+    ]
     return [
-        Stage(
+        experiment_stages.training(
             f"{protection}-training",
-            f"training {config.steps} steps: {name}",
-            last_file(checkpoint),
-            [
-                "lerobot-train",
-                "--policy.type=aegis",
-                "--policy.device=cpu",
-                f"--policy.protection={protection}",
-                f"--policy.optimizer_lr_backbone={config.lr_backbone}",
-                "--dataset.repo_id=local/aegis-demo",
-                f"--dataset.root={data}",
-                f"--output_dir={folder / 'training'}",
-                f"--steps={config.steps}",
-                f"--save_freq={config.steps}",
-                f"--log_freq={max(1, config.steps // 30)}",
-                f"--batch_size={config.batch_size}",
-                f"--seed={config.seed}",
-                "--num_workers=0",
-            ],
+            folder / "training",
+            dataset=data,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            saves=1,
+            flags=learning,
         ),
-        Stage(
+        experiment_stages.rollouts(
             f"{protection}-rollouts",
-            f"rolling out {config.eval_episodes} unseen scenes: {name}",
-            folder / "rollouts" / "eval_info.json",
-            [
-                "lerobot-eval",
-                f"--policy.path={checkpoint}",
-                "--policy.device=cpu",
-                "--env.type=aegis_tabletop",
-                f"--env.task={config.task}",
-                "--env.split=test",
-                f"--eval.n_episodes={config.eval_episodes}",
-                f"--eval.batch_size={min(10, config.eval_episodes)}",
-                "--eval.use_async_envs=false",
-                f"--output_dir={folder / 'rollouts'}",
-                f"--seed={config.seed}",
-            ],
+            folder / "rollouts",
+            checkpoint=checkpoint,
+            task=config.task,
+            split="test",
+            episodes=config.eval_episodes,
+            seed=config.seed,
+            flags=["--policy.device=cpu"],
         ),
-        Stage(
+        experiment_stages.questions(
             f"{protection}-vqa",
-            f"asking {config.samples} questions: {name}",
-            folder / "vqa" / "results.json",
-            [
-                "aegis-vqa",
-                f"--policy.path={checkpoint}",
-                "--benchmark=tabletop",
-                "--split=test",
-                f"--samples={config.samples}",
-                f"--seed={config.seed}",
-                f"--output_dir={folder / 'vqa'}",
-            ],
+            folder / "vqa",
+            checkpoint=checkpoint,
+            samples=config.samples,
+            split="test",
+            seed=config.seed,
         ),
     ]
 

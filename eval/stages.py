@@ -166,11 +166,6 @@ def run_jobs(
     return failed
 
 
-def last_file(checkpoint: Path) -> Path:
-    """What `lerobot-train` writes last of the checkpoint whose `pretrained_model` this is."""
-    return checkpoint.parent / "training_state" / "scheduler_state.json"
-
-
 def _run_job(
     job: Job,
     logs: Path,
