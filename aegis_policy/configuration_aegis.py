@@ -45,7 +45,7 @@ class AegisConfig(PreTrainedConfig):
         anchor: what `aegis` protects: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the
             components of their weights that carry the answers), `gaussian` (the moments of every decoder layer's
             output, arXiv 2604.16067), or several joined by `+`.
-        anchor_energy: of `subspace` and `kronecker`, the share of the input energy (by default 0.8) or of the Fisher
+        anchor_energy: of `subspace` and `kronecker`, the share of the input energy (by default 0.9) or of the Fisher
             weight (by default 0.95) to protect.
         anchor_soft: of the same, take away a share of every component that grows with its weight, instead of all
             of the heaviest and nothing of the others.

@@ -59,7 +59,7 @@ VARIANTS: dict[str, Variant] = {
         f"subspace {energy}": _aegis(
             "how much of the input energy to block", "subspace", f"--policy.anchor_energy={energy}"
         )
-        for energy in (0.6, 0.7, 0.9)
+        for energy in (0.7, 0.8, 0.95)
     },
     "kronecker soft": _aegis("hard or soft", "kronecker", "--policy.anchor_soft=true"),
     "subspace soft": _aegis("hard or soft", "subspace", "--policy.anchor_soft=true"),

@@ -8,7 +8,7 @@ from torch import nn
 from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, LowRankProjector, select_blocks
 
-DEFAULT_ENERGY = {"subspace": 0.8, "kronecker": 0.95}
+DEFAULT_ENERGY = {"subspace": 0.9, "kronecker": 0.95}
 """Share to protect, by kind: what kept the answers and most of the learning (docs/ablation.md)."""
 
 
