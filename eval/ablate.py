@@ -17,8 +17,10 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 from aegis_eval import experiment_stages
 from aegis_eval.ablation_page import write_page
 from aegis_eval.ablation_statistics import Frontier, Run
+from aegis_eval.experiment_folder import claimed
+from aegis_eval.launchers import run_jobs
 from aegis_eval.provenance import provenance
-from aegis_eval.stages import Job, Stage, run_jobs
+from aegis_eval.stages import Job, Stage
 from aegis_eval.training_log import read_curves
 from aegis_eval.variants import ANCHORS, VARIANTS
 from aegis_policy import cli
@@ -75,7 +77,8 @@ class AblateConfig:
         samples: questions asked of each trained backbone.
         frames: at which the action error is measured.
         jobs: trainings at once.
-        redraw: instead of running anything, write table and figures of this `ablation.json` to `output_dir`.
+        redraw: instead of running anything, compute intervals, table and figures again from the runs in this
+            `ablation.json` and write them to `output_dir`.
     """
 
     output_dir: Path = Path("outputs/ablation")
@@ -113,10 +116,16 @@ def ablate(config: AblateConfig) -> Path:
         AegisError: flags that cannot be, a folder with trainings of other flags, or a job that failed.
     """
     if config.redraw is not None:
-        return write_page(json.loads(config.redraw.read_text()), config.output_dir)
-    started = time.monotonic()
+        results = json.loads(config.redraw.read_text())
+        results["frontier"] = Frontier.of([Run(**run) for run in results["runs"]]).to_dict()
+        return write_page(results, config.output_dir)
     _check(config)
-    _claim(config)
+    with claimed(config.output_dir, "setting.json", {name: getattr(config, name) for name in _TRAINING}):
+        return _ablate(config)
+
+
+def _ablate(config: AblateConfig) -> Path:
+    started = time.monotonic()
     root = config.output_dir
     variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
     anchors = {anchor for name in variants if (anchor := VARIANTS[name].anchor) is not None}
@@ -162,24 +171,8 @@ def _check(config: AblateConfig) -> None:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
 
 
-def _claim(config: AblateConfig) -> None:
-    """Note in the folder how its trainings are made, or check that it is how they were made."""
-    note = config.output_dir / "setting.json"
-    setting = {name: getattr(config, name) for name in _TRAINING}
-    if note.is_file():
-        noted = json.loads(note.read_text())
-        if differing := [name for name in _TRAINING if noted.get(name) != setting[name]]:
-            raise AegisError(
-                f"--output_dir={config.output_dir} holds trainings with --{differing[0]}={noted.get(differing[0])}: "
-                "give the same, or another folder."
-            )
-        return
-    with atomic_write(note) as beside:
-        beside.write_text(json.dumps(setting, indent=2))
-
-
 def _run(jobs: list[Job], config: AblateConfig, title: str) -> None:
-    failed = run_jobs(jobs, config.output_dir / "logs", at_once=config.jobs, title=title)
+    failed = run_jobs(jobs, at_once=config.jobs, title=title)
     if failed:
         name, error = next(iter(failed.items()))
         raise AegisError(f"{len(failed)} of {len(jobs)} {title} failed, the first is {name}: {error}")
@@ -207,7 +200,7 @@ def _recordings(config: AblateConfig) -> list[Job]:
         )
         for name, (split, seed, episodes) in kinds.items()
     ]
-    return [Job(stage.name, [stage]) for stage in stages]
+    return [Job(stage.name, [stage], config.output_dir / "logs") for stage in stages]
 
 
 def _pretrained_job(config: AblateConfig) -> Job:
@@ -216,7 +209,7 @@ def _pretrained_job(config: AblateConfig) -> Job:
     stage = experiment_stages.questions(
         name, config.output_dir / name, vlm=config.vlm, samples=config.samples, split=config.split
     )
-    return Job(name, [stage])
+    return Job(name, [stage], config.output_dir / "logs")
 
 
 def _anchor_job(config: AblateConfig, name: str) -> Job:
@@ -225,7 +218,8 @@ def _anchor_job(config: AblateConfig, name: str) -> Job:
     if config.cameras is not None:
         flags.append(f"--cameras={config.cameras}")
     command = ["aegis-anchor", f"--vlm={config.vlm}", f"--out={out}", *flags]
-    return Job(f"anchor-{name}", [Stage(f"anchor-{name}", f"anchor {name}", out, command)])
+    stage = Stage(f"anchor-{name}", f"anchor {name}", out, command)
+    return Job(stage.name, [stage], config.output_dir / "logs")
 
 
 def _folder(config: AblateConfig, variant: str, seed: int) -> Path:
@@ -277,6 +271,7 @@ def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
                 split=config.split,
             ),
         ],
+        config.output_dir / "logs",
     )
 
 

@@ -1,10 +1,7 @@
 """Retention against action error, over seeds: what an ablation can conclude, with intervals.
 
 Runs of one seed share demonstrations, initial expert and order of samples, and all runs are asked the same questions
-and compared at the same frames: differences are paired. Intervals come from a hierarchical bootstrap that resamples
-seeds, then scenes and episodes, in the same way for every variant.
-
-Shapes: R resamples, K seeds, N questions, E episodes.
+and compared at the same frames: differences are paired. Intervals come from `aegis_eval.resampling`.
 """
 
 import json
@@ -15,12 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from aegis_eval.metrics import Interval
-
-_RESAMPLES = 4000
-Array = NDArray[np.float64]
+from aegis_eval.resampling import Estimate, Resampling, bits, estimate
 
 
 @dataclass(frozen=True)
@@ -81,14 +74,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    ci: Interval
-
-
-@dataclass(frozen=True)
 class VariantResult:
     """One variant over its seeds.
 
@@ -134,65 +119,31 @@ class Frontier:
             raise ValueError(
                 f"every variant needs the same seeds, none and stop_gradient among them: {seeds}"
             )
-        draw = _Resampling(runs[0], len(grouped["none"]), np.random.default_rng(seed))
-        reference = _bits(runs[0].pretrained)
-        correct = {name: np.stack([_bits(run.correct) for run in group]) for name, group in grouped.items()}
+        count = len(grouped["none"])
+        questions = Resampling(count, groups_N=runs[0].scenes, seed=seed)
+        episodes = Resampling(
+            count, count=len(runs[0].episode_errors), weights_N=runs[0].episode_frames, seed=seed
+        )
+        reference = bits(runs[0].pretrained)
+        correct = {name: np.stack([bits(run.correct) for run in group]) for name, group in grouped.items()}
         errors = {name: np.array([run.episode_errors for run in group]) for name, group in grouped.items()}
-        accuracy = {name: draw.questions(values) for name, values in correct.items()}
-        error = {name: draw.episodes(values) for name, values in errors.items()}
-        before = draw.questions(np.repeat(reference[None], len(grouped["none"]), axis=0))
+        accuracy = {name: questions.means(values) for name, values in correct.items()}
+        error = {name: episodes.means(values) for name, values in errors.items()}
+        before = questions.means(np.repeat(reference[None], count, axis=0))
         gain = error["stop_gradient"] - error["none"]
-        told_apart = _interval(gain)[0] > 0
+        told_apart = estimate(gain).ci[0] > 0
         variants = {
             name: VariantResult(
-                accuracy=_estimate(accuracy[name]),
-                retained=_estimate(accuracy[name] / before),
-                action_error=_estimate(error[name]),
-                gain_kept=_estimate((error["stop_gradient"] - error[name]) / gain) if told_apart else None,
+                accuracy=estimate(accuracy[name]),
+                retained=estimate(accuracy[name] / before),
+                action_error=estimate(error[name]),
+                gain_kept=estimate((error["stop_gradient"] - error[name]) / gain) if told_apart else None,
                 by_seed=[(run.accuracy, run.action_error) for run in group],
             )
             for name, group in grouped.items()
         }
-        return cls(float(reference.mean()), _estimate(gain), variants)
+        return cls(float(reference.mean()), estimate(gain), variants)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
-
-
-class _Resampling:
-    """Weights of `_RESAMPLES` draws, after one of ones: the first entry of every result is the plain estimate."""
-
-    def __init__(self, like: Run, seeds: int, rng: np.random.Generator) -> None:
-        _, scene_of = np.unique(like.scenes, return_inverse=True)
-        self._seeds_RK = _weights(rng, seeds)
-        self._questions_RN = _weights(rng, int(scene_of.max()) + 1)[:, scene_of]
-        self._episodes_RE = _weights(rng, len(like.episode_errors)) * like.episode_frames
-
-    def questions(self, correct_KN: Array) -> Array:
-        return self._mean(correct_KN, self._questions_RN)
-
-    def episodes(self, errors_KE: Array) -> Array:
-        return self._mean(errors_KE, self._episodes_RE)
-
-    def _mean(self, values_KN: Array, weights_RN: Array) -> Array:
-        means_RK = weights_RN @ values_KN.T / weights_RN.sum(1, keepdims=True)
-        return (means_RK * self._seeds_RK).sum(1) / self._seeds_RK.sum(1)
-
-
-def _weights(rng: np.random.Generator, count: int) -> Array:
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    return np.concatenate([np.ones((1, count)), draws])
-
-
-def _bits(text: str) -> Array:
-    return np.array([int(character) for character in text], dtype=float)
-
-
-def _interval(draws_R: Array) -> Interval:
-    low, high = np.quantile(draws_R[1:], [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _estimate(draws_R: Array) -> Estimate:
-    return Estimate(float(draws_R[0]), _interval(draws_R))

@@ -22,6 +22,13 @@ def anchor() -> None:
     main()
 
 
+def compare() -> None:
+    """`aegis-compare`."""
+    from aegis_eval.compare import main
+
+    main()
+
+
 def demo() -> None:
     """`aegis-demo`."""
     from aegis_eval.demo import main
@@ -39,6 +46,13 @@ def drift() -> None:
 def pretrain() -> None:
     """`aegis-pretrain`."""
     from aegis_eval.pretrain import main
+
+    main()
+
+
+def report() -> None:
+    """`aegis-report`."""
+    from aegis_eval.report import main
 
     main()
 

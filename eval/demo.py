@@ -5,19 +5,17 @@ rolled out and questioned, and the report is written. Every stage leaves its res
 was interrupted continues with the first stage that did not finish.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aegis_eval import experiment_stages
+from aegis_eval.experiment_folder import claimed
 from aegis_eval.provenance import provenance
 from aegis_eval.report import RunSummary, write_report
 from aegis_eval.stages import Stage, run_stage
 from aegis_policy import cli
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
 """Protection -> how the page calls its run."""
@@ -67,11 +65,15 @@ def demo(config: DemoConfig) -> Path:
         config.episodes, config.steps, config.batch_size = 4, 4, 2
         config.eval_episodes, config.samples = 2, 24
     started = time.monotonic()
-    _claim(config)
+    with claimed(config.output_dir, "demo.json", _plain(config)):
+        stages = _stages(config)
+        for number, stage in enumerate(stages, start=1):
+            _run(stage, f"[{number}/{len(stages)}]", config.output_dir / "logs")
+        return _report(config, started)
+
+
+def _report(config: DemoConfig, started: float) -> Path:
     root = config.output_dir
-    stages = _stages(config)
-    for number, stage in enumerate(stages, start=1):
-        _run(stage, f"[{number}/{len(stages)}]", root / "logs")
     runs = [
         RunSummary.read(
             name,
@@ -86,7 +88,7 @@ def demo(config: DemoConfig) -> Path:
         root / "report.html",
         runs,
         title="AEGIS demo: robot skill and retained knowledge",
-        provenance=provenance(config.seed, seconds, config=_plain(config)),
+        described=provenance(config.seed, seconds, config=_plain(config)),
     )
     print(f"\n{_table(runs)}\n\nwrote {page}")
     return page
@@ -143,25 +145,6 @@ def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
             seed=config.seed,
         ),
     ]
-
-
-def _claim(config: DemoConfig) -> None:
-    """Note the flags in `--output_dir`, or check that the ones noted there are the same."""
-    note = config.output_dir / "demo.json"
-    flags = _plain(config)
-    if note.is_file():
-        if json.loads(note.read_text()) != flags:
-            raise AegisError(
-                f"--output_dir={config.output_dir} holds a demo made with other flags: choose another folder or "
-                "remove it."
-            )
-    elif config.output_dir.exists() and any(config.output_dir.iterdir()):
-        raise AegisError(
-            f"--output_dir={config.output_dir} already holds files that are no demo: choose another folder."
-        )
-    else:
-        with atomic_write(note) as beside:
-            beside.write_text(json.dumps(flags, indent=2))
 
 
 def _run(stage: Stage, number: str, logs: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -18,14 +19,14 @@ from aegis_eval.metrics import Interval
 from aegis_eval.training_log import Curve
 
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+SERIES = tuple(f"#0404{index:02x}" for index in range(1, 11))
 """Stand-ins for `--series-0` ..., one a run; `MUTED` is for the pretrained model and the blind baseline."""
 
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
     color: f"--series-{index}" for index, color in enumerate(SERIES)
 }
 _LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-_MARKERS = ("o", "s", "D", "^", "v", "P")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -43,6 +44,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+_NOTE: dict[str, Any] = {"color": MUTED, "fontsize": 8, "textcoords": "offset points", "xytext": (3, 3)}
 _WIDTH = 4.6
 """Inches; narrow enough to be read on a phone without shrinking."""
 
@@ -82,10 +84,7 @@ def rate_figure(
         axes.errorbar(
             [100 * point.rate for _, point in places],
             [place for place, _ in places],
-            xerr=[
-                [100 * max(0.0, point.rate - point.ci[0]) for _, point in places],
-                [100 * max(0.0, point.ci[1] - point.rate) for _, point in places],
-            ],
+            xerr=_spans([point for _, point in places]),
             fmt=marker,
             color=color,
             markersize=5,
@@ -112,6 +111,50 @@ def rate_figure(
     return _svg(figure, description)
 
 
+def scatter_figure(
+    series: Mapping[str, Sequence[tuple[Point, Point]]],
+    *,
+    lines: Mapping[str, tuple[float | None, float | None]],
+    labels: tuple[str, str],
+    description: str,
+) -> str:
+    """Two rates in per cent against each other, one dot with two intervals a run.
+
+    Args:
+        series: protection -> (across, up) of each of its runs.
+        lines: what a reference is called -> where its line stands, across or up or both.
+        labels: of the axes.
+        description: what a screen reader says.
+    """
+    figure, axes = _axes(3.6)
+    for name, (across, up) in lines.items():
+        if across is not None:
+            axes.axvline(100 * across, color=MUTED, linestyle=(0, (4, 2)), linewidth=1)
+            axes.annotate(
+                name, (100 * across, 0.02), xycoords=("data", "axes fraction"), rotation=90, **_NOTE
+            )
+        if up is not None:
+            axes.axhline(100 * up, color=MUTED, linestyle=(0, (4, 2)), linewidth=1)
+            axes.annotate(name, (0.02, 100 * up), xycoords=("axes fraction", "data"), **_NOTE)
+    for index, (name, points) in enumerate(series.items()):
+        color, marker = _look(index)
+        axes.errorbar(
+            [100 * across.rate for across, _ in points],
+            [100 * up.rate for _, up in points],
+            xerr=_spans([across for across, _ in points]),
+            yerr=_spans([up for _, up in points]),
+            fmt=marker,
+            color=color,
+            markersize=6,
+            elinewidth=0.8,
+            label=name,
+        )
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    _legend(axes, figure)
+    return _svg(figure, description)
+
+
 def curve_figure(
     curves: Mapping[str, Curve], runs: Sequence[str], *, log: bool = False, description: str
 ) -> str:
@@ -132,6 +175,14 @@ def curve_figure(
     _legend(axes, figure)
     ends = (f"{name} from {curve.values[0]:.3g} to {curve.values[-1]:.3g}" for name, curve in curves.items())
     return _svg(figure, f"{description}; {', '.join(ends)}")
+
+
+def _spans(points: Sequence[Point]) -> list[list[float]]:
+    """How far the intervals reach down and up, in per cent, as error bars want it."""
+    return [
+        [100 * max(0.0, point.rate - point.ci[0]) for point in points],
+        [100 * max(0.0, point.ci[1] - point.rate) for point in points],
+    ]
 
 
 def _axes(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:

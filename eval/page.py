@@ -21,12 +21,12 @@ _CSS = """
   --page: #f7f7f5; --card: #ffffff; --ink: #1d1f24; --soft: #5a5f6a; --muted: #757b87; --grid: #d5d7db;
   --good: #14693f; --bad: #a83220;
   --series-0: #b4520a; --series-1: #1f63b0; --series-2: #17775a; --series-3: #7a3fa8; --series-4: #a3246a;
-  --series-5: #5c6b10; }
+  --series-5: #5c6b10; --series-6: #0f6f86; --series-7: #8a4b2f; --series-8: #5a5fb0; --series-9: #4d5563; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14161a; --card: #1d2026; --ink: #e8e9ec; --soft: #a9afba; --muted: #9299a5; --grid: #3b404a;
   --good: #6fcf9b; --bad: #f08d7c;
   --series-0: #f29a4a; --series-1: #74aef2; --series-2: #56c9a2; --series-3: #c29af0; --series-4: #f08abf;
-  --series-5: #bccb62; } }
+  --series-5: #bccb62; --series-6: #6cc8de; --series-7: #d9a58b; --series-8: #a9aef2; --series-9: #b5bcc8; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }

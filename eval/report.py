@@ -1,21 +1,106 @@
-"""One self-contained HTML page about one or more runs: both skills, with intervals, figures and videos.
+"""`aegis-report`: one self-contained HTML page about finished runs: both skills, with intervals, figures and videos.
 
-Takes finished results (`aegis_eval.run_summary`); computes none.
+Of a comparison (`aegis-compare`) it is the comparison's page, computed again from its raw JSON; of any other folder it
+is one about the runs found in it.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from aegis_eval import page
+from aegis_eval.comparison_page import write_comparison
+from aegis_eval.provenance import provenance
 from aegis_eval.report_figures import headline, retention, success, training
 from aegis_eval.report_media import films, questions
 from aegis_eval.run_summary import Json, RunSummary, read_vqa
+from aegis_eval.training_log import parse_training_log
+from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
 
-__all__ = ["RunSummary", "read_vqa", "write_report"]
+__all__ = ["ReportConfig", "RunSummary", "main", "read_vqa", "report", "write_report"]
+
+
+@dataclass
+class ReportConfig:
+    """Flags of `aegis-report`.
+
+    Attributes:
+        runs: the `--output_dir` of `aegis-compare` or its `comparison.json`; else a folder with a folder for every run,
+            in which the outputs of `lerobot-eval`, `aegis-vqa` and `lerobot-train` (`*.log`) are looked for.
+        output_dir: where the page goes, by default into `runs`.
+        title: heading of the page.
+    """
+
+    runs: Path
+    output_dir: Path | None = None
+    title: str = "Robot skill and retained knowledge"
+
+
+def main() -> None:
+    """Entry point of `aegis-report`."""
+    cli.run(ReportConfig, report)
+
+
+def report(config: ReportConfig) -> Path:
+    """Write the page (`report.html`); of a comparison also its table as Markdown and its numbers as JSON.
+
+    Raises:
+        AegisError: there are no runs, or something among them is not readable.
+    """
+    source = config.runs / "comparison.json" if config.runs.is_dir() else config.runs
+    if source.is_file():
+        try:
+            results = json.loads(source.read_text())
+            media = source.parent / "runs"
+            return write_comparison(
+                results, config.output_dir or source.parent, runs=media if media.is_dir() else None
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AegisError(
+                f"--runs={config.runs} is not what aegis-compare writes ({type(error).__name__}: {error})."
+            ) from error
+    if not config.runs.is_dir():
+        raise AegisError(f"--runs={config.runs} does not exist: name a folder of runs or a comparison.json.")
+    runs = find_runs(config.runs)
+    if not runs:
+        raise AegisError(
+            f"--runs={config.runs} holds no folder with results of lerobot-eval or aegis-vqa: name the folder that "
+            "the runs' folders are in."
+        )
+    written = write_report(
+        (config.output_dir or config.runs) / "report.html",
+        runs,
+        title=config.title,
+        described=provenance(0, 0.0),
+    )
+    print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
+    return written
+
+
+def find_runs(folder: Path) -> list[RunSummary]:
+    """A summary of every folder in `folder` that holds results, by name."""
+    runs = []
+    for run in sorted(path for path in folder.iterdir() if path.is_dir()):
+        rolled = sorted(run.rglob("eval_info.json"))
+        asked = sorted(run.rglob("samples.jsonl"))
+        logs = [*sorted(run.rglob("*.log")), folder / "logs" / f"{run.name}-training.log"]
+        training = [
+            log for log in logs if log.is_file() and parse_training_log(log.read_text(errors="replace"))
+        ]
+        if rolled or asked:
+            runs.append(
+                RunSummary.read(
+                    run.name,
+                    eval_dir=rolled[0].parent if rolled else None,
+                    vqa_dir=asked[0].parent if asked else None,
+                    training_log=training[0] if training else None,
+                )
+            )
+    return runs
 
 
 def write_report(
@@ -23,7 +108,7 @@ def write_report(
     runs: Sequence[RunSummary],
     *,
     title: str = "Robot skill and retained knowledge",
-    provenance: Json | None = None,
+    described: Json | None = None,
     videos_per_task: int = 2,
     examples: int = 6,
 ) -> Path:
@@ -33,7 +118,7 @@ def write_report(
         path: the HTML file.
         runs: one or more, in the order to show them.
         title: heading of the page.
-        provenance: JSON-able, shown at the end.
+        described: where the numbers come from, JSON-able, shown at the end.
         videos_per_task: of each run, a success and a failure where both were filmed.
         examples: questions shown with their images.
 
@@ -52,7 +137,7 @@ def write_report(
             training(runs),
             films(runs, videos_per_task),
             questions(runs, examples),
-            _provenance(runs, provenance),
+            _provenance(runs, described),
         ]
     )
     path = Path(path)
@@ -61,11 +146,15 @@ def write_report(
     return path
 
 
-def _provenance(runs: Sequence[RunSummary], provenance: Json | None) -> str:
+def _provenance(runs: Sequence[RunSummary], described: Json | None) -> str:
     known = {run.name: run.vqa["provenance"] for run in runs if run.vqa and "provenance" in run.vqa}
-    data = {**({"report": provenance} if provenance else {}), **known}
+    data = {**({"report": described} if described else {}), **known}
     if not data:
         return ""
     text = escape(json.dumps(data, indent=2, default=str))
     summary = "<summary>Commands, versions, seeds, hardware</summary>"
     return f"<h2>Provenance</h2><details>{summary}<pre>{text}</pre></details>"
+
+
+if __name__ == "__main__":
+    main()

@@ -8,13 +8,14 @@ from aegis_eval.figures import SERIES, Point, curve_figure, rate_figure
 from aegis_eval.rollouts import Rollouts, TaskSuccess
 from aegis_eval.run_summary import Json, RunSummary
 
-_CURVES = {
+CURVES = {
     "loss": ("Task loss", "flow-matching loss", True),
     "anchor_distance": ("Drift", "squared W2 distance to the anchor", True),
     "conflict_fraction": ("Conflict", "share of projections in conflict", False),
     "energy_shed": ("Energy shed", "share of gradient energy removed", False),
     "blocked_energy": ("Energy blocked", "share of the update's energy removed", False),
     "weight_penalty": ("Way of the weights", "penalty on it", True),
+    "vqa_accuracy": ("Answers", "accuracy of the probe in training", False),
     "grad_norm": ("Gradient norm", "norm before clipping", True),
 }
 """Figure of training -> heading, what is shown, whether the axis is logarithmic."""
@@ -179,7 +180,7 @@ def _answer_cell(score: Json | None) -> str:
 def training(runs: Sequence[RunSummary]) -> str:
     """A figure for every known training figure that some run logged."""
     cards = []
-    for key, (heading, label, log) in _CURVES.items():
+    for key, (heading, label, log) in CURVES.items():
         curves = {run.name: run.curves[key] for run in runs if key in run.curves}
         if curves:
             names = [run.name for run in runs]

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from aegis_eval import page
 from aegis_eval.benchmarks import sample_images
-from aegis_eval.rollouts import EpisodeVideo
+from aegis_eval.rollouts import EpisodeVideo, read_rollouts
 from aegis_eval.run_summary import Json, RunSummary
 
 
@@ -26,6 +27,39 @@ def films(runs: Sequence[RunSummary], per_task: int) -> str:
                 f'<h3 class="films-of">{escape(run.name)}</h3><div class="films">{"".join(shown)}</div>'
             )
     return f"<h2>Rollouts</h2>{''.join(blocks)}" if blocks else ""
+
+
+def films_side_by_side(rollouts: Mapping[str, Path], episodes: int = 2) -> str:
+    """The same initial states under every protection, those first that tell the protections apart.
+
+    Args:
+        rollouts: name -> output folder of `lerobot-eval`, all with the same seed.
+        episodes: initial states of each task.
+    """
+    videos = {
+        name: {(v.task, v.episode): v for v in read_rollouts(folder).videos}
+        for name, folder in rollouts.items()
+    }
+    shared = set.intersection(*(set(found) for found in videos.values())) if videos else set()
+    blocks = []
+    for task in sorted({task for task, _ in shared}):
+        states = sorted(
+            (key for key in shared if key[0] == task),
+            key=lambda key: (len({found[key].success for found in videos.values()}) == 1, key[1]),
+        )
+        for key in states[:episodes]:
+            shown = []
+            for name, found in videos.items():
+                outcome, tone = ("success", "good") if found[key].success else ("failure", "bad")
+                alt = f"Rollout of {name}, task {task}, episode {key[1]}: {outcome}"
+                caption = f'{escape(name)}: <span class="{tone}">{outcome}</span>'
+                shown.append(page.film(found[key].path, alt, caption))
+            heading = f'<h3 class="films-of">{escape(task)}, initial state {key[1]}</h3>'
+            blocks.append(f'{heading}<div class="films">{"".join(shown)}</div>')
+    if not blocks:
+        return ""
+    text = '<p class="soft">The same scene and instruction under each protection, first seed.</p>'
+    return f"<h2>Side by side</h2>{text}{''.join(blocks)}"
 
 
 def _choose_videos(videos: Iterable[EpisodeVideo], per_task: int) -> Iterable[EpisodeVideo]:

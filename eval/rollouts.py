@@ -23,11 +23,18 @@ class EpisodeVideo:
 
 @dataclass(frozen=True)
 class TaskSuccess:
-    """Episodes of one task: how many there were, how many succeeded, and the Wilson interval of the rate."""
+    """Whether each episode of one task succeeded, in their order; Wilson's interval of the rate."""
 
     task: str
-    successes: int
-    episodes: int
+    outcomes: tuple[bool, ...]
+
+    @property
+    def successes(self) -> int:
+        return sum(self.outcomes)
+
+    @property
+    def episodes(self) -> int:
+        return len(self.outcomes)
 
     @property
     def rate(self) -> float:
@@ -48,11 +55,7 @@ class Rollouts:
     @property
     def overall(self) -> TaskSuccess:
         """All episodes of all tasks together."""
-        return TaskSuccess(
-            ALL_TASKS,
-            sum(task.successes for task in self.tasks),
-            sum(task.episodes for task in self.tasks),
-        )
+        return TaskSuccess(ALL_TASKS, tuple(outcome for task in self.tasks for outcome in task.outcomes))
 
 
 def read_rollouts(directory: Path | str) -> Rollouts:
@@ -83,7 +86,7 @@ def read_rollouts(directory: Path | str) -> Rollouts:
         raise AegisError(
             f"{source} holds no episodes: run lerobot-eval with --eval.n_episodes of at least 1."
         )
-    tasks = tuple(TaskSuccess(task, sum(found), len(found)) for task, found in groups.items())
+    tasks = tuple(TaskSuccess(task, tuple(found)) for task, found in groups.items())
     return Rollouts(tasks, tuple(videos))
 
 

@@ -1,25 +1,30 @@
 """Experiments as commands: a stage is one command that is done when its result exists, a job is stages in a row.
 
 Everything an experiment does it does through the commands a user would type, each in a process of its own with its
-output in a log. Given again, it runs what has not finished; a training goes on from its last checkpoint.
+output in a log. Given again, it runs what has not finished; a training goes on from its last checkpoint. What runs
+many jobs is `aegis_eval.launchers`.
 """
 
+import ctypes
+import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,23 @@ class Stage:
         result: it is done when this exists.
         command: program of this environment, and flags. What an interrupted run left under its `--output_dir` is
             removed, unless it is a training that saved a checkpoint.
+        cost: how long it takes, in the unit of the other stages: progress is counted in it.
     """
 
     name: str
     title: str
     result: Path
     command: list[str]
+    cost: float = 1.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """Stages in a row, independent of other jobs."""
+    """Stages in a row, independent of other jobs; their logs go to the folder `logs`."""
 
     name: str
     stages: Sequence[Stage]
+    logs: Path
 
     @property
     def done(self) -> bool:
@@ -66,7 +74,11 @@ class Processes:
             with self._lock:
                 self.require_running()
                 process = subprocess.Popen(
-                    command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+                    command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environment},
+                    preexec_fn=_end_with_parent,
                 )
                 self._running.add(process)
             try:
@@ -98,7 +110,7 @@ def run_stage(
     *,
     environment: Mapping[str, str] | None = None,
 ) -> float:
-    """Run one stage and return its seconds.
+    """Run one stage and return its seconds; `NAME.json` beside its log says what ran where and for how long.
 
     Raises:
         AegisError: it failed, or did not make its result; names its log.
@@ -125,74 +137,33 @@ def run_stage(
         raise AegisError(
             f"{command[0]} ended with status {status} ({''.join(last)}): read {log} for the rest."
         )
-    return time.monotonic() - started
+    seconds = time.monotonic() - started
+    record = {
+        "command": [command[0], *command[1:]],
+        "seconds": round(seconds, 1),
+        "host": platform.node(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with atomic_write(logs / f"{stage.name}.json") as beside:
+        beside.write_text(json.dumps(record, indent=2) + "\n")
+    return seconds
 
 
-def run_jobs(
-    jobs: Sequence[Job], logs: Path, *, at_once: int, threads: int | None = None, title: str = "jobs"
-) -> dict[str, AegisError]:
-    """Run jobs, several at once, with a bar over all their stages; a job that fails does not stop the others.
-
-    Args:
-        jobs: what to run; finished stages are not run again.
-        logs: folder of their logs.
-        at_once: how many jobs.
-        threads: of each process, by default an equal share of the cores.
-        title: of the bar.
-
-    Returns:
-        The error of each job that failed.
-    """
-    threads = threads or max(1, (os.cpu_count() or 1) // at_once)
-    failed: dict[str, AegisError] = {}
-    stages = [stage for job in jobs for stage in job.stages]
-    with (
-        tqdm(total=len(stages), desc=title, unit="stage") as bar,
-        ThreadPoolExecutor(at_once) as pool,
-        _ending_processes() as processes,  # innermost: the pool waits for what these run
-    ):
-        bar.update(sum(stage.result.exists() for stage in stages))
-        futures = {
-            pool.submit(_run_job, job, logs, processes, {"OMP_NUM_THREADS": str(threads)}, bar.update): job
-            for job in jobs
-            if not job.done
-        }
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except (AegisError, OSError) as error:
-                failed[futures[future].name] = AegisError(str(error))
-                bar.write(f"{futures[future].name}: {error}")
-    return failed
-
-
-def _run_job(
+def run_job(
     job: Job,
-    logs: Path,
-    processes: Processes,
-    environment: Mapping[str, str],
-    count: Callable[[int], object],
+    processes: Processes | None = None,
+    environment: Mapping[str, str] | None = None,
+    finished: Callable[[Stage], object] = lambda stage: None,
 ) -> None:
+    """Run the stages of a job that have no result yet, one after the other.
+
+    Raises:
+        AegisError: one failed; the rest is left.
+    """
     for stage in job.stages:
         if not stage.result.exists():
-            run_stage(stage, logs, processes, environment=environment)
-            count(1)
-
-
-@contextmanager
-def _ending_processes() -> Iterator[Processes]:
-    """Processes that end with this block, and with a SIGTERM."""
-    processes = Processes()
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
-    try:
-        yield processes
-    except BaseException:
-        processes.stop()
-        raise
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+            run_stage(stage, job.logs, processes, environment=environment)
+            finished(stage)
 
 
 def _continued(command: list[str]) -> list[str]:
@@ -202,3 +173,9 @@ def _continued(command: list[str]) -> list[str]:
         return command
     config = Path(folders[0]) / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
     return [command[0], f"--config_path={config}", "--resume=true"] if config.is_file() else command
+
+
+def _end_with_parent() -> None:
+    """In a new process, before its command: a parent that is killed does not leave it running."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

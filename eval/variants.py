@@ -44,6 +44,7 @@ VARIANTS: dict[str, Variant] = {
     "ewc": _plain("ewc", anchor="fisher"),
     "replay": _plain("replay"),
     "knowledge_insulation": _plain("knowledge_insulation"),
+    "aegis": _plain("aegis"),
     "gaussian": _aegis("protections", "gaussian"),
     "subspace": _aegis("protections", "subspace"),
     "kronecker": _aegis("protections", "kronecker"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aegis_eval.ablation_page import format_table
+from aegis_eval.ablation_statistics import Frontier, Run
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "ablation.md").read_text()
@@ -15,7 +16,8 @@ _RESULTS = _ROOT / "benchmarks" / "results" / "2026-11-23-ablation"
 
 @pytest.mark.parametrize("name", sorted(path.name for path in _RESULTS.glob("*.json")))
 def test_tables_are_those_of_the_json(name: str) -> None:
-    rows = format_table(json.loads((_RESULTS / name).read_text())["frontier"]).splitlines()
+    runs = [Run(**run) for run in json.loads((_RESULTS / name).read_text())["runs"]]
+    rows = format_table(Frontier.of(runs).to_dict()).splitlines()
     for row in rows[3:]:
         assert row in _PAGE
 

@@ -71,7 +71,7 @@ def test_what_is_finished_is_not_run_again(ablation: Path) -> None:
 @pytest.mark.slow
 def test_trainings_of_other_flags_need_another_folder(ablation: Path) -> None:
     done = _ablate(ablation, *QUICK, "--lr=1.0")
-    assert done.returncode == 2 and "holds trainings with --lr=0.0015" in done.stderr
+    assert done.returncode == 2 and "results of other flags (--lr=0.0015, not 1.0)" in done.stderr
 
 
 @pytest.mark.slow

@@ -44,12 +44,12 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(tmp_path: 
 
 def test_a_demo_with_other_flags_needs_another_folder(tmp_path: Path) -> None:
     (tmp_path / "demo.json").write_text(json.dumps({"steps": 1}))
-    with pytest.raises(AegisError, match="other flags"):
+    with pytest.raises(AegisError, match="results of other flags \\(--steps=1, not 300"):
         demo(DemoConfig(output_dir=tmp_path))
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(AegisError, match="that are no demo"):
+    with pytest.raises(AegisError, match="already holds other files"):
         demo(DemoConfig(output_dir=tmp_path))
     assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]

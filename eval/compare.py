@@ -1,0 +1,274 @@
+"""`aegis-compare`: task success and VQA retention of the same checkpoints, across protections and seeds.
+
+Every protection is trained on the same demonstrations through `lerobot-train`, rolled out on the same initial states
+through `lerobot-eval`, and asked the same questions. The runs are independent jobs: stopped at any moment, the same
+command goes on where their files say; `--launcher=ray` spreads them over machines.
+"""
+
+import json
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aegis_envs.env import TabletopEnv
+from aegis_envs.errors import TabletopError
+from aegis_envs.expert import expert_action
+from aegis_envs.tasks import TASKS, parse_tasks
+from aegis_eval.compare_plan import BENCHMARKS, ROLLOUT_SEED, SPLITS, Plan, RunKey, read_seconds
+from aegis_eval.comparison import ComparedRun, Questions
+from aegis_eval.comparison_page import write_comparison
+from aegis_eval.experiment_folder import claimed
+from aegis_eval.launchers import run_jobs, run_jobs_on_ray
+from aegis_eval.provenance import provenance
+from aegis_eval.rollouts import read_rollouts
+from aegis_eval.stages import Job
+from aegis_eval.training_log import Curves, read_curves
+from aegis_eval.variants import VARIANTS
+from aegis_policy import cli
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
+LAUNCHERS = ("local", "ray")
+_FREE = frozenset(
+    {"output_dir", "quick", "dry_run", "jobs", "launcher", "cpus", "gpus"}
+    | {"protections", "seeds", "lr_backbone", "lr_grid"}
+)
+"""Flags that may change from command to command: how to work, and which runs there are."""
+
+
+@dataclass
+class CompareConfig:
+    """Flags of `aegis-compare`.
+
+    Attributes:
+        output_dir: everything goes there; a finished stage is not run again, and protections, seeds and learning rates
+            may be added.
+        protections: names in `aegis_eval.variants.VARIANTS`, with commas; `none` always runs.
+        seeds: trainings of each.
+        quick: a few steps of everything, to see that it works; the numbers mean nothing.
+        task: tabletop task, or several with commas.
+        dataset: a recording of `aegis-record` to train on; by default one is made.
+        episodes: demonstrations to record.
+        steps: training steps.
+        batch_size: samples a step.
+        lr: learning rate of the action expert.
+        lr_backbone: learning rate of the backbone, the same for all.
+        lr_grid: learning rates of the backbone from which each protection gets its own as well, chosen on validation
+            data: the one with the best sum of success and retention; none by default.
+        flow_samples: see `AegisConfig`.
+        policy: further flags of every training, without the leading `--policy.`.
+        device: `cuda` or `cpu`, by default CUDA if there is one.
+        eval_episodes: rollouts of each task, split and run.
+        validation_episodes: rollouts of each task to choose a learning rate by.
+        samples: questions of each benchmark.
+        pairs: scenes of each task in which the instruction is swapped.
+        jobs: runs at once, on this machine.
+        launcher: `local`, or `ray` for the machines of a Ray cluster that share this folder.
+        cpus: cores that each run asks of Ray, and its threads.
+        gpus: GPUs that each run asks of Ray.
+        dry_run: print the plan and how long it may take, and run nothing.
+    """
+
+    output_dir: Path = Path("outputs/compare")
+    protections: str = "none,freeze,stop_gradient,lora,replay,gaussian,aegis"
+    seeds: int = 3
+    quick: bool = False
+    task: str = "reach"
+    dataset: Path | None = None
+    episodes: int = 1000
+    steps: int = 1500
+    batch_size: int = 16
+    lr: float = 5e-4
+    lr_backbone: float = 3e-4
+    lr_grid: list[float] = field(default_factory=list)
+    flow_samples: int = 2
+    policy: list[str] = field(default_factory=list)
+    device: str | None = None
+    eval_episodes: int = 100
+    validation_episodes: int = 50
+    samples: int = 1000
+    pairs: int = 50
+    jobs: int = 1
+    launcher: str = "local"
+    cpus: int = 1
+    gpus: float = 0
+    dry_run: bool = False
+
+
+def main() -> None:
+    """Entry point of `aegis-compare`."""
+    cli.run(CompareConfig, compare)
+
+
+def compare(config: CompareConfig) -> Path | None:
+    """Run what has not been run; write `comparison.json` and the page, and name them.
+
+    Raises:
+        AegisError: flags that cannot be, a folder of other flags, or jobs that failed.
+    """
+    if config.quick:
+        config.protections, config.seeds, config.episodes, config.steps = "none,aegis", 2, 4, 4
+        config.batch_size, config.eval_episodes, config.validation_episodes = 2, 2, 1
+        config.samples, config.pairs = 24, 1
+    _check(config)
+    config.output_dir = config.output_dir.resolve()  # workers of a cluster start elsewhere
+    config.dataset = config.dataset and config.dataset.resolve()
+    plan = Plan(config)
+    if config.dry_run:
+        print(plan.describe(config.jobs))
+        return None
+    setting = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    with claimed(config.output_dir, "setting.json", setting):
+        return _run(config, plan)
+
+
+def _run(config: CompareConfig, plan: Plan) -> Path:
+    started = time.monotonic()
+    plan.write_manifest()
+    _launch(plan.preparations(), config, "preparations")
+    if config.lr_grid:
+        _launch(plan.tuning(), config, "choosing learning rates")
+    plan.write_manifest()
+    _launch(plan.runs(), config, "runs")
+    plan.write_manifest()
+    results = {
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "protections": {name: list(VARIANTS[name].flags) for name in plan.protections},
+        "expert": {split: _expert_successes(config, split) for split in SPLITS},
+        "questions": {name: asdict(_questions(plan.pretrained(name))) for name in BENCHMARKS},
+        "runs": [
+            asdict(_read(key, plan.folder(key)))
+            for key in dict.fromkeys([*plan.common_keys(), *plan.tuned_keys()])
+        ],
+        "tuned": plan.chosen_lrs(),
+        "tuning": [asdict(each) for each in plan.tuning_scores()],
+        "provenance": provenance(ROLLOUT_SEED, time.monotonic() - started),
+    }
+    with atomic_write(config.output_dir / "comparison.json") as beside:
+        beside.write_text(json.dumps(results) + "\n")
+    return write_comparison(results, config.output_dir, runs=config.output_dir / "runs")
+
+
+def _read(key: RunKey, folder: Path) -> ComparedRun:
+    """Collect a finished run; its curves are written beside it as `metrics.jsonl`, a step a line."""
+    curves = read_curves(folder / "logs" / "training.log")
+    swaps = json.loads((folder / "swap.json").read_text())["tasks"]
+    drift = json.loads((folder / "drift.json").read_text())
+    _write_metrics(curves, folder / "metrics.jsonl")
+    return ComparedRun(
+        protection=key.protection,
+        lr=key.lr,
+        seed=key.seed,
+        rollouts={
+            split: {
+                task.task: "".join(str(int(outcome)) for outcome in task.outcomes)
+                for task in read_rollouts(folder / f"rollouts-{split}").tasks
+            }
+            for split in SPLITS
+        },
+        answers={name: _bits(folder / f"vqa-{name}", "correct") for name in BENCHMARKS},
+        swaps={
+            task: {count: probe[count] for count in ("pairs", "followed", "changed")}
+            for task, probe in swaps.items()
+        },
+        drift=drift["drift"],
+        drift_per_layer=[layer["drift"] for layer in drift["per_layer"]],
+        curves={name: asdict(curve) for name, curve in curves.items()},
+        seconds=dict(read_seconds(folder / "logs")),
+    )
+
+
+def _write_metrics(curves: Curves, path: Path) -> None:
+    by_step: dict[int, dict[str, float]] = {}
+    for name, curve in curves.items():
+        for step, value in zip(curve.steps, curve.values, strict=True):
+            by_step.setdefault(step, {})[name] = value
+    with atomic_write(path) as beside:
+        beside.write_text(
+            "".join(json.dumps({"step": step, **by_step[step]}) + "\n" for step in sorted(by_step))
+        )
+
+
+def _questions(folder: Path) -> Questions:
+    samples = _samples(folder)
+    return Questions(
+        types=[sample["type"] for sample in samples],
+        scenes=[int(sample["id"].split("/")[3]) for sample in samples],
+        pretrained=_bits(folder, "correct"),
+    )
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def _bits(folder: Path, key: str) -> str:
+    return "".join(str(int(sample[key])) for sample in _samples(folder))
+
+
+def _expert_successes(config: CompareConfig, split: str) -> dict[str, str]:
+    """What the scripted expert, which sees the simulator's state, makes of the same initial states."""
+    outcomes = {}
+    for task in parse_tasks(config.task):
+        with closing(TabletopEnv(task, split)) as env:
+            seeds = range(ROLLOUT_SEED, ROLLOUT_SEED + config.eval_episodes)
+            outcomes[task] = "".join(str(int(_expert_succeeds(env, seed))) for seed in seeds)
+    return outcomes
+
+
+def _expert_succeeds(env: TabletopEnv, seed: int) -> bool:
+    env.reset(seed=seed)
+    assert env.episode is not None
+    for _ in range(TASKS[env.task].max_steps):
+        if (outcome := env.advance(expert_action(env.sim, env.episode))) is not None:
+            return outcome == "success"
+    return False
+
+
+def _check(config: CompareConfig) -> None:
+    cli.require_at_least(
+        config,
+        seeds=1,
+        episodes=1,
+        steps=1,
+        batch_size=1,
+        eval_episodes=1,
+        validation_episodes=1,
+        samples=1,
+        pairs=1,
+        jobs=1,
+        cpus=1,
+        gpus=0,
+    )
+    if config.launcher not in LAUNCHERS:
+        raise AegisError(f"--launcher={config.launcher} is unknown: choose {' or '.join(LAUNCHERS)}.")
+    names = config.protections.split(",")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise AegisError(f"--protections: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
+    if min([config.lr, config.lr_backbone, *config.lr_grid]) <= 0:
+        raise AegisError("--lr, --lr_backbone and --lr_grid must be positive.")
+    if config.lr_grid and config.lr_backbone not in config.lr_grid:
+        raise AegisError(
+            f"--lr_grid={config.lr_grid} must hold --lr_backbone={config.lr_backbone}, the rate common to all."
+        )
+    try:
+        parse_tasks(config.task)
+    except TabletopError as error:
+        raise AegisError(str(error).replace("--env.", "--")) from error
+    if config.dataset is not None and not (config.dataset / "meta" / "info.json").is_file():
+        raise AegisError(f"--dataset={config.dataset} holds no LeRobotDataset: record or name another one.")
+
+
+def _launch(jobs: list[Job], config: CompareConfig, title: str) -> None:
+    if config.launcher == "ray":
+        failed = run_jobs_on_ray(jobs, cpus=config.cpus, gpus=config.gpus, title=title)
+    else:
+        failed = run_jobs(jobs, at_once=config.jobs, title=title)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise AegisError(
+            f"{len(failed)} of {len(jobs)} {title} failed, the first is {name}: {error} What finished is kept: "
+            "mend it and give the same command again."
+        )

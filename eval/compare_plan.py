@@ -1,0 +1,375 @@
+"""The jobs of `aegis-compare`: which trainings, what is measured of each, and how long it may take.
+
+What has happened is read from the files that the jobs leave, so a plan that was interrupted is the same plan.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from aegis_envs.tasks import parse_tasks
+from aegis_eval import experiment_stages
+from aegis_eval.rollouts import read_rollouts
+from aegis_eval.run_summary import read_vqa
+from aegis_eval.stages import Job, Stage
+from aegis_eval.variants import ANCHORS, VARIANTS
+from aegis_policy.files import atomic_write
+
+SPLITS = ("test", "unseen")
+BENCHMARKS = ("tabletop", "tabletop_robot")
+ROLLOUT_SEED = 1000
+NOT_TUNED = frozenset({"freeze", "stop_gradient"})
+"""Their backbone does not learn, so it has no learning rate."""
+_VALIDATION_SEED = 1_000_003
+"""Of rollouts on `train` scenes, far from any seed of the demonstrations."""
+_TUNING_SEED = 0
+_DRIFT_SAMPLES = 200
+_START_S = 10.0
+_STEP_OVER_NONE = {
+    "replay": 1.4,
+    "knowledge_insulation": 1.3,
+    "gaussian": 1.2,
+    "freeze": 0.82,
+    "stop_gradient": 0.82,
+}
+"""`benchmarks/step_cost.py`; what is not named costs about as much as `none`."""
+
+
+class Settings(Protocol):
+    """What a plan needs of the flags; see `aegis_eval.compare.CompareConfig`."""
+
+    output_dir: Path
+    protections: str
+    seeds: int
+    task: str
+    dataset: Path | None
+    episodes: int
+    steps: int
+    batch_size: int
+    lr: float
+    lr_backbone: float
+    lr_grid: list[float]
+    flow_samples: int
+    policy: list[str]
+    device: str | None
+    eval_episodes: int
+    validation_episodes: int
+    samples: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Which training: protection, learning rate of the backbone, seed."""
+
+    protection: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.protection.replace(' ', '_')}-lr{self.lr:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a learning rate is chosen by: success on validation scenes, and answers kept on validation questions."""
+
+    protection: str
+    lr: float
+    success: float
+    retained: float
+
+    @property
+    def score(self) -> float:
+        """Both skills count the same."""
+        return self.success + self.retained
+
+
+class Plan:
+    """The jobs of a comparison and where their results are."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.root = settings.output_dir
+        self.protections = list(dict.fromkeys(["none", *settings.protections.split(",")]))
+
+    def folder(self, key: RunKey) -> Path:
+        """Everything about one run."""
+        return self.root / "runs" / key.name
+
+    def pretrained(self, benchmark: str, split: str = "test") -> Path:
+        """What the pretrained model answered."""
+        return self.root / f"pretrained-{benchmark}-{split}"
+
+    def preparations(self) -> list[Job]:
+        """Demonstrations, anchors, and the pretrained model's answers, whose pictures several runs want at once."""
+        settings, jobs = self.settings, []
+        if settings.dataset is None:
+            recording = experiment_stages.recording(
+                "recording", self._data, split="train", task=settings.task, episodes=settings.episodes, seed=0
+            )
+            jobs.append(self._job([replace(recording, cost=_START_S + 0.45 * settings.episodes)]))
+        asked = [(benchmark, "test") for benchmark in BENCHMARKS]
+        asked += [(BENCHMARKS[0], "val")] if settings.lr_grid else []
+        for benchmark, split in asked:
+            folder = self.pretrained(benchmark, split)
+            stage = experiment_stages.questions(
+                folder.name,
+                folder,
+                vlm="embedded",
+                samples=settings.samples,
+                split=split,
+                benchmark=benchmark,
+            )
+            jobs.append(self._job([replace(stage, cost=_START_S + 0.05 * settings.samples)]))
+        for name in sorted({anchor for each in self.protections if (anchor := VARIANTS[each].anchor)}):
+            flags = [flag.format(data=self._data) for flag in ANCHORS[name]]
+            command = ["aegis-anchor", "--vlm=embedded", f"--out={self._anchor(name)}", *flags]
+            stage = Stage(f"anchor-{name}", f"anchor {name}", self._anchor(name), command, cost=200.0)
+            jobs.append(self._job([stage]))
+        return jobs
+
+    def tuning(self) -> list[Job]:
+        """One training of each protection at every learning rate of the grid, measured on validation data."""
+        return [
+            Job(key.name, [self._training(key), *self._validation(key)], self.folder(key) / "logs")
+            for key in self._tuning_keys()
+        ]
+
+    def common_keys(self) -> list[RunKey]:
+        """All protections at the same learning rate."""
+        seeds, lr = range(self.settings.seeds), self.settings.lr_backbone
+        return [RunKey(protection, lr, seed) for seed in seeds for protection in self.protections]
+
+    def tuned_keys(self) -> list[RunKey]:
+        """All protections, each at its own; none as long as not all validation is done."""
+        chosen = self.chosen_lrs()
+        return [replace(key, lr=chosen[key.protection]) for key in self.common_keys()] if chosen else []
+
+    def runs(self) -> list[Job]:
+        """Everything that is reported, measured on test data."""
+        return [
+            Job(key.name, [self._training(key), *self._test(key)], self.folder(key) / "logs")
+            for key in dict.fromkeys([*self.common_keys(), *self.tuned_keys()])
+        ]
+
+    def tuning_scores(self) -> list[Validation]:
+        """What has been measured on validation data so far."""
+        scores = []
+        for key in self._tuning_keys():
+            rollouts, answers = self.folder(key) / "rollouts-val", self.folder(key) / "vqa-tabletop-val"
+            if (rollouts / "eval_info.json").is_file() and (answers / "results.json").is_file():
+                vqa = read_vqa(answers)
+                success = read_rollouts(rollouts).overall.rate
+                retained = vqa["accuracy"] / vqa["pretrained"]["accuracy"]
+                scores.append(Validation(key.protection, key.lr, success, retained))
+        return scores
+
+    def chosen_lrs(self) -> dict[str, float]:
+        """The learning rate of each protection with the best score, ties going to the lower; {} while some are open."""
+        scores = self.tuning_scores()
+        if not scores or len(scores) < len(self._tuning_keys()):
+            return {}
+        best = {
+            protection: max(
+                (each for each in scores if each.protection == protection),
+                key=lambda each: (each.score, -each.lr),
+            ).lr
+            for protection in {each.protection for each in scores}
+        }
+        return {
+            protection: best.get(protection, self.settings.lr_backbone) for protection in self.protections
+        }
+
+    def write_manifest(self) -> Path:
+        """`manifest.json`: every job and stage known by now, with its command, its result and whether that exists."""
+        jobs = [*self.preparations(), *(self.tuning() if self.settings.lr_grid else []), *self.runs()]
+        manifest = [
+            {
+                "job": job.name,
+                "done": job.done,
+                "stages": [
+                    {
+                        "name": stage.name,
+                        "command": stage.command,
+                        "result": str(stage.result),
+                        "done": stage.result.exists(),
+                    }
+                    for stage in job.stages
+                ],
+            }
+            for job in jobs
+        ]
+        path = self.root / "manifest.json"
+        with atomic_write(path) as beside:
+            beside.write_text(json.dumps(manifest, indent=2) + "\n")
+        return path
+
+    def describe(self, at_once: int) -> str:
+        """The plan as text: jobs, stages still to run, and a rough time where a run has two cores."""
+        groups = {"preparations": self.preparations(), "runs": self.runs()}
+        if self.settings.lr_grid:
+            groups["choosing learning rates"] = self.tuning()
+        lines, seconds = [], 0.0
+        for title, jobs in groups.items():
+            stages = {stage.result: stage for job in jobs for stage in job.stages}
+            left = [stage for stage in stages.values() if not stage.result.exists()]
+            seconds += sum(stage.cost for stage in left)
+            lines.append(f"{title}: {len(jobs)} jobs, {len(left)} of {len(stages)} stages to run")
+            lines += [f"  {job.name}{' (done)' if job.done else ''}" for job in jobs]
+        if self.settings.lr_grid and not self.chosen_lrs():
+            lines.append("and, once learning rates are chosen, a run of each protection and seed at its own")
+        pace = self._pace([job for jobs in groups.values() for job in jobs])
+        hours = (pace or 1.0) * seconds / 3600 / at_once
+        basis = "as fast as what has finished here" if pace else "if each has two CPU cores; GPUs differ"
+        lines.append(f"about {hours:.1f} hours with {at_once} at once, {basis}")
+        return "\n".join(lines)
+
+    def _pace(self, jobs: Sequence[Job]) -> float | None:
+        """Seconds that finished stages took, over those that were expected; None before the first."""
+        took = expected = 0.0
+        for job in jobs:
+            seconds = read_seconds(job.logs)
+            for stage in job.stages:
+                if stage.result.exists() and stage.name in seconds:
+                    took, expected = took + seconds[stage.name], expected + stage.cost
+        return took / expected if expected else None
+
+    @property
+    def _data(self) -> Path:
+        return self.settings.dataset or self.root / "data"
+
+    def _anchor(self, name: str) -> Path:
+        return self.root / "anchors" / f"{name}.safetensors"
+
+    def _job(self, stages: list[Stage]) -> Job:
+        return Job(stages[0].name, stages, self.root / "logs")
+
+    def _tuning_keys(self) -> list[RunKey]:
+        return [
+            RunKey(protection, lr, _TUNING_SEED)
+            for protection in self.protections
+            for lr in self.settings.lr_grid
+            if protection not in NOT_TUNED
+        ]
+
+    def _checkpoint(self, key: RunKey) -> Path:
+        return experiment_stages.last_checkpoint(self.folder(key) / "training", self.settings.steps)
+
+    def _training(self, key: RunKey) -> Stage:
+        settings, variant = self.settings, VARIANTS[key.protection]
+        flags = [
+            *variant.flags,
+            *([f"--policy.anchor_path={self._anchor(variant.anchor)}"] if variant.anchor else []),
+            *([f"--policy.device={settings.device}"] if settings.device else []),
+            *(f"--policy.{flag}" for flag in settings.policy),
+            f"--policy.optimizer_lr={settings.lr}",
+            f"--policy.optimizer_lr_backbone={key.lr}",
+            f"--policy.flow_samples={settings.flow_samples}",
+        ]
+        stage = experiment_stages.training(
+            "training",
+            self.folder(key) / "training",
+            dataset=self._data,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            seed=key.seed,
+            saves=5,
+            flags=flags,
+        )
+        step_s = (0.1 + 0.075 * settings.flow_samples) * settings.batch_size / 16
+        cost = _START_S + settings.steps * step_s * _STEP_OVER_NONE.get(key.protection, 1.0)
+        return replace(stage, cost=cost)
+
+    def _validation(self, key: RunKey) -> list[Stage]:
+        settings, folder, checkpoint = self.settings, self.folder(key), self._checkpoint(key)
+        rollouts = experiment_stages.rollouts(
+            "rollouts-val",
+            folder / "rollouts-val",
+            checkpoint=checkpoint,
+            task=settings.task,
+            split="train",
+            episodes=settings.validation_episodes,
+            seed=_VALIDATION_SEED,
+            flags=self._device,
+        )
+        asked = experiment_stages.questions(
+            "vqa-tabletop-val",
+            folder / "vqa-tabletop-val",
+            checkpoint=checkpoint,
+            samples=settings.samples,
+            split="val",
+        )
+        return [
+            replace(rollouts, cost=self._rollout_cost(settings.validation_episodes)),
+            replace(asked, cost=_START_S + 0.05 * settings.samples),
+        ]
+
+    def _test(self, key: RunKey) -> list[Stage]:
+        settings, folder, checkpoint = self.settings, self.folder(key), self._checkpoint(key)
+        stages = [
+            replace(
+                experiment_stages.rollouts(
+                    f"rollouts-{split}",
+                    folder / f"rollouts-{split}",
+                    checkpoint=checkpoint,
+                    task=settings.task,
+                    split=split,
+                    episodes=settings.eval_episodes,
+                    seed=ROLLOUT_SEED,
+                    flags=self._device,
+                ),
+                cost=self._rollout_cost(settings.eval_episodes),
+            )
+            for split in SPLITS
+        ]
+        stages += [
+            replace(
+                experiment_stages.questions(
+                    f"vqa-{benchmark}",
+                    folder / f"vqa-{benchmark}",
+                    checkpoint=checkpoint,
+                    samples=settings.samples,
+                    split="test",
+                    benchmark=benchmark,
+                ),
+                cost=_START_S + 0.05 * settings.samples,
+            )
+            for benchmark in BENCHMARKS
+        ]
+        swap = experiment_stages.swap(
+            "swap",
+            folder / "swap.json",
+            checkpoint=checkpoint,
+            task=settings.task,
+            split="test",
+            pairs=settings.pairs,
+            seed=ROLLOUT_SEED,
+        )
+        drift = experiment_stages.drift(
+            "drift",
+            folder / "drift.json",
+            checkpoint=checkpoint,
+            samples=min(_DRIFT_SAMPLES, settings.samples),
+            split="test",
+        )
+        return [
+            *stages,
+            replace(swap, cost=self._rollout_cost(2 * settings.pairs)),
+            replace(drift, cost=2 * _START_S),
+        ]
+
+    @property
+    def _device(self) -> list[str]:
+        return [f"--policy.device={self.settings.device}"] if self.settings.device else []
+
+    def _rollout_cost(self, episodes: int) -> float:
+        return _START_S + 1.2 * episodes * len(parse_tasks(self.settings.task))
+
+
+def read_seconds(logs: Path) -> Mapping[str, float]:
+    """Stage -> seconds, of those that finished."""
+    return {path.stem: json.loads(path.read_text())["seconds"] for path in sorted(logs.glob("*.json"))}

@@ -1,0 +1,326 @@
+"""The page of a comparison: what was compared, what won, how sure that is, and what to look at.
+
+Everything is computed from the raw runs of `comparison.json`; videos and answers are shown where the runs' folders
+are at hand.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from aegis_eval import page
+from aegis_eval.compare_plan import RunKey
+from aegis_eval.comparison import (
+    ALL,
+    ComparedRun,
+    Comparison,
+    ProtectionResult,
+    Questions,
+    verdicts,
+)
+from aegis_eval.figures import Point, curve_figure, scatter_figure
+from aegis_eval.metrics import accuracy_interval, wilson_interval
+from aegis_eval.report_figures import CURVES
+from aegis_eval.report_media import films_side_by_side, questions
+from aegis_eval.resampling import Estimate, bits
+from aegis_eval.run_summary import RunSummary
+from aegis_eval.training_log import Curve
+from aegis_policy.files import atomic_write
+
+_BENCHMARKS = {"tabletop": "questions about scenes", "tabletop_robot": "questions about the robot's frames"}
+_OURS = "aegis"
+_Json = Mapping[str, Any]
+
+
+def write_comparison(results: _Json, folder: Path, *, runs: Path | None = None) -> Path:
+    """Write `report.html`, `comparison.md` and `summary.json`, print the table, and name the files.
+
+    Args:
+        results: what `aegis-compare` wrote to `comparison.json`.
+        folder: where to.
+        runs: the folder of the runs, whose videos and answers are shown.
+
+    Returns:
+        The page.
+    """
+    asked = {name: Questions(**each) for name, each in results["questions"].items()}
+    everything = [ComparedRun(**run) for run in results["runs"]]
+    lr = results["config"]["lr_backbone"]
+    common = [run for run in everything if run.lr == lr]
+    tuned = [run for run in everything if run.lr == results["tuned"].get(run.protection)]
+    summaries = {"common": Comparison.of(common, asked)}
+    if tuned:
+        summaries["tuned"] = Comparison.of(tuned, asked)
+    markdown = _markdown(results, summaries)
+    written = [folder / name for name in ("report.html", "comparison.md", "summary.json")]
+    body = _html(results, common, asked, summaries, runs)
+    texts = (
+        page.page("Robot skill and retained knowledge, by protection", body),
+        markdown,
+        json.dumps({name: each.to_dict() for name, each in summaries.items()}, indent=1) + "\n",
+    )
+    for path, text in zip(written, texts, strict=True):
+        with atomic_write(path) as beside:
+            beside.write_text(text)
+    print(f"{markdown}\nwrote {', '.join(str(path) for path in written)}")
+    return written[0]
+
+
+def _html(
+    results: _Json,
+    runs: Sequence[ComparedRun],
+    asked: Mapping[str, Questions],
+    summaries: Mapping[str, Comparison],
+    folder: Path | None,
+) -> str:
+    common = summaries["common"]
+    parts = [
+        "<h1>Robot skill and retained knowledge, by protection</h1>",
+        f'<p class="soft">{escape(_what(results))}</p>',
+        _conclusions(common),
+        f'<div class="card wide">{_scatter(results, runs, asked)}</div>',
+        "<h2>All protections at the same learning rate</h2>",
+        f'<p class="soft">{escape(_HOW)}</p>',
+        page.table(_HEADER, _rows(common)),
+    ]
+    if "tuned" in summaries:
+        parts += ["<h2>Each at its own learning rate</h2>", f'<p class="soft">{escape(_TUNED)}</p>']
+        parts += [page.table(_HEADER, _rows(summaries["tuned"])), _tuning(results)]
+    parts += [_tasks(common), *(_types(common, name) for name in asked), _curves(runs)]
+    if folder is not None:
+        parts += [films_side_by_side(_films(folder, runs)), _questions(folder, runs)]
+    described = {key: results[key] for key in ("provenance", "config", "protections")}
+    parts.append(
+        "<h2>Provenance</h2><details><summary>Command, commit, seeds, hardware, flags, time of every stage</summary>"
+        f"<pre>{escape(json.dumps({**described, 'seconds': _seconds(runs)}, indent=2))}</pre></details>"
+    )
+    return "\n".join(part for part in parts if part)
+
+
+_HOW = (
+    "Brackets are 95 % intervals over seeds and episodes or scenes, resampled together for all protections. "
+    "Differences to none are on the same initial states, those to the pretrained model on the same questions. With so "
+    "few seeds, what lies just outside an interval is not yet a finding."
+)
+_TUNED = (
+    "Chosen from the same grid on validation data: the rate with the best sum of success on new train scenes and share "
+    "of validation questions still answered, one seed."
+)
+_HEADER = [
+    "protection",
+    "backbone lr",
+    "success, test %",
+    "against none",
+    "success, unseen %",
+    "against none",
+    "answers %",
+    "against pretrained",
+    "robot frames: answers %",
+    "drift %",
+    "went to the named object",
+]
+
+
+def _what(results: _Json) -> str:
+    config = results["config"]
+    names = list(results["protections"])
+    return (
+        f"{len(names)} protections of the same vision-language model, {config['seeds']} seeds each, trained for "
+        f"{config['steps']} steps on the same demonstrations of {config['task']}. Each run met the same "
+        f"{config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and shape that "
+        f"no demonstration does) and the same {config['samples']} questions of each kind."
+    )
+
+
+def _conclusions(comparison: Comparison) -> str:
+    if _OURS not in comparison.protections:
+        return ""
+    found = verdicts(comparison, ours=_OURS, benchmark="tabletop")
+    return f"<ul>{''.join(f'<li>{_code(sentence)}</li>' for sentence in found)}</ul>"
+
+
+def _code(sentence: str) -> str:
+    """Escaped, with `names` set as code."""
+    pieces = escape(sentence).split("`")
+    return "".join(f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def _scatter(results: _Json, runs: Sequence[ComparedRun], asked: Mapping[str, Questions]) -> str:
+    series: dict[str, list[tuple[Point, Point]]] = {}
+    scenes = asked["tabletop"].scenes
+    for run in runs:
+        outcomes = run.outcomes("test", ALL)
+        success = Point(
+            outcomes.count("1") / len(outcomes), wilson_interval(outcomes.count("1"), len(outcomes))
+        )
+        correct = bits(run.answers["tabletop"])
+        answers = Point(float(correct.mean()), accuracy_interval(correct > 0, scenes))
+        series.setdefault(run.protection, []).append((success, answers))
+    expert = "".join(results["expert"]["test"].values())
+    pretrained = asked["tabletop"].pretrained
+    return scatter_figure(
+        series,
+        lines={
+            "expert": (expert.count("1") / len(expert), None),
+            "pretrained": (None, pretrained.count("1") / len(pretrained)),
+        },
+        labels=("success on test scenes, %", "questions answered, %"),
+        description=(
+            "Success on test scenes against questions answered, one point a run with 95 % intervals; lines: the "
+            "scripted expert and the pretrained model. "
+            + "; ".join(
+                f"{name}: " + ", ".join(f"{100 * x.rate:.0f} and {100 * y.rate:.0f}" for x, y in points)
+                for name, points in series.items()
+            )
+        ),
+    )
+
+
+def _rows(comparison: Comparison) -> list[list[str]]:
+    return [[name, *_cells(row)] for name, row in comparison.protections.items()]
+
+
+def _cells(row: ProtectionResult) -> list[str]:
+    cells = [f"{row.lr:g}"]
+    for split in row.success:
+        cells.append(_rate(row.success[split][ALL]))
+        cells.append("" if row.against_none is None else _change(row.against_none[split][ALL]))
+    scenes, frames = row.answers["tabletop"][ALL], row.answers["tabletop_robot"][ALL]
+    followed = sum(counts["followed"] for counts in row.swaps.values())
+    rollouts = 2 * sum(counts["pairs"] for counts in row.swaps.values())
+    return [
+        *cells,
+        _rate(scenes.accuracy),
+        _change(scenes.change),
+        _rate(frames.accuracy),
+        _rate(row.drift),
+        f"{followed}/{rollouts}",
+    ]
+
+
+def _tuning(results: _Json) -> str:
+    rows = [
+        [
+            each["protection"],
+            f"{each['lr']:g}",
+            f"{100 * each['success']:.0f}",
+            f"{100 * each['retained']:.1f}",
+        ]
+        for each in results["tuning"]
+    ]
+    table = page.table(["protection", "backbone lr", "success, validation %", "answers retained %"], rows)
+    return f"<details><summary>What the rates were chosen by</summary>{table}</details>"
+
+
+def _tasks(comparison: Comparison) -> str:
+    rows = [
+        [
+            name,
+            split,
+            task,
+            _rate(rate),
+            "" if row.against_none is None else _change(row.against_none[split][task]),
+        ]
+        for name, row in comparison.protections.items()
+        for split, by_task in row.success.items()
+        for task, rate in by_task.items()
+        if task != ALL
+    ]
+    table = page.table(["protection", "split", "task", "success %", "against none"], rows)
+    return f"<h2>Success by task</h2>{table}"
+
+
+def _types(comparison: Comparison, benchmark: str) -> str:
+    first = next(iter(comparison.protections.values())).answers[benchmark]
+    header = ["question type", "n", "pretrained %", *comparison.protections]
+    rows = []
+    for kind, before in first.items():
+        row = [kind, str(before.n), f"{100 * before.pretrained:.1f}"]
+        for result in comparison.protections.values():
+            of = result.answers[benchmark][kind]
+            row.append(f"{100 * of.accuracy.value:.1f} ({_change(of.change)}, p {_p(of.p_value)})")
+        rows.append(row)
+    text = (
+        "In parentheses: points against the pretrained model, and McNemar's p over the answers of all seeds."
+    )
+    return (
+        f"<h2>{escape(_BENCHMARKS.get(benchmark, benchmark).capitalize())}, by type</h2>"
+        f'<p class="soft">{text}</p>{page.table(header, rows, total=True)}'
+    )
+
+
+def _curves(runs: Sequence[ComparedRun]) -> str:
+    names = list(dict.fromkeys(run.protection for run in runs))
+    cards = []
+    for key, (heading, label, log) in CURVES.items():
+        means = {name: _mean_curve([run for run in runs if run.protection == name], key) for name in names}
+        shown = {name: curve for name, curve in means.items() if curve.steps}
+        if shown:
+            figure = curve_figure(shown, names, log=log, description=f"{heading} over training: {label}")
+            cards.append(f'<div class="card"><h3>{heading}</h3><p class="soft">{label}</p>{figure}</div>')
+    text = '<p class="soft">Means over the seeds.</p>'
+    return f'<h2>Over training</h2>{text}<div class="grid">{"".join(cards)}</div>' if cards else ""
+
+
+def _mean_curve(runs: Sequence[ComparedRun], key: str) -> Curve:
+    """Mean over runs of the steps that all of them logged."""
+    logged = [run.curves[key] for run in runs if key in run.curves]
+    curves = [dict(zip(curve["steps"], curve["values"], strict=True)) for curve in logged]
+    if not curves:
+        return Curve()
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return Curve(
+        [int(step) for step in steps], [sum(curve[step] for curve in curves) / len(curves) for step in steps]
+    )
+
+
+def _films(folder: Path, runs: Sequence[ComparedRun]) -> dict[str, Path]:
+    """Where the first seed's test rollouts of every protection lie."""
+    return {run.protection: _folder_of(folder, run) / "rollouts-test" for run in _first_seed(runs)}
+
+
+def _questions(folder: Path, runs: Sequence[ComparedRun]) -> str:
+    asked = {run.protection: _folder_of(folder, run) / "vqa-tabletop" for run in _first_seed(runs)}
+    return questions([RunSummary.read(name, vqa_dir=answers) for name, answers in asked.items()], 6)
+
+
+def _first_seed(runs: Sequence[ComparedRun]) -> Iterable[ComparedRun]:
+    first = min(run.seed for run in runs)
+    return (run for run in runs if run.seed == first)
+
+
+def _folder_of(folder: Path, run: ComparedRun) -> Path:
+    return folder / RunKey(run.protection, run.lr, run.seed).name
+
+
+def _seconds(runs: Sequence[ComparedRun]) -> dict[str, dict[str, float]]:
+    return {f"{run.protection}, lr {run.lr:g}, seed {run.seed}": run.seconds for run in runs}
+
+
+def _markdown(results: _Json, summaries: Mapping[str, Comparison]) -> str:
+    lines = [_what(results), ""]
+    if _OURS in summaries["common"].protections:
+        lines += [f"- {each}" for each in verdicts(summaries["common"], ours=_OURS, benchmark="tabletop")] + [
+            ""
+        ]
+    titles = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
+    for name, comparison in summaries.items():
+        lines += [titles[name], "", f"| {' | '.join(_HEADER)} |", f"|{'---|' * len(_HEADER)}"]
+        lines += [f"| {' | '.join(row)} |" for row in _rows(comparison)] + [""]
+    return "\n".join(lines)
+
+
+def _rate(estimate: Estimate) -> str:
+    low, high = estimate.ci
+    return f"{100 * estimate.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _change(estimate: Estimate) -> str:
+    low, high = estimate.ci
+    return f"{100 * estimate.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"

@@ -1,0 +1,54 @@
+"""The folder of an experiment: made with one set of flags, and worked in by one command at a time."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
+
+@contextmanager
+def claimed(folder: Path, note: str, setting: Mapping[str, Any]) -> Iterator[None]:
+    """Hold `folder` for an experiment of this setting, noting it there or checking that it is the one noted.
+
+    Args:
+        folder: of the experiment, made if there is none.
+        note: name of the JSON file with the setting.
+        setting: flags that everything in the folder has in common.
+
+    Raises:
+        AegisError: the folder holds something else or results of other flags, or another command works in it.
+    """
+    plain = json.loads(json.dumps(dict(setting), default=str))
+    file = folder / note
+    if file.is_file():
+        _require_equal(folder, json.loads(file.read_text()), plain)
+    elif folder.exists() and any(folder.iterdir()):
+        raise AegisError(f"--output_dir={folder} already holds other files: choose another folder.")
+    else:
+        with atomic_write(file) as beside:
+            beside.write_text(json.dumps(plain, indent=2) + "\n")
+    with file.open() as lock:
+        try:
+            fcntl.flock(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the system lets go of it, however this process ends
+        except BlockingIOError:
+            raise AegisError(
+                f"Another command is at work in --output_dir={folder}: wait, or choose another."
+            ) from None
+        yield
+
+
+def _require_equal(folder: Path, noted: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
+    differing = [key for key in setting if noted.get(key) != setting[key]]
+    if differing:
+        key = differing[0]
+        raise AegisError(
+            f"--output_dir={folder} holds results of other flags (--{key}={noted.get(key)}, not {setting[key]}): "
+            "give the same, or choose another folder."
+        )

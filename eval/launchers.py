@@ -1,0 +1,198 @@
+"""What runs the jobs of an experiment: processes on this machine, or a Ray cluster.
+
+Both run the same commands and leave the same files. A job that fails does not stop the others.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from aegis_eval.stages import Job, Processes, Stage, run_job
+from aegis_policy.errors import AegisError
+
+_POLL_S = 2.0
+_TRIES = 3
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, at_once: int, threads: int | None = None, title: str = "jobs"
+) -> dict[str, AegisError]:
+    """Run jobs as processes of this machine, with a bar over all their stages.
+
+    Args:
+        jobs: what to run; finished stages are not run again.
+        at_once: how many jobs.
+        threads: of each process, by default an equal share of the cores.
+        title: of the bar.
+
+    Returns:
+        The error of each job that failed.
+    """
+    threads = threads or max(1, (os.cpu_count() or 1) // at_once)
+    failed: dict[str, AegisError] = {}
+    with (
+        Progress(jobs, title) as progress,
+        ThreadPoolExecutor(at_once) as pool,
+        _ending_processes() as processes,  # innermost: the pool waits for what these run
+    ):
+        environment = {"OMP_NUM_THREADS": str(threads)}
+        futures = {
+            pool.submit(run_job, job, processes, environment, progress.finished): job
+            for job in jobs
+            if not job.done
+        }
+        for future in as_completed(futures):
+            try:
+                future.result()
+            except (AegisError, OSError) as error:
+                failed[futures[future].name] = AegisError(str(error))
+                progress.write(f"{futures[future].name}: {error}")
+    return failed
+
+
+def run_jobs_on_ray(
+    jobs: Sequence[Job], *, cpus: float = 1, gpus: float = 0, title: str = "jobs"
+) -> dict[str, AegisError]:
+    """Run jobs on the Ray cluster that `RAY_ADDRESS` names, or the one of this machine, or else one made for it.
+
+    All of its machines must see the same files under the same paths, and have this package installed. A job whose
+    worker dies is run again, twice at most, and goes on where its files say.
+
+    Args:
+        jobs: what to run; finished stages are not run again.
+        cpus: cores that each job asks for, and the threads of its processes.
+        gpus: GPUs that each job asks for.
+        title: of the bar.
+
+    Returns:
+        The error of each job that failed.
+
+    Raises:
+        AegisError: Ray is not installed, no machine of the cluster has what a job asks for.
+    """
+    ray = _ray()
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        _require_room(ray, cpus, gpus)
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_TRIES - 1)(_run_remotely)
+        failed: dict[str, AegisError] = {}
+        with Progress(jobs, title) as progress:
+            environment = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
+            pending = {remote.remote(job, environment): job for job in jobs if not job.done}
+            while pending:
+                ready, _ = ray.wait(list(pending), timeout=_POLL_S)
+                for reference in ready:
+                    job = pending.pop(reference)
+                    try:
+                        error = ray.get(reference)
+                    except ray.exceptions.RayError as lost:
+                        error = f"its worker was lost {_TRIES} times ({type(lost).__name__})"
+                    if error is not None:
+                        failed[job.name] = AegisError(error)
+                        progress.write(f"{job.name}: {error}")
+                progress.look()
+        return failed
+    finally:
+        ray.shutdown()  # ends what still runs, and the commands with it
+
+
+class Progress:
+    """A bar over the stages of many jobs, which counts each by its cost."""
+
+    def __init__(self, jobs: Sequence[Job], title: str) -> None:
+        self._title = title
+        self._stages = [stage for job in jobs for stage in job.stages]
+        self._done = {stage.result for stage in self._stages if stage.result.exists()}
+        before = sum(stage.cost for stage in self._stages if stage.result in self._done)
+        self._bar = tqdm(
+            total=sum(stage.cost for stage in self._stages),
+            initial=before,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]",
+        )
+        self._lock = threading.Lock()
+        self._show()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    @property
+    def share(self) -> float:
+        """Of the whole cost, what is done."""
+        return float(self._bar.n / self._bar.total)
+
+    def finished(self, stage: Stage) -> None:
+        """Count a stage that has just finished."""
+        with self._lock:
+            if stage.result not in self._done:
+                self._done.add(stage.result)
+                self._bar.update(stage.cost)
+                self._show()
+
+    def look(self) -> None:
+        """Count the stages whose results exist by now, wherever they ran."""
+        for stage in self._stages:
+            if stage.result not in self._done and stage.result.exists():
+                self.finished(stage)
+        self._bar.refresh()
+
+    def write(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(line)
+
+    def _show(self) -> None:
+        self._bar.set_description_str(f"{self._title}, {len(self._done)} of {len(self._stages)} stages:")
+
+
+@contextmanager
+def _ending_processes() -> Iterator[Processes]:
+    """Processes that end with this block, and with a SIGTERM."""
+    processes = Processes()
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    try:
+        yield processes
+    except BaseException:
+        processes.stop()
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise AegisError(
+            "--launcher=ray needs Ray: install it with `uv pip install 'lerobot_policy_aegis[ray]'`."
+        ) from error
+    return ray
+
+
+def _require_room(ray: Any, cpus: float, gpus: float) -> None:
+    """A task that fits nowhere would wait forever without a word."""
+    offered = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in offered):
+        found = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in offered)
+        raise AegisError(
+            f"No machine of the Ray cluster has the {cpus:g} cores and {gpus:g} GPUs that a job asks for (there "
+            f"are: {found or 'none'}): ask for less with --cpus and --gpus."
+        )
+
+
+def _run_remotely(job: Job, environment: dict[str, str]) -> str | None:
+    """The sentence of what went wrong, if anything: Ray shall retry lost workers, not failed commands."""
+    try:
+        run_job(job, environment=environment)
+    except (AegisError, OSError) as error:
+        return str(error)
+    return None

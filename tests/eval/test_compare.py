@@ -1,0 +1,193 @@
+"""`aegis-compare`: its plan, and (slow) the whole of it, killed on the way, and on a Ray cluster."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aegis_eval.compare import CompareConfig, compare
+from aegis_eval.compare_plan import Plan, RunKey
+from aegis_policy.errors import AegisError
+
+
+def make_config(folder: Path, **options) -> CompareConfig:
+    return CompareConfig(
+        output_dir=folder, **{"protections": "aegis,freeze", "seeds": 2, "steps": 10, **options}
+    )
+
+
+def finish(plan: Plan, key: RunKey, success: float, accuracy: float) -> None:
+    """Leave what the validation of a run would."""
+    folder = plan.folder(key)
+    outcomes = [index < 10 * success for index in range(10)]
+    (folder / "rollouts-val").mkdir(parents=True)
+    (folder / "vqa-tabletop-val").mkdir()
+    info = {"per_task": [{"task_group": "reach", "metrics": {"successes": outcomes}}]}
+    (folder / "rollouts-val" / "eval_info.json").write_text(json.dumps(info))
+    results = {"accuracy": accuracy, "per_type": {}, "pretrained": {"accuracy": 0.8}}
+    (folder / "vqa-tabletop-val" / "results.json").write_text(json.dumps(results))
+
+
+def test_every_protection_and_seed_is_a_job_that_measures_both_skills(tmp_path: Path) -> None:
+    plan = Plan(make_config(tmp_path))
+    jobs = plan.runs()
+    assert [job.name for job in jobs] == [
+        f"{name}-lr0.0003-seed{seed}" for seed in (0, 1) for name in ("none", "aegis", "freeze")
+    ]
+    for job in jobs:
+        commands = [stage.command[0] for stage in job.stages]
+        assert commands == [
+            "lerobot-train",
+            "lerobot-eval",
+            "lerobot-eval",
+            "aegis-vqa",
+            "aegis-vqa",
+            "aegis-swap",
+            "aegis-drift",
+        ]
+        starts = {flag for stage in job.stages for flag in stage.command if flag.startswith("--seed=")}
+        assert starts == {f"--seed={job.name[-1]}", "--seed=1000", "--seed=0"}, (
+            "all meet the same initial states"
+        )
+    assert len({stage.result for job in jobs for stage in job.stages}) == 7 * len(jobs)
+
+
+def test_each_protection_gets_the_learning_rate_that_was_best_on_validation_data(tmp_path: Path) -> None:
+    plan = Plan(make_config(tmp_path, lr_grid=[1e-4, 3e-4]))
+    assert len(plan.tuning()) == 4, "a frozen backbone has no learning rate"
+    assert all("--env.split=train" in stage.command for job in plan.tuning() for stage in job.stages[1:2])
+    scores = {("none", 1e-4): (0.5, 0.8), ("none", 3e-4): (0.9, 0.4), ("aegis", 1e-4): (0.5, 0.8)}
+    for (name, lr), score in scores.items():
+        finish(plan, RunKey(name, lr, 0), *score)
+    assert plan.chosen_lrs() == {} and plan.tuned_keys() == [], "not while one is missing"
+    finish(plan, RunKey("aegis", 3e-4, 0), 0.9, 0.76)
+    assert plan.chosen_lrs() == {"none": 1e-4, "aegis": 3e-4, "freeze": 3e-4}
+    assert {job.name for job in plan.runs()} > {"none-lr0.0001-seed1", "aegis-lr0.0003-seed1"}
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(make_config(tmp_path / "new", dry_run=True)) is None
+    text = capsys.readouterr().out
+    assert "runs: 6 jobs, 42 of 42 stages to run" in text and "hours" in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_time_left_is_estimated_from_what_has_finished(tmp_path: Path) -> None:
+    plan = Plan(make_config(tmp_path, steps=10_000))
+    before = _hours(plan)
+    first = plan.runs()[0]
+    training = first.stages[0]
+    training.result.parent.mkdir(parents=True)
+    training.result.touch()
+    first.logs.mkdir(parents=True)
+    (first.logs / "training.json").write_text(json.dumps({"seconds": 4 * training.cost}))
+    assert 3 * before < _hours(plan) < 4 * before
+
+
+def _hours(plan: Plan) -> float:
+    return float(re.findall(r"about ([\d.]+) hours", plan.describe(1))[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"protections": "none,magic"}, "--protections: magic is unknown; there are: none,"),
+        ({"launcher": "slurm"}, "--launcher=slurm is unknown: choose local or ray"),
+        ({"lr_grid": [1e-4]}, "must hold --lr_backbone=0.0003"),
+        ({"lr_backbone": 0.0}, "must be positive"),
+        ({"task": "juggle"}, "--task=juggle"),
+        ({"seeds": 0}, "--seeds=0 must be at least 1"),
+        ({"dataset": Path("/nowhere")}, "--dataset=/nowhere holds no LeRobotDataset"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(tmp_path: Path, options, sentence) -> None:
+    with pytest.raises(AegisError, match=sentence):
+        compare(make_config(tmp_path / "new", **options))
+    assert not (tmp_path / "new").exists()
+
+
+def _command(folder: Path, *flags: str) -> list[str]:
+    program = Path(sys.executable).with_name("aegis-compare")
+    return [str(program), "--quick=true", f"--output_dir={folder}", "--jobs=2", *flags]
+
+
+def _raw(folder: Path) -> list[dict]:
+    """What was measured, without the times it took."""
+    runs = json.loads((folder / "comparison.json").read_text())["runs"]
+    timed = ("seconds", "curves")
+    return [{key: value for key, value in run.items() if key not in timed} for run in runs]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that was killed in the middle of a job and given again."""
+    folder = tmp_path_factory.mktemp("compare") / "local"
+    first = subprocess.Popen(_command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    early = folder / "runs" / "none-lr0.0003-seed0" / "rollouts-test" / "eval_info.json"
+    while not early.exists():
+        assert first.poll() is None, "it ended before it could be killed"
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = early.stat().st_mtime_ns
+    done = subprocess.run(_command(folder), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert early.stat().st_mtime_ns == before, "what was finished is not repeated"
+    return folder
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_ends_with_everything(compared: Path) -> None:
+    runs = _raw(compared)
+    assert [(run["protection"], run["seed"]) for run in runs] == [
+        ("none", 0),
+        ("aegis", 0),
+        ("none", 1),
+        ("aegis", 1),
+    ]
+    manifest = json.loads((compared / "manifest.json").read_text())
+    assert all(job["done"] for job in manifest)
+    for run in (compared / "runs").iterdir():
+        assert {path.name for path in run.iterdir()} >= {"logs", "metrics.jsonl", "swap.json", "drift.json"}
+        assert (
+            list((run / "rollouts-unseen").rglob("*.mp4")) and (run / "vqa-tabletop/samples.jsonl").exists()
+        )
+    assert "<video" in (compared / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_two_ray_workers_give_the_same_table_and_a_killed_one_costs_its_job(
+    compared: Path, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        folder = tmp_path / "ray"
+        folder.mkdir()
+        command = [*_command(folder / "out"), "--launcher=ray"]
+        running = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address})
+        early = folder / "out" / "runs" / "none-lr0.0003-seed0" / "logs" / "training.log"
+        while not early.exists():
+            assert running.poll() is None
+            time.sleep(0.2)
+        time.sleep(3)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        assert running.wait(timeout=1200) == 0
+        assert _raw(folder / "out") == _raw(compared)
+    finally:
+        cluster.shutdown()
+        assert ray is not None
+        shutil.rmtree(tmp_path, ignore_errors=True)

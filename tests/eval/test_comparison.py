@@ -1,0 +1,110 @@
+"""The statistics of a comparison: paired over initial states and questions, and honest about what they cannot tell."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions, verdicts
+
+EPISODES, SCENES = 100, 100
+TYPES = ("shape", "count")
+
+
+def bit_string(rng: np.random.Generator, rate: float, count: int) -> str:
+    return "".join(str(int(bit)) for bit in rng.random(count) < rate)
+
+
+def make_runs(name: str, success: float, accuracy: float, seeds: int = 3) -> list[ComparedRun]:
+    runs = []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, len(name), ord(name[0])])
+        rollouts = {
+            split: {task: bit_string(rng, success, EPISODES) for task in ("reach", "pick")}
+            for split in ("test", "unseen")
+        }
+        answers = {name: bit_string(rng, accuracy, 2 * SCENES) for name in ("tabletop", "tabletop_robot")}
+        swaps = {"reach": {"pairs": 10, "followed": 15, "changed": 7}}
+        runs.append(ComparedRun(name, 3e-4, seed, rollouts, answers, swaps, 0.1 * (seed + 1), [0.1, 0.2]))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def questions() -> dict[str, Questions]:
+    asked = Questions(
+        types=[TYPES[index % 2] for index in range(2 * SCENES)],
+        scenes=[index // 2 for index in range(2 * SCENES)],
+        pretrained="1" * (2 * SCENES),
+    )
+    return {"tabletop": asked, "tabletop_robot": asked}
+
+
+def test_estimates_are_the_plain_means(questions):
+    runs = make_runs("none", 0.8, 0.7)
+    row = Comparison.of(runs, questions).protections["none"]
+    everything = "".join(run.outcomes("test", ALL) for run in runs)
+    assert len(runs[0].outcomes("test", ALL)) == 2 * EPISODES
+    assert row.success["test"][ALL].value == pytest.approx(everything.count("1") / len(everything))
+    picked = "".join(run.rollouts["unseen"]["pick"] for run in runs)
+    assert row.success["unseen"]["pick"].value == pytest.approx(picked.count("1") / len(picked))
+    shapes = "".join(run.answers["tabletop"][::2] for run in runs)
+    of = row.answers["tabletop"]["shape"]
+    assert of.n == SCENES and of.pretrained == 1
+    assert of.accuracy.value == pytest.approx(shapes.count("1") / len(shapes))
+    assert of.change.value == pytest.approx(of.accuracy.value - 1)
+    assert row.retained["tabletop"].value == pytest.approx(row.answers["tabletop"][ALL].accuracy.value)
+    assert row.drift.value == pytest.approx(0.2) and row.against_none is None
+    assert row.swaps == {"reach": {"pairs": 30, "followed": 45, "changed": 21}}
+
+
+def test_the_same_outcomes_differ_by_nothing_whatever_the_seeds_vary(questions):
+    none = make_runs("none", 0.5, 0.9)
+    twin = [replace(run, protection="aegis") for run in none]
+    row = Comparison.of([*none, *twin], questions).protections["aegis"]
+    assert row.against_none is not None
+    change = row.against_none["test"][ALL]
+    assert change.value == 0 and change.ci == (0, 0), "pairing leaves no noise"
+    assert row.success["test"][ALL].ci[1] - row.success["test"][ALL].ci[0] > 0.03
+
+
+def test_seeds_that_differ_widen_the_interval(questions):
+    alike = make_runs("none", 0.5, 0.9)
+    outcomes = {split: dict.fromkeys(("reach", "pick"), "1" * EPISODES) for split in ("test", "unseen")}
+    apart = [alike[0], alike[1], replace(alike[2], rollouts=outcomes)]
+
+    def width(runs):
+        return np.ptp(Comparison.of(runs, questions).protections["none"].success["test"][ALL].ci)
+
+    assert width(apart) > 2 * width(alike)
+
+
+def test_verdicts_say_what_is_known_and_what_is_not(questions):
+    runs = [
+        *make_runs("none", 0.9, 0.7),
+        *make_runs("freeze", 0.4, 1.0),
+        *make_runs("aegis", 0.9, 0.995),
+    ]
+    helps, forgets, test, unseen, kept = verdicts(
+        Comparison.of(runs, questions), ours="aegis", benchmark="tabletop"
+    )
+    assert helps.startswith("A backbone that learns helps on test scenes: `none` against `freeze` +")
+    assert forgets.startswith("Without protection the backbone loses answers: −")
+    for sentence in (test, unseen):
+        assert "neither surely succeeds more often nor succeeds less often than `none`" in sentence
+    assert kept.startswith("`aegis` keeps its answers within 2 points")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"), [(0.98, "is not surely known to keep"), (0.9, "does not keep")]
+)
+def test_retention_is_claimed_only_where_the_interval_says_so(questions, accuracy, verdict):
+    runs = [*make_runs("none", 0.9, 0.7), *make_runs("aegis", 0.9, accuracy)]
+    *_, kept = verdicts(Comparison.of(runs, questions), ours="aegis", benchmark="tabletop")
+    assert kept.startswith(f"`aegis` {verdict}")
+
+
+def test_seeds_that_some_protection_lacks_are_refused(questions):
+    with pytest.raises(ValueError, match="needs the same seeds"):
+        Comparison.of([*make_runs("none", 0.5, 0.5), *make_runs("aegis", 0.5, 0.5, seeds=2)], questions)
+    with pytest.raises(ValueError, match="none among them"):
+        Comparison.of(make_runs("aegis", 0.5, 0.5), questions)

@@ -1,0 +1,133 @@
+"""`aegis-report` on the raw JSON of a comparison, and on any folder of runs."""
+
+import json
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from aegis_eval.comparison import ComparedRun, Questions
+from aegis_eval.report import ReportConfig, find_runs, report
+from aegis_policy.errors import AegisError
+
+PROTECTIONS = ("none", "freeze", "stop_gradient", "lora", "replay", "gaussian", "aegis")
+QUESTIONS, EPISODES = 40, 30
+
+
+def _bits(rng: np.random.Generator, rate: float, count: int) -> str:
+    return "".join(str(int(bit)) for bit in rng.random(count) < rate)
+
+
+def _results() -> dict:
+    rng = np.random.default_rng(0)
+    runs = [
+        ComparedRun(
+            name,
+            lr,
+            seed,
+            rollouts={split: {"reach": _bits(rng, 0.7, EPISODES)} for split in ("test", "unseen")},
+            answers={kind: _bits(rng, 0.9, QUESTIONS) for kind in ("tabletop", "tabletop_robot")},
+            swaps={"reach": {"pairs": 5, "followed": 8, "changed": 4}},
+            drift=0.1,
+            drift_per_layer=[0.1, 0.1],
+            curves={"loss": {"steps": [10, 20], "values": [1.0, 0.5 + 0.1 * seed]}},
+            seconds={"training": 12.0},
+        )
+        for lr in (3e-4, 1e-4)
+        for seed in range(2)
+        for name in PROTECTIONS
+    ]
+    asked = Questions(
+        ["shape", "count"] * (QUESTIONS // 2), [i // 2 for i in range(QUESTIONS)], "1" * QUESTIONS
+    )
+    return {
+        "config": {
+            "lr_backbone": 3e-4,
+            "seeds": 2,
+            "steps": 20,
+            "task": "reach",
+            "eval_episodes": EPISODES,
+            "samples": 40,
+        },
+        "protections": {name: [f"--policy.protection={name}"] for name in PROTECTIONS},
+        "expert": {split: {"reach": "1" * EPISODES} for split in ("test", "unseen")},
+        "questions": {kind: asdict(asked) for kind in ("tabletop", "tabletop_robot")},
+        "runs": [asdict(run) for run in runs],
+        "tuned": dict.fromkeys(PROTECTIONS, 1e-4),
+        "tuning": [{"protection": "aegis", "lr": lr, "success": 0.5, "retained": 0.9} for lr in (1e-4, 3e-4)],
+        "provenance": {"command": "aegis-compare --seeds=2", "git_commit": "abc"},
+    }
+
+
+class _Text(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.open, self.labels = "", [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+        self.labels += [value for key, value in attrs if key == "aria-label"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparison")
+    (folder / "comparison.json").write_text(json.dumps(_results()))
+    report(ReportConfig(folder))
+    return folder
+
+
+def test_the_first_screen_says_what_was_compared_and_what_won(written: Path) -> None:
+    page = _Text((written / "report.html").read_text())
+    assert page.open == []
+    start = page.text[: page.text.index("All protections at the same learning rate")]
+    assert "7 protections of the same vision-language model, 2 seeds each, trained for 20 steps" in start
+    assert "aegis keeps its answers" in start or "does not keep its answers" in start or "not surely" in start
+    assert "points [" in start
+    assert any(
+        label and label.startswith("Success on test scenes against questions") for label in page.labels
+    )
+
+
+def test_every_protection_has_a_row_in_both_tables(written: Path) -> None:
+    table = (written / "comparison.md").read_text()
+    for name in PROTECTIONS:
+        assert f"| {name} | 0.0003 |" in table and f"| {name} | 0.0001 |" in table
+    assert set(json.loads((written / "summary.json").read_text())) == {"common", "tuned"}
+
+
+def test_the_json_alone_gives_the_same_page_again(written: Path, tmp_path: Path) -> None:
+    report(ReportConfig(written / "comparison.json", output_dir=tmp_path))
+    for name in ("report.html", "comparison.md", "summary.json"):
+        assert (tmp_path / name).read_text() == (written / name).read_text()
+
+
+def test_any_folder_of_runs_gets_a_page(finished_runs: SimpleNamespace, tmp_path: Path) -> None:
+    folder = finished_runs.aegis.parent
+    found = {run.name: run for run in find_runs(folder)}
+    assert set(found) == {"aegis", "unprotected"}
+    assert found["aegis"].rollouts is not None and found["aegis"].vqa is not None
+    assert found["aegis"].curves["loss"].steps
+    page = report(ReportConfig(folder, output_dir=tmp_path, title="mine"))
+    assert page == tmp_path / "report.html" and "<h1>mine</h1>" in page.read_text()
+
+
+def test_what_holds_no_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AegisError, match="does not exist: name a folder of runs"):
+        report(ReportConfig(tmp_path / "nowhere"))
+    with pytest.raises(AegisError, match="holds no folder with results"):
+        report(ReportConfig(tmp_path))
+    (tmp_path / "comparison.json").write_text('{"questions": 1}')
+    with pytest.raises(AegisError, match="not what aegis-compare writes"):
+        report(ReportConfig(tmp_path))

@@ -1,0 +1,165 @@
+"""Jobs of commands: what is finished stays, what fails is named, what is stopped goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aegis_eval.launchers import Progress, run_jobs, run_jobs_on_ray
+from aegis_eval.stages import Job, Stage, run_stage
+from aegis_policy.errors import AegisError
+
+
+def _stage(tmp_path: Path, name: str, code: str) -> Stage:
+    """Python code that finds its result's path in `out`."""
+    out = tmp_path / f"{name}.out"
+    program = f"from pathlib import Path; out = Path({str(out)!r}); {code}"
+    return Stage(name, name, out, [Path(sys.executable).name, "-c", program])
+
+
+def test_a_stage_makes_its_result_once(tmp_path: Path) -> None:
+    count = "n = int(out.read_text() or 0) if out.exists() else 0; out.write_text(str(n + 1))"
+    job = Job("job", [_stage(tmp_path, "one", count), _stage(tmp_path, "two", count)], tmp_path)
+    assert not job.done
+    for _ in range(2):
+        assert run_jobs([job], at_once=2) == {}
+    record = json.loads((tmp_path / "one.json").read_text())
+    assert record["seconds"] > 0 and record["command"][1] == "-c"
+    assert job.done and (tmp_path / "one.out").read_text() == (tmp_path / "two.out").read_text() == "1"
+
+
+def test_a_failure_names_its_log_and_stops_only_its_own_job(tmp_path: Path) -> None:
+    broken = Job("broken", [_stage(tmp_path, "boom", "raise SystemExit('no such dataset')")], tmp_path)
+    sound = [
+        Job(f"sound{i}", [_stage(tmp_path, f"s{i}", "out.write_text('ok')")], tmp_path) for i in range(3)
+    ]
+    failed = run_jobs([broken, *sound], at_once=2)
+    assert list(failed) == ["broken"]
+    assert "no such dataset" in str(failed["broken"]) and "boom.log" in str(failed["broken"])
+    assert all(job.done for job in sound)
+
+
+def test_a_command_without_its_result_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(AegisError, match="ended with status 0"):
+        run_stage(_stage(tmp_path, "idle", "print('nothing')"), tmp_path / "logs")
+
+
+def test_cores_are_shared_among_the_jobs_that_run_at_once(tmp_path: Path) -> None:
+    code = "import os; out.write_text(os.environ['OMP_NUM_THREADS'])"
+    run_jobs([Job("a", [_stage(tmp_path, "a", code)], tmp_path)], at_once=2, threads=3)
+    assert (tmp_path / "a.out").read_text() == "3"
+
+
+def test_being_stopped_ends_the_commands(tmp_path: Path) -> None:
+    waiting = "import time; Path(str(out) + '.started').touch(); time.sleep(60); out.touch()"
+    jobs = [Job(f"j{i}", [_stage(tmp_path, f"w{i}", waiting)], tmp_path) for i in range(3)]
+
+    def stop() -> None:
+        while not (tmp_path / "w0.out.started").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, at_once=1)
+    assert time.monotonic() - started < 30
+    assert not any(job.done for job in jobs)
+    _wait_for(lambda: str(tmp_path) not in _running())
+
+
+def test_a_training_that_saved_goes_on(tmp_path: Path) -> None:
+    """The command that is given to the shell, as the log shows it: LeRobot complains of a made-up checkpoint."""
+    output = tmp_path / "training"
+    config = output / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+    stage = Stage(
+        "training", "training", output / "done", ["lerobot-train", f"--output_dir={output}", "--steps=1"]
+    )
+    config.parent.mkdir(parents=True)
+    config.write_text("{}")
+    with pytest.raises(AegisError, match="lerobot-train ended with status"):
+        run_stage(stage, tmp_path / "logs")
+    assert config.is_file(), "a checkpoint is never removed"
+
+
+def test_commands_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from aegis_eval.stages import Processes; "
+        f"Processes().run(['sleep', '61.5'], Path({str(tmp_path / 'log')!r}), {{}})"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    _wait_for(lambda: "sleep 61.5" in _running())
+    parent.kill()
+    parent.wait()
+    _wait_for(lambda: "sleep 61.5" not in _running())
+
+
+def test_progress_counts_costs_and_what_was_done_before(tmp_path: Path) -> None:
+    stages = [replace(_stage(tmp_path, name, ""), cost=cost) for name, cost in (("a", 1.0), ("b", 3.0))]
+    stages[0].result.touch()
+    with Progress([Job("job", stages, tmp_path)], "test") as progress:
+        assert progress.share == 0.25
+        progress.look()
+        assert progress.share == 0.25
+        stages[1].result.touch()
+        progress.look()
+        progress.finished(stages[1])
+        assert progress.share == 1.0
+
+
+def test_on_ray_a_lost_worker_costs_only_its_job_which_is_run_again(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    deadly = (
+        "import os, time; first = Path(str(out) + '.first')\n"
+        "if not first.exists(): first.touch(); os.kill(os.getppid(), 9); time.sleep(60)\n"
+        "out.write_text('second')"
+    )
+    jobs = [
+        Job(
+            "lost",
+            [_stage(tmp_path, "before", "out.write_text('once')"), _stage(tmp_path, "lost", deadly)],
+            tmp_path,
+        ),
+        Job("sound", [_stage(tmp_path, "sound", "out.write_text('ok')")], tmp_path),
+        Job("broken", [_stage(tmp_path, "broken", "raise SystemExit('no such dataset')")], tmp_path),
+    ]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with pytest.raises(AegisError, match="has the 64 cores and 0 GPUs that a job asks for"):
+            run_jobs_on_ray(jobs, cpus=64)
+        failed = run_jobs_on_ray(jobs)
+    finally:
+        cluster.shutdown()
+    assert list(failed) == ["broken"] and "no such dataset" in str(failed["broken"])
+    assert (tmp_path / "lost.out").read_text() == "second"
+    assert jobs[1].done
+
+
+def test_ray_is_asked_for_by_its_extra(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AegisError, match="uv pip install 'lerobot_policy_aegis\\[ray\\]'"):
+        run_jobs_on_ray([])
+
+
+def _running() -> str:
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.1)
