@@ -12,8 +12,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from aegis_eval.metrics import compare_paired
-from aegis_eval.resampling import Array, Estimate, Resampling, bits, estimate
+from aegis_eval.metrics import mcnemar_p
+from aegis_eval.resampling import (
+    Array,
+    Estimate,
+    Resampling,
+    bits,
+    change_estimate,
+    estimate,
+    rate_estimate,
+)
 
 ALL = "all"
 REFERENCE = "none"
@@ -130,7 +138,7 @@ class _Drawn:
         first, count = like[0], len(like)
         self.questions = questions
         self.tasks = [(split, task) for split, by_task in first.rollouts.items() for task in (*by_task, ALL)]
-        self._episodes = {
+        self.episodes = {
             (split, task): Resampling(count, count=len(first.outcomes(split, task)))
             for split, task in self.tasks
         }
@@ -139,7 +147,7 @@ class _Drawn:
             for name, asked in questions.items()
             for kind in (*dict.fromkeys(asked.types), ALL)
         }
-        self._scenes = {
+        self.scenes = {
             (name, kind): Resampling(count, groups_N=list(np.array(questions[name].scenes)[chosen]))
             for (name, kind), chosen in self.kinds.items()
         }
@@ -147,10 +155,10 @@ class _Drawn:
 
     def success(self, group: Sequence[ComparedRun], split: str, task: str) -> Array:
         values_KE = np.stack([bits(run.outcomes(split, task)) for run in group])
-        return self._episodes[split, task].means(values_KE)
+        return self.episodes[split, task].means(values_KE)
 
     def accuracy(self, correct_KN: Array, benchmark: str, kind: str) -> Array:
-        return self._scenes[benchmark, kind].means(correct_KN[:, self.kinds[benchmark, kind]])
+        return self.scenes[benchmark, kind].means(correct_KN[:, self.kinds[benchmark, kind]])
 
     def over_seeds(self, values_K: Sequence[float]) -> Array:
         return self._seeds.means(np.array(values_K)[:, None])
@@ -165,9 +173,9 @@ def _result(
     success: dict[str, dict[str, Estimate]] = defaultdict(dict)
     against: dict[str, dict[str, Estimate]] = defaultdict(dict)
     for split, task in drawn.tasks:
-        draws = drawn.success(group, split, task)
-        success[split][task] = estimate(draws)
-        against[split][task] = estimate(draws - reference[split, task])
+        draws, episodes = drawn.success(group, split, task), drawn.episodes[split, task].groups
+        success[split][task] = rate_estimate(draws, episodes)
+        against[split][task] = change_estimate(draws - reference[split, task], episodes)
     answers: dict[str, dict[str, TypeResult]] = defaultdict(dict)
     retained: dict[str, Estimate] = {}
     for benchmark, kind in drawn.kinds:
@@ -201,16 +209,13 @@ def _type_result(
 ) -> TypeResult:
     chosen = drawn.kinds[benchmark, kind]
     scenes = np.array(drawn.questions[benchmark].scenes)[chosen]
-    paired = compare_paired(
-        correct_KN[:, chosen].ravel() > 0,
-        before_KN[:, chosen].ravel() > 0,
-        np.tile(scenes, len(correct_KN)).tolist(),
-    )
+    changes = (correct_KN - before_KN)[:, chosen].ravel()
+    groups = drawn.scenes[benchmark, kind].groups
     return TypeResult(
-        accuracy=estimate(now),
+        accuracy=rate_estimate(now, groups),
         pretrained=float(before[0]),
-        change=estimate(now - before),
-        p_value=paired.p_value,
+        change=change_estimate(now - before, groups),
+        p_value=mcnemar_p(changes, np.tile(scenes, len(correct_KN)).tolist()),
         n=int(chosen.sum()),
     )
 

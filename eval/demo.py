@@ -65,7 +65,8 @@ def demo(config: DemoConfig) -> Path:
         config.episodes, config.steps, config.batch_size = 4, 4, 2
         config.eval_episodes, config.samples = 2, 24
     started = time.monotonic()
-    with claimed(config.output_dir, "demo.json", _plain(config)):
+    setting = {key: value for key, value in asdict(config).items() if key != "output_dir"}
+    with claimed(config.output_dir, "demo.json", setting):
         stages = _stages(config)
         for number, stage in enumerate(stages, start=1):
             _run(stage, f"[{number}/{len(stages)}]", config.output_dir / "logs")

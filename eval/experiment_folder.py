@@ -47,7 +47,7 @@ def claimed(folder: Path, note: str, setting: Mapping[str, Any]) -> Iterator[Non
 def _require_equal(folder: Path, noted: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
     differing = [key for key in setting if noted.get(key) != setting[key]]
     if differing:
-        key = differing[0]
+        key = min(differing, key=lambda name: name not in noted)
         raise AegisError(
             f"--output_dir={folder} holds results of other flags (--{key}={noted.get(key)}, not {setting[key]}): "
             "give the same, or choose another folder."

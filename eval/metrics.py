@@ -87,8 +87,18 @@ def compare_paired(
         ci=_bootstrap_mean(changes, groups, resamples, confidence, seed),
         gained=gained,
         lost=lost,
-        p_value=_sign_test(_by_group(changes, groups)[0], seed),
+        p_value=mcnemar_p(changes, groups, seed=seed),
     )
+
+
+def mcnemar_p(
+    changes: NDArray[np.float64], groups: Sequence[Hashable] | None = None, *, seed: int = 0
+) -> float:
+    """Two-sided p of paired changes (N,) of -1, 0 or 1 if there were none in truth.
+
+    McNemar's exact test, or its counterpart where the samples of a group depend on each other.
+    """
+    return _sign_test(_by_group(changes, groups)[0], seed)
 
 
 def accuracy_interval(

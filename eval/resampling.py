@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_eval.metrics import Interval
+from aegis_eval.metrics import Interval, wilson_interval
 
 RESAMPLES = 4000
 Array = NDArray[np.float64]
@@ -48,8 +48,9 @@ class Resampling:
     ) -> None:
         _, group_of_N = np.unique(range(count) if groups_N is None else groups_N, return_inverse=True)
         drawing_seeds, drawing_groups = np.random.default_rng(seed).spawn(2)
+        self.groups = int(group_of_N.max()) + 1
         self._seeds_RK = _weights(drawing_seeds, seeds)
-        self._weights_RN = _weights(drawing_groups, int(group_of_N.max()) + 1)[:, group_of_N]
+        self._weights_RN = _weights(drawing_groups, self.groups)[:, group_of_N]
         if weights_N is not None:
             self._weights_RN = self._weights_RN * np.asarray(weights_N)
 
@@ -63,6 +64,27 @@ def estimate(draws_R: Array) -> Estimate:
     """The plain estimate, which comes first, with the percentile interval of the draws behind it."""
     low, high = np.quantile(draws_R[1:], [0.025, 0.975])
     return Estimate(float(draws_R[0]), (float(low), float(high)))
+
+
+def rate_estimate(draws_R: Array, groups: int) -> Estimate:
+    """`estimate` of a rate; where all are right or all are wrong, Wilson's interval, which counts each group once."""
+    plain = estimate(draws_R)
+    if plain.ci[0] == plain.ci[1] and plain.value in (0.0, 1.0):
+        return Estimate(plain.value, wilson_interval(round(plain.value * groups), groups))
+    return plain
+
+
+def change_estimate(draws_R: Array, groups: int) -> Estimate:
+    """`estimate` of a paired difference; where no group changed, there is nothing to resample.
+
+    Then the interval reaches as far as the largest share of changes of which so many groups might show none by chance
+    (the bound of Clopper and Pearson), either way.
+    """
+    plain = estimate(draws_R)
+    if plain.value == 0 and plain.ci == (0.0, 0.0):
+        bound = 1 - 0.025 ** (1 / groups)
+        return Estimate(0.0, (-bound, bound))
+    return plain
 
 
 def bits(text: str) -> Array:

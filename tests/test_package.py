@@ -30,9 +30,9 @@ def test_every_command_exists() -> None:
         for point in entry_points(group="console_scripts")
         if point.dist and point.dist.name == "lerobot_policy_aegis"
     }
-    assert set(ours) == {
-        f"aegis-{name}" for name in ("record", "pretrain", "anchor", "vqa", "demo", "ablate", "action-error")
-    }
+    measure = ["vqa", "swap", "drift", "action-error"]
+    names = ["record", "pretrain", "anchor", "demo", "ablate", "compare", "report", *measure]
+    assert set(ours) == {f"aegis-{name}" for name in names}
     assert all(callable(point.load()) for point in ours.values())
 
 

@@ -63,8 +63,17 @@ def test_the_same_outcomes_differ_by_nothing_whatever_the_seeds_vary(questions):
     row = Comparison.of([*none, *twin], questions).protections["aegis"]
     assert row.against_none is not None
     change = row.against_none["test"][ALL]
-    assert change.value == 0 and change.ci == (0, 0), "pairing leaves no noise"
+    assert change.value == 0 and -0.02 < change.ci[0] < 0 < change.ci[1] < 0.02, "pairing leaves no noise"
     assert row.success["test"][ALL].ci[1] - row.success["test"][ALL].ci[0] > 0.03
+
+
+def test_nothing_seen_in_a_few_scenes_is_not_nothing(questions):
+    few = {name: replace(asked, scenes=[0, 1] * SCENES) for name, asked in questions.items()}
+    runs = make_runs("none", 1.0, 1.0)
+    row = Comparison.of(runs, few).protections["none"]
+    of = row.answers["tabletop"][ALL]
+    assert of.accuracy.ci[0] < 0.4 and of.change.ci == pytest.approx((-0.84, 0.84), abs=0.01)
+    assert 0.9 < row.success["test"]["reach"].ci[0] < 1.0
 
 
 def test_seeds_that_differ_widen_the_interval(questions):
