@@ -81,4 +81,11 @@ VARIANTS: dict[str, Variant] = {
     "gaussian restoring": _aegis(
         "options of the Gaussian anchor", "gaussian", "--policy.anchor_restoring=0.001"
     ),
+    "gaussian at its best": _aegis(
+        "options of the Gaussian anchor",
+        "gaussian",
+        "--policy.project=update",
+        "--policy.anchor_whiten=true",
+        file="robot",
+    ),
 }
