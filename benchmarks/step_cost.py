@@ -10,7 +10,8 @@ is with more flow samples. The shares of `forward`, `backward`, `clipping` and `
 second backward is part of `forward`, the projection of `optimizer`.
 
 Memory is the difference of two peaks. On a CPU each side takes three steps in a process of its own and the peak is its
-resident set; on a GPU it is what torch allocated.
+resident set; on a GPU it is what torch allocated. The goal is at most one copy of the gradients and the anchors, which
+are printed too; with `--vlm=embedded` both are smaller than what a resident set varies by.
 """
 
 import argparse
@@ -139,6 +140,12 @@ def peak_megabytes(name: str, arguments: argparse.Namespace) -> float:
     return int(peak) * 1024 / 1e6  # unlike ru_maxrss, this forgets what the parent process held
 
 
+def gradient_megabytes(arguments: argparse.Namespace) -> float:
+    """One copy of the gradients that a protection has to do with."""
+    learning = (p for p in Side("none", arguments).policy.vlm.parameters() if p.requires_grad)
+    return sum(p.numel() * p.element_size() for p in learning) / 1e6
+
+
 def peak_in_a_process_of_its_own(name: str, vlm: str, anchor: Path) -> float:
     """`peak_megabytes` of one side with this command's flags and its anchor, which is made here and not there."""
     given = [*sys.argv[1:], f"--vlm={vlm}"]  # the last of two flags counts
@@ -182,6 +189,8 @@ def main() -> None:
         for name, costs in time_ratios(names, arguments).items():
             figures |= {f"{name}: {key}": value for key, value in costs.items()}
         peaks = {name: peak_in_a_process_of_its_own(name, arguments.vlm, arguments.anchor) for name in names}
+        figures["anchor file, MB"] = arguments.anchor.stat().st_size / 1e6
+        figures["gradients of all that learns in the backbone, MB"] = gradient_megabytes(arguments)
     figures |= {f"{name}: peak over none, MB": peak - peaks["none"] for name, peak in peaks.items()}
     report(figures, arguments.json)
 

@@ -12,8 +12,12 @@ import pytest
 from aegis_envs.env import TabletopEnv
 from aegis_envs.expert import expert_action
 from aegis_eval.benchmarks import Sample, load_samples
+from aegis_eval.comparison import ComparedRun, Questions
 from aegis_eval.metrics import BlindBaseline
+from aegis_eval.report import write_report
 from aegis_eval.retention import score_answers
+from aegis_eval.run_summary import RunSummary
+from aegis_eval.swap_probe import SwapProbe
 from aegis_policy.vqa_data import exact_match
 
 EPISODES = {"reach": 40, "pick": 30}
@@ -45,6 +49,77 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory, samples: list[Sample
         _write_vqa(folder / "vqa", samples, pretrained, kept, rng)
         (folder / "train.log").write_text(_training_log(drift=0.2 if kept > 0.9 else 1.0))
     return runs
+
+
+@pytest.fixture(scope="session")
+def run_summaries(finished_runs: SimpleNamespace) -> list[RunSummary]:
+    return [
+        RunSummary.read(
+            name,
+            eval_dir=folder / "eval",
+            vqa_dir=folder / "vqa",
+            training_log=folder / "train.log",
+            swap=SwapProbe("reach", "test", 25, followed, changed),
+        )
+        for name, folder, followed, changed in (
+            ("unprotected", finished_runs.unprotected, 41, 19),
+            ("AEGIS", finished_runs.aegis, 46, 22),
+        )
+    ]
+
+
+@pytest.fixture(scope="session")
+def report_page(run_summaries: list[RunSummary], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tmp_path_factory.mktemp("report") / "report.html", run_summaries)
+
+
+@pytest.fixture(scope="session")
+def comparison_results() -> dict:
+    """What `aegis-compare` writes to `comparison.json`: seven protections, two seeds, two learning rates."""
+    protections = ("none", "freeze", "stop_gradient", "lora", "replay", "gaussian", "aegis")
+    questions, episodes = 40, 30
+    rng = np.random.default_rng(0)
+    runs = [
+        ComparedRun(
+            name,
+            lr,
+            seed,
+            rollouts={split: {"reach": _bits(rng, 0.7, episodes)} for split in ("test", "unseen")},
+            answers={kind: _bits(rng, 0.9, questions) for kind in ("tabletop", "tabletop_robot")},
+            swaps={"reach": {"pairs": 5, "followed": 8, "changed": 4}},
+            drift=0.1,
+            drift_per_layer=[0.1, 0.1],
+            curves={"loss": {"steps": [10, 20], "values": [1.0, 0.5 + 0.1 * seed]}},
+            seconds={"training": 12.0},
+        )
+        for lr in (3e-4, 1e-4)
+        for seed in range(2)
+        for name in protections
+    ]
+    asked = Questions(
+        ["shape", "count"] * (questions // 2), [i // 2 for i in range(questions)], "1" * questions
+    )
+    return {
+        "config": {
+            "lr_backbone": 3e-4,
+            "seeds": 2,
+            "steps": 20,
+            "task": "reach",
+            "eval_episodes": episodes,
+            "samples": questions,
+        },
+        "protections": {name: [f"--policy.protection={name}"] for name in protections},
+        "expert": {split: {"reach": "1" * episodes} for split in ("test", "unseen")},
+        "questions": {kind: asdict(asked) for kind in ("tabletop", "tabletop_robot")},
+        "runs": [asdict(run) for run in runs],
+        "tuned": dict.fromkeys(protections, 1e-4),
+        "tuning": [{"protection": "aegis", "lr": lr, "success": 0.5, "retained": 0.9} for lr in (1e-4, 3e-4)],
+        "provenance": {"command": "aegis-compare --seeds=2", "git_commit": "abc"},
+    }
+
+
+def _bits(rng: np.random.Generator, rate: float, count: int) -> str:
+    return "".join(str(int(bit)) for bit in rng.random(count) < rate)
 
 
 def _write_eval(folder: Path, rate: float, codec: str, rng: np.random.Generator) -> None:

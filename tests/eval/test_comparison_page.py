@@ -1,65 +1,14 @@
 """`aegis-report` on the raw JSON of a comparison, and on any folder of runs."""
 
 import json
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from aegis_eval.comparison import ComparedRun, Questions
 from aegis_eval.report import ReportConfig, find_runs, report
 from aegis_policy.errors import AegisError
-
-PROTECTIONS = ("none", "freeze", "stop_gradient", "lora", "replay", "gaussian", "aegis")
-QUESTIONS, EPISODES = 40, 30
-
-
-def _bits(rng: np.random.Generator, rate: float, count: int) -> str:
-    return "".join(str(int(bit)) for bit in rng.random(count) < rate)
-
-
-def _results() -> dict:
-    rng = np.random.default_rng(0)
-    runs = [
-        ComparedRun(
-            name,
-            lr,
-            seed,
-            rollouts={split: {"reach": _bits(rng, 0.7, EPISODES)} for split in ("test", "unseen")},
-            answers={kind: _bits(rng, 0.9, QUESTIONS) for kind in ("tabletop", "tabletop_robot")},
-            swaps={"reach": {"pairs": 5, "followed": 8, "changed": 4}},
-            drift=0.1,
-            drift_per_layer=[0.1, 0.1],
-            curves={"loss": {"steps": [10, 20], "values": [1.0, 0.5 + 0.1 * seed]}},
-            seconds={"training": 12.0},
-        )
-        for lr in (3e-4, 1e-4)
-        for seed in range(2)
-        for name in PROTECTIONS
-    ]
-    asked = Questions(
-        ["shape", "count"] * (QUESTIONS // 2), [i // 2 for i in range(QUESTIONS)], "1" * QUESTIONS
-    )
-    return {
-        "config": {
-            "lr_backbone": 3e-4,
-            "seeds": 2,
-            "steps": 20,
-            "task": "reach",
-            "eval_episodes": EPISODES,
-            "samples": 40,
-        },
-        "protections": {name: [f"--policy.protection={name}"] for name in PROTECTIONS},
-        "expert": {split: {"reach": "1" * EPISODES} for split in ("test", "unseen")},
-        "questions": {kind: asdict(asked) for kind in ("tabletop", "tabletop_robot")},
-        "runs": [asdict(run) for run in runs],
-        "tuned": dict.fromkeys(PROTECTIONS, 1e-4),
-        "tuning": [{"protection": "aegis", "lr": lr, "success": 0.5, "retained": 0.9} for lr in (1e-4, 3e-4)],
-        "provenance": {"command": "aegis-compare --seeds=2", "git_commit": "abc"},
-    }
 
 
 class _Text(HTMLParser):
@@ -81,9 +30,9 @@ class _Text(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(comparison_results: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    (folder / "comparison.json").write_text(json.dumps(_results()))
+    (folder / "comparison.json").write_text(json.dumps(comparison_results))
     report(ReportConfig(folder))
     return folder
 
@@ -100,9 +49,9 @@ def test_the_first_screen_says_what_was_compared_and_what_won(written: Path) -> 
     )
 
 
-def test_every_protection_has_a_row_in_both_tables(written: Path) -> None:
+def test_every_protection_has_a_row_in_both_tables(written: Path, comparison_results: dict) -> None:
     table = (written / "comparison.md").read_text()
-    for name in PROTECTIONS:
+    for name in comparison_results["protections"]:
         assert f"| {name} | 0.0003 |" in table and f"| {name} | 0.0001 |" in table
     assert set(json.loads((written / "summary.json").read_text())) == {"common", "tuned"}
 

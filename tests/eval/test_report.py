@@ -1,51 +1,11 @@
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from aegis_eval.report import RunSummary, read_vqa, write_report
-from aegis_eval.swap_probe import SwapProbe
 from aegis_policy.errors import AegisError
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMIUM_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
-
-
-@pytest.fixture(scope="module")
-def runs(finished_runs: SimpleNamespace) -> list[RunSummary]:
-    return [
-        RunSummary.read(
-            name,
-            eval_dir=folder / "eval",
-            vqa_dir=folder / "vqa",
-            training_log=folder / "train.log",
-            swap=SwapProbe("reach", "test", 25, followed, changed),
-        )
-        for name, folder, followed, changed in (
-            ("unprotected", finished_runs.unprotected, 41, 19),
-            ("AEGIS", finished_runs.aegis, 46, 22),
-        )
-    ]
-
-
-@pytest.fixture(scope="module")
-def report(runs: list[RunSummary], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(tmp_path_factory.mktemp("report") / "report.html", runs)
 
 
 class Page(HTMLParser):
@@ -72,17 +32,19 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere(report: Path):
-    page = Page(report.read_text())
+def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere(report_page: Path):
+    page = Page(report_page.read_text())
     assert page.open == []
     for _, attributes in page.tags:
         for key in ("src", "href", "xlink:href"):
             assert (attributes.get(key) or "#").startswith(("data:", "#"))
-    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", re.sub(r"base64,[^\"]*", "", report.read_text()))
+    assert "http" not in re.sub(
+        r'xmlns(:\w+)?="[^"]*"', "", re.sub(r"base64,[^\"]*", "", report_page.read_text())
+    )
 
 
-def test_both_skills_are_shown_with_intervals_and_alternatives_for_what_is_seen(report: Path):
-    text = report.read_text()
+def test_both_skills_are_shown_with_intervals_and_alternatives_for_what_is_seen(report_page: Path):
+    text = report_page.read_text()
     for expected in (
         "unprotected",
         "AEGIS",
@@ -103,60 +65,38 @@ def test_both_skills_are_shown_with_intervals_and_alternatives_for_what_is_seen(
     assert len(videos) == 8 and all(attributes["aria-label"] for attributes in videos)
 
 
-def test_figures_take_their_colours_from_the_page_and_their_ids_do_not_collide(report: Path):
-    text = report.read_text()
+def test_figures_take_their_colours_from_the_page_and_their_ids_do_not_collide(report_page: Path):
+    text = report_page.read_text()
     assert not re.search(r"#0[1-4]0[1-4]0[0-9]", text), "a stand-in colour was left over"
     assert "var(--series-1)" in text and "prefers-color-scheme: dark" in text
     identities = [attributes["id"] for _, attributes in Page(text).tags if "id" in attributes]
     assert len(identities) == len(set(identities))
 
 
-def test_what_users_and_models_say_cannot_break_the_page(runs: list[RunSummary], tmp_path: Path):
+def test_what_users_and_models_say_cannot_break_the_page(run_summaries: list[RunSummary], tmp_path: Path):
     name = '<script>alert("x")</script>'
-    page = write_report(tmp_path / "r.html", [RunSummary(name, vqa=runs[0].vqa, answers=runs[0].answers)])
+    page = write_report(
+        tmp_path / "r.html", [RunSummary(name, vqa=run_summaries[0].vqa, answers=run_summaries[0].answers)]
+    )
     assert Page(page.read_text()).all("script") == []
     assert "--policy.path=run &lt;b&gt;" in page.read_text()
 
 
-def test_a_run_of_which_little_is_known_still_gets_a_page(runs: list[RunSummary], tmp_path: Path):
+def test_a_run_of_which_little_is_known_still_gets_a_page(run_summaries: list[RunSummary], tmp_path: Path):
     for run in (
         RunSummary("bare"),
-        RunSummary("rolled", rollouts=runs[0].rollouts),
-        RunSummary("asked", vqa=runs[0].vqa),
+        RunSummary("rolled", rollouts=run_summaries[0].rollouts),
+        RunSummary("asked", vqa=run_summaries[0].vqa),
     ):
         path = write_report(tmp_path / f"{run.name}.html", [run])
         assert Page(path.read_text()).open == []
 
 
-def test_what_is_not_a_result_is_named(runs: list[RunSummary], tmp_path: Path):
+def test_what_is_not_a_result_is_named(run_summaries: list[RunSummary], tmp_path: Path):
     with pytest.raises(AegisError, match="different names, got none"):
         write_report(tmp_path / "r.html", [])
     with pytest.raises(AegisError, match="different names, got AEGIS, AEGIS"):
-        write_report(tmp_path / "r.html", [runs[1], runs[1]])
+        write_report(tmp_path / "r.html", [run_summaries[1], run_summaries[1]])
     with pytest.raises(AegisError, match="not what aegis-vqa writes"):
         read_vqa(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to open the page in")
-def test_a_browser_plays_the_videos_and_nothing_overflows_on_a_phone(report: Path, tmp_path: Path):
-    script = """<script>addEventListener("load", async () => {
-      const films = [...document.querySelectorAll("video")];
-      await Promise.all(films.map(film => film.readyState > 0 || film.error ? 0 : new Promise(done => {
-        film.onloadedmetadata = film.onerror = done; film.load(); })));
-      document.title = JSON.stringify({durations: films.map(film => film.duration || 0),
-        wide: document.documentElement.scrollWidth, window: innerWidth,
-        pictures: [...document.images].map(image => image.naturalWidth)});
-    });</script></body>"""
-    probe = tmp_path / "probe.html"
-    probe.write_text(report.read_text().replace("</body>", script))
-    assert CHROMIUM is not None
-    command = [CHROMIUM, *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900"]
-    command += ["--virtual-time-budget=20000", "--dump-dom", probe.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    found = re.search(r"<title>({.*?})</title>", done.stdout)
-    assert found, done.stdout[:500]
-    seen = json.loads(found.group(1))
-    assert len(seen["durations"]) == 8 and min(seen["durations"]) > 0.5
-    assert min(seen["pictures"]) == 96
-    assert seen["wide"] <= seen["window"]
