@@ -10,6 +10,7 @@ import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from PIL import Image
+from training_steps import MakeBatch, MakePolicy
 
 from aegis_eval.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
@@ -24,11 +25,9 @@ STATE_DIM, ACTION_DIM, HORIZON = 5, 3, 4
 
 TINY = {"chunk_size": HORIZON, "n_action_steps": 2, "expert_width": 16, "expert_depth": 2, "expert_heads": 2}
 
-MakePolicy = Callable[..., AegisPolicy]
-
 
 @pytest.fixture(scope="session")
-def make_batch() -> Callable[..., dict[str, Any]]:
+def make_batch() -> MakeBatch:
     """`make_batch(size=4, seed=0)`: a normalised batch; the last sample's chunk ends in padding."""
     return _make_batch
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from safetensors.torch import load_file, save_file
+from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.errors import AegisError
@@ -18,8 +19,6 @@ from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.vlm import VLMBackbone
 
 MakeConfig = Callable[..., AegisConfig]
-MakePolicy = Callable[..., AegisPolicy]
-MakeBatch = Callable[..., dict[str, Any]]
 
 
 def _changed_file(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -34,11 +33,9 @@ def test_a_checkpoint_acts_and_answers_the_same_after_it_moved_and_its_vlm_is_go
     shutil.copytree(tiny_vlm_dir, tmp_path / "vlm")
     shutil.copy(tiny_anchor, tmp_path / "anchor.safetensors")
     policy = AegisPolicy(make_config(vlm=str(tmp_path / "vlm"), anchor_path=tmp_path / "anchor.safetensors"))
-    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    optimizer = build_optimizer(policy)
     for seed in range(3):
-        policy.train()(make_batch(seed=seed))[0].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        training_step(policy, optimizer, make_batch(seed=seed))
     policy.save_pretrained(tmp_path / "saved")
 
     batch, noise = make_batch(), torch.randn(4, 4, 3)
@@ -73,7 +70,7 @@ def test_a_restored_policy_trains_against_the_restored_anchor(
     policy.save_pretrained(tmp_path)
     distances = []
     for each in (policy, AegisPolicy.from_pretrained(tmp_path)):
-        each.config.get_optimizer_preset().build(each.get_optim_params())
+        build_optimizer(each)
         distances.append(each.train()(make_batch())[1]["anchor_distance"])
     assert distances[0] == distances[1] > 0
 

@@ -6,16 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_steps import MakeBatch
 
 from aegis_policy.modeling_aegis import AegisPolicy
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
-MakeBatch = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")

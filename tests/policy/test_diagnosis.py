@@ -1,30 +1,15 @@
 """What a training log says of why a protection works: the probe, the noise floor, the moving average's state."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
-
-MakePolicy = Callable[..., AegisPolicy]
-MakeBatch = Callable[..., dict[str, Any]]
-
-
-def _optimizer(policy: AegisPolicy) -> torch.optim.Optimizer:
-    return policy.config.get_optimizer_preset().build(policy.get_optim_params())
-
-
-def _step(policy: AegisPolicy, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> dict[str, float]:
-    loss, figures = policy.train()(batch)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return figures
 
 
 def _probed(make_policy: MakePolicy, tiny_vqa: Path, protection: str = "none", **options: Any) -> AegisPolicy:
@@ -37,7 +22,7 @@ def test_the_probe_says_what_the_backbone_answers(
     make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = _probed(make_policy, tiny_vqa)
-    optimizer = _optimizer(policy)
+    optimizer = build_optimizer(policy)
     asked = []
 
     def answer(images: list[Any], questions: list[str], max_new_tokens: int) -> list[str]:
@@ -45,7 +30,9 @@ def test_the_probe_says_what_the_backbone_answers(
         return ["Red."] * len(images)
 
     monkeypatch.setattr(policy.vlm, "answer", answer)
-    accuracies = [_step(policy, optimizer, make_batch(seed=seed))["vqa_accuracy"] for seed in range(5)]
+    accuracies = [
+        training_step(policy, optimizer, make_batch(seed=seed))["vqa_accuracy"] for seed in range(5)
+    ]
     assert accuracies == [pytest.approx(2 / 6)] * 5
     assert len(asked) == 3, "before steps 1, 3 and 5"
 
@@ -56,10 +43,10 @@ def test_the_probe_leaves_the_training_as_it_is(
     weights = []
     for options in ({}, {"vqa_probe_freq": 1, "vqa_probe_data": str(tiny_vqa), "vqa_probe_samples": 6}):
         policy = make_policy("aegis", anchor="gaussian+kronecker", **options)
-        optimizer = _optimizer(policy)
+        optimizer = build_optimizer(policy)
         torch.manual_seed(3)
         for seed in range(2):
-            _step(policy, optimizer, make_batch(seed=seed))
+            training_step(policy, optimizer, make_batch(seed=seed))
         weights.append([p.detach().clone() for p in policy.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
@@ -68,8 +55,8 @@ def test_the_probe_shows_where_the_questions_gradient_lies(
     make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
 ) -> None:
     policy = _probed(make_policy, tiny_vqa, "aegis", anchor="gaussian+kronecker+subspace")
-    optimizer = _optimizer(policy)
-    figures = [_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
+    optimizer = build_optimizer(policy)
+    figures = [training_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
     assert len({tuple(each) for each in figures}) == 1, "the keys never change"
     for each in figures:
         assert -1 <= each["anchor_vqa_cosine"] <= 1
@@ -85,7 +72,7 @@ def test_blocks_of_everything_hold_the_whole_gradient(
     make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
 ) -> None:
     policy = _probed(make_policy, tiny_vqa, "aegis", anchor="subspace", anchor_energy=0.999)
-    figures = _step(policy, _optimizer(policy), make_batch())
+    figures = training_step(policy, build_optimizer(policy), make_batch())
     assert figures["vqa_gradient_blocked"] > 0.9
 
 
@@ -105,9 +92,9 @@ def test_a_distance_that_is_noise_is_said_once(
 ) -> None:
     """The batch is as far away as one of the anchor's own would be when their noise is the distance itself."""
     policy = make_policy("aegis", anchor_momentum=momentum, anchor_tokens=tokens)
-    optimizer = _optimizer(policy)
+    optimizer = build_optimizer(policy)
     (isolator,) = policy.protection.projectors
-    first = _step(policy, optimizer, make_batch(size=4))
+    first = training_step(policy, optimizer, make_batch(size=4))
     assert 0 < first["anchor_noise_floor"] < first["anchor_distance"]
     policy.protection._distances.clear()
     with caplog.at_level(logging.WARNING):
@@ -122,12 +109,12 @@ def test_a_moving_average_travels_in_the_checkpoint(
     make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
 ) -> None:
     policy = make_policy("aegis", anchor_momentum=0.9)
-    optimizer = _optimizer(policy)
+    optimizer = build_optimizer(policy)
     for seed in range(3):
-        _step(policy, optimizer, make_batch(seed=seed))
+        training_step(policy, optimizer, make_batch(seed=seed))
     policy.save_pretrained(tmp_path)
     restored = AegisPolicy.from_pretrained(tmp_path)
-    _optimizer(restored)
+    build_optimizer(restored)
     kept, found = policy.protection.state(), restored.protection.state()
     assert kept.keys() == found.keys() and len(kept) == 3
     assert all(torch.equal(kept[name], found[name]) for name in kept)
@@ -135,7 +122,7 @@ def test_a_moving_average_travels_in_the_checkpoint(
     expected = policy.train()(make_batch(seed=9))[1]["anchor_distance"]
     fresh = make_policy("aegis", anchor_momentum=0.9)
     fresh.load_state_dict(policy.state_dict())
-    _optimizer(fresh)
+    build_optimizer(fresh)
     torch.manual_seed(7)
     assert fresh.train()(make_batch(seed=9))[1]["anchor_distance"] != pytest.approx(expected, rel=1e-3)
     torch.manual_seed(7)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy import action_tokens
 from aegis_policy.action_tokens import ActionChunks, UniformBins
@@ -14,20 +15,13 @@ from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.vqa_data import load_vqa
 from aegis_policy.vqa_loss import answer_loss
 
-MakePolicy = Callable[..., AegisPolicy]
-MakeBatch = Callable[..., dict[str, Any]]
-
 
 def _train(policy: AegisPolicy, make_batch: MakeBatch, steps: int) -> list[dict[str, float]]:
-    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    optimizer = build_optimizer(policy)
     log = []
     for step in range(steps):
         torch.manual_seed(step)
-        loss, figures = policy.train()(make_batch(seed=step % 3))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        log.append(figures)
+        log.append(training_step(policy, optimizer, make_batch(seed=step % 3)))
     return log
 
 

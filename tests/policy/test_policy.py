@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from training_steps import MakeBatch, MakePolicy, build_optimizer
 
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
-
-MakePolicy = Callable[..., AegisPolicy]
-MakeBatch = Callable[..., dict[str, Any]]
 
 
 def test_loss_is_the_mean_over_valid_action_steps(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
@@ -124,7 +122,7 @@ def test_actions_come_from_a_queue_that_reset_empties(make_policy: MakePolicy, m
 def test_training_fits_one_batch(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     """The whole of it learns: some steps on one batch with fixed noise and times lower its loss."""
     policy, batch = make_policy("aegis", optimizer_lr=1e-2, optimizer_lr_backbone=1e-3), make_batch()
-    optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    optimizer = build_optimizer(policy)
     noise, time = torch.randn_like(batch["action"]), torch.rand(4)
     losses = []
     for _ in range(25):

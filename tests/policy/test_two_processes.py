@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-
-from aegis_policy.modeling_aegis import AegisPolicy
+from training_steps import MakePolicy
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -30,7 +29,7 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
     ],
 )
 def test_two_processes_equal_one_on_the_same_global_batch(
-    make_policy: Callable[..., AegisPolicy],
+    make_policy: MakePolicy,
     make_batch: Callable[..., dict[str, Any]],
     shell: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,

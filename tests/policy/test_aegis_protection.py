@@ -1,0 +1,159 @@
+"""What the anchors of `aegis` leave of a step, and what they say about it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
+
+from aegis_policy.isolation import GradientIsolator, LowRankProjector, ProjectedAdamW
+from aegis_policy.vlm import NO_LABEL
+
+
+def _flat_gradients(isolator: GradientIsolator) -> list[torch.Tensor]:
+    return [
+        torch.cat([p.grad.flatten() for p in layer if p.grad is not None]) for layer in isolator.parameters
+    ]
+
+
+def test_projected_gradients_are_orthogonal_to_the_anchor_gradient_or_untouched(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy = make_policy("aegis")
+    optimizer = build_optimizer(policy)
+    assert isinstance(optimizer, ProjectedAdamW)
+    (isolator,) = policy.protection.projectors
+    assert isinstance(isolator, GradientIsolator)
+    conflicts = 0
+    for seed in range(6):
+        loss, _ = policy.train()(make_batch(seed=seed))
+        loss.backward()
+        anchors = [torch.cat([g.flatten() for g in layer]) for layer in isolator._anchor_grads.reduce()]
+        before = _flat_gradients(isolator)
+        isolator.project_()
+        for task, projected, anchor in zip(before, _flat_gradients(isolator), anchors, strict=True):
+            if torch.dot(task.double(), anchor.double()) < 0:
+                conflicts += 1
+                assert abs(torch.cosine_similarity(projected.double(), anchor.double(), dim=0)) <= 1e-6
+            else:
+                assert torch.equal(task, projected)
+        isolator.clear()
+        optimizer.zero_grad()
+    assert 0 < conflicts < 6 * policy.vlm.num_layers
+
+
+LOW_RANK = ["subspace", "kronecker", "subspace+kronecker"]
+
+
+@pytest.mark.parametrize("anchor", LOW_RANK)
+def test_with_blocks_only_linear_weights_learn(
+    make_policy: MakePolicy, make_batch: MakeBatch, anchor: str
+) -> None:
+    policy = make_policy("aegis", anchor=anchor, train_vision_tower=True, train_projector=True)
+    before = {name: p.detach().clone() for name, p in policy.vlm.model.named_parameters()}
+    optimizer = build_optimizer(policy)
+    figures = [training_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
+    changed = {name for name, p in policy.vlm.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {f"{name}.weight" for name in policy.vlm.linear_layers}
+    blocked = [name for name in figures[2] if name.endswith("blocked_energy")]
+    assert len(blocked) == len(policy.protection.projectors)
+    assert all(figures[0][name] == 0.0 < figures[2][name] < 1 for name in blocked)
+
+
+@pytest.mark.parametrize("anchor", LOW_RANK)
+def test_blocked_components_stay_while_the_rest_learns(
+    make_policy: MakePolicy, make_batch: MakeBatch, anchor: str
+) -> None:
+    policy = make_policy("aegis", anchor=anchor, anchor_energy=0.7)
+    before = {name: layer.weight.detach().clone() for name, layer in policy.vlm.linear_layers.items()}
+    optimizer = build_optimizer(policy)
+    for seed in range(5):
+        training_step(policy, optimizer, make_batch(seed=seed))
+    for projector in policy.protection.projectors:
+        assert isinstance(projector, LowRankProjector)
+        names = {id(layer.weight): name for name, layer in policy.vlm.linear_layers.items()}
+        for weight, block in projector._blocks:
+            moved = weight.detach() - before[names[id(weight)]]
+            inside = moved @ block.input_vectors_DK
+            if block.output_vectors_EJ is not None:
+                inside = block.strength * (block.output_vectors_EJ.T @ inside)
+            assert inside.norm() < 1e-3 * moved.norm()
+
+
+def test_answers_to_the_anchors_questions_move_less_than_unprotected(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    """On the questions that the anchor was made of, the loss of the model's own answers."""
+    rng = np.random.default_rng(1)
+    images = list(rng.integers(0, 255, (16, 32, 32, 3), dtype=np.uint8))
+    questions = ["what colour is the cube"] * 16
+
+    def change(protection: str, **options: Any) -> float:
+        policy = make_policy(protection, optimizer_lr_backbone=1e-3, **options)
+        with torch.no_grad():
+            inputs = policy.vlm.answer_inputs(images, questions, policy.vlm.answer(images, questions))
+            before, labels = policy.vlm.answer_logits(inputs)
+            optimizer = build_optimizer(policy)
+        for seed in range(5):
+            training_step(policy, optimizer, make_batch(seed=seed))
+        with torch.no_grad():
+            after, _ = policy.vlm.answer_logits(inputs)
+        return float((after - before)[labels != NO_LABEL].square().mean())
+
+    free = change("none")
+    assert change("aegis", anchor="subspace", anchor_energy=0.99) < 0.2 * free
+    assert change("aegis", anchor="kronecker", anchor_energy=0.99) < 0.2 * free
+
+
+def test_expert_gradients_are_those_without_protection(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    gradients = []
+    for protection in ("none", "aegis"):
+        policy = make_policy(protection)
+        build_optimizer(policy)
+        torch.manual_seed(1)
+        policy.train()(make_batch())[0].backward()
+        gradients.append([p.grad for p in policy.expert.parameters()])
+    for free, protected in zip(*gradients, strict=True):
+        assert torch.equal(free, protected)
+
+
+def test_training_logs_the_projection(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy("aegis")
+    optimizer = build_optimizer(policy)
+    figures = [training_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
+    keys = {
+        "flow_loss",
+        "anchor_distance",
+        "anchor_noise_floor",
+        "conflict_fraction",
+        "energy_shed",
+        "unprojected_layers",
+    }
+    assert all(set(each) == keys and all(type(v) is float for v in each.values()) for each in figures)
+    assert figures[0]["anchor_distance"] > 0
+
+
+def test_evaluation_of_the_loss_needs_no_optimizer_and_takes_no_anchor_gradient(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy = make_policy("aegis").eval()
+    with torch.no_grad():
+        _, figures = policy(make_batch())
+    assert set(figures) == {"flow_loss"}
+
+
+def test_checkpointing_changes_neither_gradient(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    results = []
+    for checkpointing in (False, True):
+        policy = make_policy("aegis", gradient_checkpointing=checkpointing)
+        optimizer = build_optimizer(policy)
+        torch.manual_seed(1)
+        policy.train()(make_batch())[0].backward()
+        policy.protection.projectors[0].project_()
+        results.append([p.grad.clone() for p in policy.vlm.decoder_layers.parameters()])
+        optimizer.zero_grad()
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, plain)
