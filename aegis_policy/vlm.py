@@ -29,7 +29,8 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from aegis_policy.errors import AegisError
-from aegis_policy.vlm_loading import FAMILIES, first_line, load_config, load_processor, resolve
+from aegis_policy.vlm_families import family_of
+from aegis_policy.vlm_loading import first_line, load_config, load_processor, resolve
 
 _FINGERPRINT_VALUES = 256
 NO_LABEL = -100
@@ -52,7 +53,9 @@ class VLMBackbone(nn.Module):
         self.model = model
         self.processor = processor
         self.name = name
-        self.family = FAMILIES[model.config.model_type]
+        family = family_of(model.config.model_type)
+        assert family is not None, "load_config refuses what is unknown"
+        self.family = family
 
     @classmethod
     def from_pretrained(
@@ -172,8 +175,8 @@ class VLMBackbone(nn.Module):
         # As integers, like the pictures of questions: resizing floats overshoots where integers are clipped.
         views = [(image * 255).round().clamp(0, 255).to(torch.uint8) for image in images]
         samples = [list(cameras) for cameras in zip(*views, strict=True)]
-        prompts = [self.family.instruction_prompt(_one_line(text), len(images)) for text in texts]
-        return self._process(samples, prompts, padding_side="right")
+        prompts = [self._prompt(_one_line(text), len(images)) for text in texts]
+        return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
 
     def reserved_tokens(self, count: int) -> Tensor:
         """The last `count` words of the vocabulary that are no special token, ascending ids (count,).
@@ -200,7 +203,7 @@ class VLMBackbone(nn.Module):
         """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
         mask = inputs["attention_mask"].bool()
         with self._recorded_layers() as hidden_states:
-            self.model.base_model(**inputs, position_ids=_positions(mask), use_cache=False)
+            self.model.base_model(**inputs, **self._positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
 
     def encode_with_suffix(self, inputs: dict[str, Tensor], suffix_BK: Tensor) -> tuple[Prefix, Tensor]:
@@ -217,8 +220,12 @@ class VLMBackbone(nn.Module):
             1, keepdim=True
         )
         behind_BK = torch.cat([inputs["input_ids"].gather(1, last_B1), suffix_BK], dim=1)
-        ones_BK = torch.ones_like(behind_BK)
-        behind = {"input_ids": behind_BK, "attention_mask": ones_BK, "token_type_ids": ones_BK}
+        behind = {
+            "input_ids": behind_BK,
+            "attention_mask": torch.ones_like(behind_BK),
+            "token_type_ids": torch.full_like(behind_BK, self.family.causal_type),
+            "mm_token_type_ids": torch.zeros_like(behind_BK),
+        }
         longer = {
             key: torch.cat([value, behind[key].to(value)], dim=1) if key in behind else value
             for key, value in inputs.items()
@@ -226,7 +233,7 @@ class VLMBackbone(nn.Module):
         with self._recorded_layers() as hidden_states:
             output = self.model(
                 **longer,
-                position_ids=_positions(longer["attention_mask"].bool()),
+                **self._positions(longer["attention_mask"].bool()),
                 use_cache=False,
                 logits_to_keep=behind_BK.shape[1],
             )
@@ -261,8 +268,7 @@ class VLMBackbone(nn.Module):
         self, images: Sequence[np.ndarray | Image.Image], questions: Sequence[str]
     ) -> dict[str, Tensor]:
         """Model inputs of N image-question pairs, left-padded as `generate` wants them."""
-        samples, prompts = self._questions(images, questions)
-        return self._process(samples, prompts, padding_side="left")
+        return self._process(_pictures(images), self._questions(questions), "left")
 
     def answer_inputs(
         self,
@@ -277,8 +283,17 @@ class VLMBackbone(nn.Module):
             questions: N questions.
             answers: N answers, which the model reads as if it had given them.
         """
-        samples, prompts = self._questions(images, questions)
-        return self._process(samples, prompts, padding_side="left", suffix=list(answers))
+        pictures, prompts = _pictures(images), self._questions(questions)
+        if not self.family.chat:
+            return self._process(pictures, prompts, "left", suffix=list(answers))
+        asked = [self.family.question.format(_one_line(question)) for question in questions]
+        whole = [self._prompt(text, 1, answer) for text, answer in zip(asked, answers, strict=True)]
+        inputs = self._process(pictures, whole, "left")
+        labels_NT = torch.full_like(inputs["input_ids"], NO_LABEL)
+        for row, (before, after) in enumerate(zip(prompts, whole, strict=True)):
+            count = self._words(after) - self._words(before)
+            labels_NT[row, -count:] = inputs["input_ids"][row, -count:]
+        return {**inputs, "labels": labels_NT}
 
     def answer_logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the model would say at each token of the answers of `answer_inputs`, differentiable.
@@ -292,7 +307,7 @@ class VLMBackbone(nn.Module):
         longest = int((labels_NT != NO_LABEL).sum(1).max())
         logits_NKV = self.model(
             **inputs,
-            position_ids=_positions(inputs["attention_mask"].bool()),
+            **self._positions(inputs["attention_mask"].bool()),
             use_cache=False,
             logits_to_keep=longest + 1,  # padding is on the left, so every answer ends at the end
         ).logits[:, :-1]
@@ -310,22 +325,47 @@ class VLMBackbone(nn.Module):
     def _part(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)
 
-    def _questions(
-        self, images: Sequence[np.ndarray | Image.Image], questions: Sequence[str]
-    ) -> tuple[list[list[Any]], list[str]]:
-        samples = [[Image.fromarray(image) if isinstance(image, np.ndarray) else image] for image in images]
-        return samples, [self.family.question_prompt(_one_line(question), 1) for question in questions]
+    def _questions(self, questions: Sequence[str]) -> list[str]:
+        return [self._prompt(self.family.question.format(_one_line(question)), 1) for question in questions]
+
+    def _prompt(self, text: str, images: int, answer: str | None = None) -> str:
+        """What the processor is given for so many images and a text, with the model's answer if there is one."""
+        if not self.family.chat:
+            return "<image>" * images + text
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        turns = [{"role": "user", "content": content}]
+        quiet = {"processor_kwargs": {"padding": False}}  # without any, SmolVLM's processor warns of its own
+        prompt = self.processor.apply_chat_template(turns, add_generation_prompt=True, **quiet)
+        if answer is None:
+            return prompt
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        answered = self.processor.apply_chat_template(turns, **quiet).rstrip()
+        if not answered.startswith(prompt):
+            raise AegisError(
+                f"The chat template of {self.name} puts an answer elsewhere than behind its generation prompt, so its "
+                "tokens cannot be told from the question's: give the processor a template that does."
+            )
+        return answered
+
+    def _words(self, text: str) -> int:
+        """How many tokens a text has before its images are spread over many."""
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _process(
-        self, samples: list[list[Any]], prompts: list[str], padding_side: str, suffix: list[str] | None = None
+        self, samples: list[list[Any]], prompts: list[str], padding_side: str, **options: Any
     ) -> dict[str, Tensor]:
         self.processor.tokenizer.padding_side = padding_side
-        inputs = self.processor(
-            images=samples, text=prompts, suffix=suffix, padding=True, return_tensors="pt"
-        )
-        if suffix is None:
+        if self.family.chat:
+            options["add_special_tokens"] = False  # the template wrote them
+        inputs = self.processor(images=samples, text=prompts, padding=True, return_tensors="pt", **options)
+        if not options.get("suffix"):
             inputs.pop("labels", None)
         return {key: value.to(self.device) for key, value in inputs.items()}
+
+    def _positions(self, mask_NT: Tensor) -> dict[str, Tensor]:
+        """Positions that do not count padding, for a family whose models do not find theirs alone."""
+        first = self.family.first_position
+        return {} if first is None else {"position_ids": (mask_NT.cumsum(-1) - 1).clamp(min=0) + first}
 
     @contextmanager
     def _recorded_layers(self) -> Iterator[list[Tensor]]:
@@ -358,9 +398,9 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _positions(mask_NT: Tensor) -> Tensor:
-    """Positions that do not count padding, from 1 as PaliGemma counts."""
-    return mask_NT.cumsum(dim=-1).clamp(min=1)
+def _pictures(images: Sequence[np.ndarray | Image.Image]) -> list[list[Image.Image]]:
+    """One image a sample."""
+    return [[Image.fromarray(image) if isinstance(image, np.ndarray) else image] for image in images]
 
 
 def _one_line(text: str) -> str:

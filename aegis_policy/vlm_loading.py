@@ -1,44 +1,20 @@
-"""Finding a VLM: which families are known, what a name stands for, configuration and processor.
+"""Finding a VLM: what a name stands for, its configuration and its processor.
 
 Weights are loaded, and the model is used, in `vlm`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from aegis_policy.errors import AegisError
+from aegis_policy.vlm_families import FAMILIES, family_of
 
 EMBEDDED_VLM = "embedded"
 """The value of `--policy.vlm` that names the model shipped inside this package."""
 
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "pretrained" / "tabletop-vlm"
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where one VLM family keeps its parts (dotted attribute paths from the model) and how it is prompted."""
-
-    decoder_layers: str
-    vision_tower: str
-    projector: str
-    instruction_prompt: Callable[[str, int], str]
-    question_prompt: Callable[[str, int], str]
-
-
-_PALIGEMMA = Family(
-    decoder_layers="model.language_model.layers",
-    vision_tower="model.vision_tower",
-    projector="model.multi_modal_projector",
-    instruction_prompt=lambda text, images: "<image>" * images + text,
-    question_prompt=lambda text, images: "<image>" * images + f"answer en {text}",
-)
-
-FAMILIES: dict[str, Family] = {"paligemma": _PALIGEMMA}
-"""transformers `model_type` -> family. PaliGemma and PaliGemma 2 share the type and differ in their text config."""
 
 
 def embedded_anchor() -> Path:
@@ -90,10 +66,10 @@ def load_config(source: str, named: str) -> Any:
             f"{named} is a `{config.model_type}` model, which transformers does not list as "
             "image-text-to-text: choose a vision-language model."
         )
-    if config.model_type not in FAMILIES:
+    if family_of(config.model_type) is None:
         raise AegisError(
             f"{named} is a `{config.model_type}` model; known families are "
-            f"{', '.join(sorted(FAMILIES))}: add its parts to FAMILIES in aegis_policy/vlm_loading.py."
+            f"{', '.join(sorted(FAMILIES))}: docs/vlms.md shows how to add it."
         )
     return config
 

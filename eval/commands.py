@@ -43,6 +43,13 @@ def drift() -> None:
     main()
 
 
+def export() -> None:
+    """`aegis-export`."""
+    from aegis_eval.export import main
+
+    main()
+
+
 def pretrain() -> None:
     """`aegis-pretrain`."""
     from aegis_eval.pretrain import main

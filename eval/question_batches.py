@@ -90,7 +90,7 @@ class QuestionBatches:
     def block(self, question: str, answer: str) -> Block:
         """Tokens of one question and its answer, as the model's processor would lay them out after the image."""
         tokenizer = self.vlm.processor.tokenizer
-        prompt = f"{tokenizer.bos_token}{self.vlm.family.question_prompt(question, 0)}\n"
+        prompt = f"{tokenizer.bos_token}{self.vlm.family.question.format(question)}\n"
         return Block(self._encode(prompt), self._encode(answer + tokenizer.eos_token))
 
     def _tokenize(self, text: str) -> list[int]:

@@ -1,0 +1,200 @@
+"""Every VLM family through the same code: inputs, training under `aegis`, checkpoint, answers, export."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_vlms import FAMILY_RECIPES, save_tiny_vlm
+from training_steps import MakeBatch, build_optimizer, training_step
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from aegis_eval.anchor import build_anchor
+from aegis_eval.checkpoints import PolicySource
+from aegis_eval.export import ExportConfig, export
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.errors import AegisError
+from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.vlm import NO_LABEL, VLMBackbone
+from aegis_policy.vlm_families import FAMILIES
+from aegis_policy.vqa_data import VQAExample
+
+QUESTIONS = ["what colour is it", "how many red cubes are there on the table"]
+ANSWERS = ["red", "two"]
+
+
+def _images(*sizes: tuple[int, int]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+PICTURES = _images((32, 32), (40, 64))
+
+
+@pytest.fixture(scope="module", params=["paligemma", *FAMILY_RECIPES])
+def directory(
+    request: pytest.FixtureRequest, tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param == "paligemma":
+        return tiny_vlm_dir
+    return save_tiny_vlm(request.param, tmp_path_factory.mktemp("family") / request.param)
+
+
+@pytest.fixture(scope="module")
+def vlm(directory: Path) -> VLMBackbone:
+    return VLMBackbone.from_pretrained(directory).eval()
+
+
+def test_all_known_families_are_here() -> None:
+    assert set(FAMILIES) == {"paligemma", *FAMILY_RECIPES}
+
+
+@torch.no_grad()
+def test_padding_on_either_side_changes_no_hidden_state(vlm: VLMBackbone) -> None:
+    right = vlm.prepare(
+        [torch.rand(2, 3, 32, 32), torch.rand(2, 3, 48, 32)], ["pick up the blue cube", "reach"]
+    )
+    left = vlm.question_inputs(PICTURES, QUESTIONS)
+    assert right["attention_mask"][1, -1] == 0 == left["attention_mask"][0, 0]
+    cameras = [torch.rand(1, 3, 32, 32), torch.rand(1, 3, 48, 32)]
+    both = [torch.cat([camera, camera]) for camera in cameras]
+    pairs = [
+        (vlm.prepare(both, ["pick up the blue cube", "reach"]), vlm.prepare(cameras, ["reach"]), 1),
+        (left, vlm.question_inputs(PICTURES[:1], QUESTIONS[:1]), 0),
+    ]
+    for padded, alone, row in pairs:
+        among, single = vlm.encode(padded), vlm.encode(alone)
+        mask = among.mask[row]
+        for h, h0 in zip(among.hidden_states, single.hidden_states, strict=True):
+            torch.testing.assert_close(h[row, mask], h0[0], rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_every_camera_has_its_image_tokens(vlm: VLMBackbone) -> None:
+    first, second = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 48, 32)
+    counts = [
+        int(vlm.image_tokens(vlm.prepare(cameras, ["reach"])).sum())
+        for cameras in ([first, second], [first, second, first], [first, second, first, first])
+    ]
+    assert counts[2] - counts[1] == counts[1] - counts[0] > 0
+    before = vlm.encode(vlm.prepare([first, second], ["reach"])).hidden_states[-1]
+    after = vlm.encode(vlm.prepare([first, 1 - second], ["reach"])).hidden_states[-1]
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_is_read_behind_the_prompt_leaves_it_as_it_is(vlm: VLMBackbone) -> None:
+    inputs = vlm.prepare([torch.rand(2, 3, 32, 32)], ["pick up the blue cube", "reach"])
+    suffix = vlm.reserved_tokens(4).expand(2, -1)
+    prefix, logits = vlm.encode_with_suffix(inputs, suffix)
+    for h, h0 in zip(prefix.hidden_states, vlm.encode(inputs).hidden_states, strict=True):
+        torch.testing.assert_close(h[prefix.mask], h0[prefix.mask], rtol=1e-4, atol=2e-5)
+    _, other = vlm.encode_with_suffix(inputs, suffix.flip(1))
+    torch.testing.assert_close(logits[:, 0], other[:, 0])
+    assert not torch.allclose(logits[:, 1], other[:, 1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_an_answers_tokens_and_their_end_are_what_is_learned(vlm: VLMBackbone) -> None:
+    inputs = vlm.answer_inputs(PICTURES, QUESTIONS, ANSWERS)
+    logits, labels = vlm.answer_logits(inputs)
+    assert logits.shape[:2] == labels.shape
+    for row, answer in zip(labels, ANSWERS, strict=True):
+        tokens = row[row != NO_LABEL]
+        assert vlm.processor.tokenizer.decode(tokens[:-1]).strip() == answer
+        assert tokens[-1] == vlm.processor.tokenizer.eos_token_id
+    alone, _ = vlm.answer_logits(vlm.answer_inputs(PICTURES[:1], QUESTIONS[:1], ANSWERS[:1]))
+    count = int((labels[0] != NO_LABEL).sum())
+    torch.testing.assert_close(logits[0, -count:], alone[0, -count:], rtol=1e-4, atol=1e-4)
+
+
+def test_twenty_steps_under_aegis_a_checkpoint_and_an_export(
+    directory: Path, make_config: Callable[..., AegisConfig], make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    pretrained = VLMBackbone.from_pretrained(directory)
+    examples = (VQAExample(image, "what colour is it") for image in _images(*[(32, 32)] * 8))
+    anchor = build_anchor(
+        pretrained, examples, kinds=["gaussian", "subspace", "kronecker"], source="noise", batch_size=4
+    )
+    anchor.save(tmp_path / "anchor.safetensors")
+    options = {
+        "vlm": str(directory),
+        "anchor_path": tmp_path / "anchor.safetensors",
+        "optimizer_lr_backbone": 1e-3,
+    }
+    policy = AegisPolicy(
+        make_config("aegis", anchor="gaussian+kronecker+subspace", anchor_energy=0.5, **options)
+    )
+    for parameter in policy.expert.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    optimizer = build_optimizer(policy)
+    figures = [training_step(policy, optimizer, make_batch(seed=step)) for step in range(20)]
+    assert all(np.isfinite(list(each.values())).all() for each in figures)
+    assert all(value > 0 for key, value in figures[-1].items() if key.endswith("blocked_energy"))
+    moved = [
+        not torch.equal(p, p0)
+        for p, p0 in zip(
+            policy.vlm.decoder_layers.parameters(), pretrained.decoder_layers.parameters(), strict=True
+        )
+    ]
+    assert any(moved)
+
+    policy.save_pretrained(tmp_path / "policy")
+    restored = AegisPolicy.from_pretrained(tmp_path / "policy").eval()
+    policy.eval()
+    batch, noise = make_batch(), torch.randn(4, 4, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            restored.predict_action_chunk(batch, noise=noise), policy.predict_action_chunk(batch, noise=noise)
+        )
+    assert restored.vlm.answer(PICTURES, QUESTIONS, 4) == policy.vlm.answer(PICTURES, QUESTIONS, 4)
+
+    exported = export(ExportConfig(PolicySource(str(tmp_path / "policy")), tmp_path / "exported"))
+    model = AutoModelForImageTextToText.from_pretrained(exported).eval()
+    AutoProcessor.from_pretrained(exported)
+    inputs = policy.vlm.question_inputs(PICTURES, QUESTIONS)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, policy.vlm.model(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "sentence"),
+    [
+        ('Family("model.language_model.layers", "model.vision_tower", "model.multi_modal_projector")', None),
+        ('"a string"', "llava = my_vlms:LLAVA of aegis_policy.vlm_families is no Family"),
+        ("undefined", "cannot be imported"),
+    ],
+)
+def test_another_family_comes_from_an_installed_package(
+    family: str, sentence: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `pip install` would leave it: a module, and the metadata that names its entry point."""
+    directory = save_tiny_vlm("llava", tmp_path / "llava")
+    with pytest.raises(AegisError, match="`llava` model; known families are"):
+        VLMBackbone.from_pretrained(directory)
+    (tmp_path / "site" / "my_vlms-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "my_vlms.py").write_text(
+        f"from aegis_policy.vlm_families import Family\n{'' if family == 'undefined' else f'LLAVA = {family}'}\n"
+    )
+    metadata = tmp_path / "site" / "my_vlms-1.0.dist-info"
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my_vlms\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[aegis_policy.vlm_families]\nllava = my_vlms:LLAVA\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "my_vlms", raising=False)
+    if sentence is not None:
+        with pytest.raises(AegisError, match=sentence):
+            VLMBackbone.from_pretrained(directory)
+        return
+    vlm = VLMBackbone.from_pretrained(directory)
+    assert len(vlm.answer(PICTURES, QUESTIONS, 4)) == 2
+    assert len(vlm.encode(vlm.prepare([torch.rand(1, 3, 32, 32)], ["reach"])).hidden_states) == 2
+    monkeypatch.delitem(sys.modules, "my_vlms", raising=False)
+
+
+def test_an_export_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AegisError, match=r"--output_dir=.* already holds files"):
+        export(ExportConfig(PolicySource("nowhere/policy"), tmp_path))
