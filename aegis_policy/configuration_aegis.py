@@ -21,6 +21,7 @@ _AT_LEAST_ONE = (
     "expert_heads",
     "lora_rank",
     "replay_batch_size",
+    "replay_samples",
     "action_bins",
     "vqa_probe_samples",
 )

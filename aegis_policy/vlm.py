@@ -10,6 +10,7 @@ Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from aegis_policy.vlm_families import family_of
 from aegis_policy.vlm_loading import first_line, load_config, load_processor, resolve
 
 _FINGERPRINT_VALUES = 256
+_FREE_TOKEN = re.compile("reserved|unused")
 NO_LABEL = -100
 """What labels hold where there is no answer."""
 
@@ -55,6 +57,14 @@ class VLMBackbone(nn.Module):
         self.name = name
         family = family_of(model.config.model_type)
         assert family is not None, "load_config refuses what is unknown"
+        for path in (family.decoder_layers, family.vision_tower, family.projector):
+            try:
+                model.get_submodule(path)
+            except AttributeError as error:
+                raise AegisError(
+                    f"{name} has no part `{path}`, where models of type `{model.config.model_type}` should keep it: "
+                    "mend the paths of its Family."
+                ) from error
         self.family = family
 
     @classmethod
@@ -179,15 +189,21 @@ class VLMBackbone(nn.Module):
         return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
 
     def reserved_tokens(self, count: int) -> Tensor:
-        """The last `count` words of the vocabulary that are no special token, ascending ids (count,).
+        """The last `count` words of the vocabulary that no prompt is made of, ascending ids (count,).
 
-        In PaliGemma the last 128 are for segmentation masks, which neither questions nor answers hold.
+        Special tokens are left out, but for those that their family has left free ("reserved", "unused"). In PaliGemma
+        the last 128 are for segmentation masks, which neither questions nor answers hold.
 
         Raises:
             AegisError: there are not so many.
         """
         tokenizer = self.processor.tokenizer
         special = {*tokenizer.all_special_ids, self.model.config.image_token_id}
+        special |= {
+            index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special and not _FREE_TOKEN.search(token.content)
+        }
         words = [index for index in range(len(tokenizer)) if index not in special]
         if count >= len(words):
             raise AegisError(
@@ -340,12 +356,10 @@ class VLMBackbone(nn.Module):
             return prompt
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         answered = self.processor.apply_chat_template(turns, **quiet).rstrip()
-        if not answered.startswith(prompt):
-            raise AegisError(
-                f"The chat template of {self.name} puts an answer elsewhere than behind its generation prompt, so its "
-                "tokens cannot be told from the question's: give the processor a template that does."
-            )
-        return answered
+        # A template may write its own answers otherwise than it asks for them; what `generate` goes on from counts.
+        return (
+            answered if answered.startswith(prompt) else prompt + answer + self.processor.tokenizer.eos_token
+        )
 
     def _words(self, text: str) -> int:
         """How many tokens a text has before its images are spread over many."""

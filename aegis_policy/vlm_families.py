@@ -85,9 +85,9 @@ def family_of(model_type: str) -> Family | None:
     for entry in entry_points(group=ENTRY_POINTS, name=model_type):
         try:
             family = entry.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever somebody's module does when it is imported
             raise AegisError(
-                f"The entry point {entry.name} = {entry.value} of {ENTRY_POINTS} cannot be imported ({error}): mend or "
+                f"The entry point {entry.name} = {entry.value} of {ENTRY_POINTS} cannot be loaded ({error}): mend or "
                 "uninstall the package that brings it."
             ) from error
         if not isinstance(family, Family):

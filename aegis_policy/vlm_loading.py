@@ -82,7 +82,7 @@ def load_processor(source: str, named: str) -> Any:
     """
     try:
         return AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise AegisError(
             f"{named} has no readable processor ({first_line(error)}): its directory needs the "
             "tokenizer and preprocessor files beside config.json."

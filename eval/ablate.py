@@ -20,7 +20,7 @@ from aegis_eval.ablation_statistics import Frontier, Run
 from aegis_eval.experiment_folder import claimed
 from aegis_eval.launchers import run_jobs
 from aegis_eval.provenance import provenance
-from aegis_eval.stages import Job, Stage
+from aegis_eval.stages import Job
 from aegis_eval.training_log import read_curves
 from aegis_eval.variants import ANCHORS, VARIANTS
 from aegis_policy import cli
@@ -77,6 +77,7 @@ class AblateConfig:
         samples: questions asked of each trained backbone.
         frames: at which the action error is measured.
         jobs: trainings at once.
+        device: `cuda` or `cpu`, by default CUDA if there is one.
         redraw: instead of running anything, compute intervals, table and figures again from the runs in this
             `ablation.json` and write them to `output_dir`.
     """
@@ -101,6 +102,7 @@ class AblateConfig:
     samples: int = 1000
     frames: int = 1000
     jobs: int = 2
+    device: str | None = None
     redraw: Path | None = None
 
 
@@ -128,7 +130,7 @@ def _ablate(config: AblateConfig) -> Path:
     started = time.monotonic()
     root = config.output_dir
     variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
-    anchors = {anchor for name in variants if (anchor := VARIANTS[name].anchor) is not None}
+    anchors = {anchor for name in variants if (anchor := VARIANTS[name].anchor_for(config.vlm)) is not None}
     _run([*_recordings(config), _pretrained_job(config)], config, "recordings")
     if anchors:
         _run([_anchor_job(config, name) for name in sorted(anchors)], config, "anchors")
@@ -207,7 +209,12 @@ def _pretrained_job(config: AblateConfig) -> Job:
     """Asks the pretrained model, whose images then lie in the cache before several runs want them at once."""
     name = f"pretrained-{config.split}"
     stage = experiment_stages.questions(
-        name, config.output_dir / name, vlm=config.vlm, samples=config.samples, split=config.split
+        name,
+        config.output_dir / name,
+        vlm=config.vlm,
+        samples=config.samples,
+        split=config.split,
+        device=config.device,
     )
     return Job(name, [stage], config.output_dir / "logs")
 
@@ -217,8 +224,7 @@ def _anchor_job(config: AblateConfig, name: str) -> Job:
     flags = [flag.format(data=config.output_dir / "data" / "train") for flag in ANCHORS[name]]
     if config.cameras is not None:
         flags.append(f"--cameras={config.cameras}")
-    command = ["aegis-anchor", f"--vlm={config.vlm}", f"--out={out}", *flags]
-    stage = Stage(f"anchor-{name}", f"anchor {name}", out, command)
+    stage = experiment_stages.anchor(name, out, vlm=config.vlm, device=config.device, flags=flags)
     return Job(stage.name, [stage], config.output_dir / "logs")
 
 
@@ -229,12 +235,12 @@ def _folder(config: AblateConfig, variant: str, seed: int) -> Path:
 def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
     variant, folder = VARIANTS[name], _folder(config, name, seed)
     checkpoint = experiment_stages.last_checkpoint(folder / "training", config.steps)
-    anchor = config.output_dir / "anchors" / f"{variant.anchor}.safetensors"
+    anchor = variant.anchor_for(config.vlm)
+    anchor_path = config.output_dir / "anchors" / f"{anchor}.safetensors"
     learning = [
-        "--policy.device=cpu",
         f"--policy.vlm={config.vlm}",
         *variant.flags,
-        *([f"--policy.anchor_path={anchor}"] if variant.anchor else []),
+        *([f"--policy.anchor_path={anchor_path}"] if anchor else []),
         *_seen(config),
         *(f"--policy.{flag}" for flag in config.policy),
         f"--policy.optimizer_lr={config.lr}",
@@ -254,6 +260,7 @@ def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
                 batch_size=config.batch_size,
                 seed=seed,
                 saves=4,
+                device=config.device,
                 flags=learning,
             ),
             experiment_stages.action_error(
@@ -262,6 +269,7 @@ def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
                 checkpoint=checkpoint,
                 dataset=config.output_dir / "data" / config.split,
                 frames=config.frames,
+                device=config.device,
             ),
             experiment_stages.questions(
                 f"{label}-vqa",
@@ -269,6 +277,7 @@ def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
                 checkpoint=checkpoint,
                 samples=config.samples,
                 split=config.split,
+                device=config.device,
             ),
         ],
         config.output_dir / "logs",

@@ -16,7 +16,15 @@ from aegis_envs.env import TabletopEnv
 from aegis_envs.errors import TabletopError
 from aegis_envs.expert import expert_action
 from aegis_envs.tasks import TASKS, parse_tasks
-from aegis_eval.compare_plan import BENCHMARKS, ROLLOUT_SEED, SPLITS, Plan, RunKey, read_seconds
+from aegis_eval.compare_plan import (
+    BENCHMARKS,
+    ROLLOUT_SEED,
+    SPLITS,
+    Plan,
+    RunKey,
+    names_in,
+    read_seconds,
+)
 from aegis_eval.comparison import ComparedRun, Questions
 from aegis_eval.comparison_page import write_comparison
 from aegis_eval.experiment_folder import claimed
@@ -36,6 +44,21 @@ _FREE = frozenset(
     | {"protections", "seeds", "lr_backbone", "lr_grid"}
 )
 """Flags that may change from command to command: how to work, and which runs there are."""
+
+
+_OF_THE_COMPARISON = frozenset(
+    {
+        "vlm",
+        "protection",
+        "anchor",
+        "anchor_path",
+        "optimizer_lr",
+        "optimizer_lr_backbone",
+        "flow_samples",
+        "device",
+    }
+)
+"""Flags of a policy that `--policy` may not give."""
 
 
 @dataclass
@@ -117,7 +140,7 @@ def compare(config: CompareConfig) -> Path | None:
     config.dataset = config.dataset and config.dataset.resolve()
     plan = Plan(config)
     if config.dry_run:
-        print(plan.describe(config.jobs))
+        print(plan.describe(config.jobs if config.launcher == "local" else 1))
         return None
     setting = {key: value for key, value in asdict(config).items() if key not in _FREE}
     with claimed(config.output_dir, "setting.json", setting):
@@ -128,6 +151,7 @@ def _run(config: CompareConfig, plan: Plan) -> Path:
     started = time.monotonic()
     plan.write_manifest()
     _launch(plan.preparations(), config, "preparations")
+    _launch(plan.anchors(), config, "anchors")
     if config.lr_grid:
         _launch(plan.tuning(), config, "choosing learning rates")
     plan.write_manifest()
@@ -244,9 +268,13 @@ def _check(config: CompareConfig) -> None:
     )
     if config.launcher not in LAUNCHERS:
         raise AegisError(f"--launcher={config.launcher} is unknown: choose {' or '.join(LAUNCHERS)}.")
-    names = config.protections.split(",")
-    if unknown := [name for name in names if name not in VARIANTS]:
+    if unknown := [name for name in names_in(config.protections) if name not in VARIANTS]:
         raise AegisError(f"--protections: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
+    if fixed := [flag for flag in config.policy if flag.split("=")[0] in _OF_THE_COMPARISON]:
+        raise AegisError(
+            f"--policy={fixed[0]} is for the comparison to set: --protections names protections, --lr, --lr_backbone "
+            "and --lr_grid the learning rates, --flow_samples and --device the rest; the VLM is the embedded one."
+        )
     if min([config.lr, config.lr_backbone, *config.lr_grid]) <= 0:
         raise AegisError("--lr, --lr_backbone and --lr_grid must be positive.")
     if config.lr_grid and config.lr_backbone not in config.lr_grid:
@@ -262,6 +290,8 @@ def _check(config: CompareConfig) -> None:
 
 
 def _launch(jobs: list[Job], config: CompareConfig, title: str) -> None:
+    if not jobs:
+        return
     if config.launcher == "ray":
         failed = run_jobs_on_ray(jobs, cpus=config.cpus, gpus=config.gpus, title=title)
     else:

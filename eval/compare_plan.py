@@ -94,7 +94,7 @@ class Plan:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.root = settings.output_dir
-        self.protections = list(dict.fromkeys(["none", *settings.protections.split(",")]))
+        self.protections = list(dict.fromkeys(["none", *names_in(settings.protections)]))
 
     def folder(self, key: RunKey) -> Path:
         """Everything about one run."""
@@ -105,7 +105,7 @@ class Plan:
         return self.root / f"pretrained-{benchmark}-{split}"
 
     def preparations(self) -> list[Job]:
-        """Demonstrations, anchors, and the pretrained model's answers, whose pictures several runs want at once."""
+        """Demonstrations, and the pretrained model's answers, whose pictures several runs want at once."""
         settings, jobs = self.settings, []
         if settings.dataset is None:
             recording = experiment_stages.recording(
@@ -123,13 +123,20 @@ class Plan:
                 samples=settings.samples,
                 split=split,
                 benchmark=benchmark,
+                device=settings.device,
             )
             jobs.append(self._job([replace(stage, cost=_START_S + 0.05 * settings.samples)]))
+        return jobs
+
+    def anchors(self) -> list[Job]:
+        """Those that the embedded VLM does not bring; some are of the demonstrations."""
+        jobs = []
         for name in sorted({anchor for each in self.protections if (anchor := VARIANTS[each].anchor)}):
             flags = [flag.format(data=self._data) for flag in ANCHORS[name]]
-            command = ["aegis-anchor", "--vlm=embedded", f"--out={self._anchor(name)}", *flags]
-            stage = Stage(f"anchor-{name}", f"anchor {name}", self._anchor(name), command, cost=200.0)
-            jobs.append(self._job([stage]))
+            stage = experiment_stages.anchor(
+                name, self._anchor(name), vlm="embedded", device=self.settings.device, flags=flags
+            )
+            jobs.append(self._job([replace(stage, cost=200.0)]))
         return jobs
 
     def tuning(self) -> list[Job]:
@@ -186,7 +193,12 @@ class Plan:
 
     def write_manifest(self) -> Path:
         """`manifest.json`: every job and stage known by now, with its command, its result and whether that exists."""
-        jobs = [*self.preparations(), *(self.tuning() if self.settings.lr_grid else []), *self.runs()]
+        jobs = [
+            *self.preparations(),
+            *self.anchors(),
+            *(self.tuning() if self.settings.lr_grid else []),
+            *self.runs(),
+        ]
         manifest = [
             {
                 "job": job.name,
@@ -210,12 +222,18 @@ class Plan:
 
     def describe(self, at_once: int) -> str:
         """The plan as text: jobs, stages still to run, and a rough time where a run has two cores."""
-        groups = {"preparations": self.preparations(), "runs": self.runs()}
+        groups = {"preparations": self.preparations(), "anchors": self.anchors()}
         if self.settings.lr_grid:
             groups["choosing learning rates"] = self.tuning()
-        lines, seconds = [], 0.0
+        groups["runs"] = self.runs()
+        lines, seconds, counted = [], 0.0, set[Path]()
         for title, jobs in groups.items():
-            stages = {stage.result: stage for job in jobs for stage in job.stages}
+            stages = {
+                stage.result: stage for job in jobs for stage in job.stages if stage.result not in counted
+            }
+            counted |= stages.keys()
+            if not jobs:
+                continue
             left = [stage for stage in stages.values() if not stage.result.exists()]
             seconds += sum(stage.cost for stage in left)
             lines.append(f"{title}: {len(jobs)} jobs, {len(left)} of {len(stages)} stages to run")
@@ -264,7 +282,6 @@ class Plan:
         flags = [
             *variant.flags,
             *([f"--policy.anchor_path={self._anchor(variant.anchor)}"] if variant.anchor else []),
-            *([f"--policy.device={settings.device}"] if settings.device else []),
             *(f"--policy.{flag}" for flag in settings.policy),
             f"--policy.optimizer_lr={settings.lr}",
             f"--policy.optimizer_lr_backbone={key.lr}",
@@ -278,6 +295,7 @@ class Plan:
             batch_size=settings.batch_size,
             seed=key.seed,
             saves=5,
+            device=settings.device,
             flags=flags,
         )
         step_s = (0.1 + 0.075 * settings.flow_samples) * settings.batch_size / 16
@@ -294,7 +312,7 @@ class Plan:
             split="train",
             episodes=settings.validation_episodes,
             seed=_VALIDATION_SEED,
-            flags=self._device,
+            device=settings.device,
         )
         asked = experiment_stages.questions(
             "vqa-tabletop-val",
@@ -302,6 +320,7 @@ class Plan:
             checkpoint=checkpoint,
             samples=settings.samples,
             split="val",
+            device=settings.device,
         )
         return [
             replace(rollouts, cost=self._rollout_cost(settings.validation_episodes)),
@@ -320,7 +339,7 @@ class Plan:
                     split=split,
                     episodes=settings.eval_episodes,
                     seed=ROLLOUT_SEED,
-                    flags=self._device,
+                    device=settings.device,
                 ),
                 cost=self._rollout_cost(settings.eval_episodes),
             )
@@ -335,6 +354,7 @@ class Plan:
                     samples=settings.samples,
                     split="test",
                     benchmark=benchmark,
+                    device=settings.device,
                 ),
                 cost=_START_S + 0.05 * settings.samples,
             )
@@ -348,6 +368,7 @@ class Plan:
             split="test",
             pairs=settings.pairs,
             seed=ROLLOUT_SEED,
+            device=settings.device,
         )
         drift = experiment_stages.drift(
             "drift",
@@ -355,6 +376,7 @@ class Plan:
             checkpoint=checkpoint,
             samples=min(_DRIFT_SAMPLES, settings.samples),
             split="test",
+            device=settings.device,
         )
         return [
             *stages,
@@ -362,12 +384,13 @@ class Plan:
             replace(drift, cost=2 * _START_S),
         ]
 
-    @property
-    def _device(self) -> list[str]:
-        return [f"--policy.device={self.settings.device}"] if self.settings.device else []
-
     def _rollout_cost(self, episodes: int) -> float:
         return _START_S + 1.2 * episodes * len(parse_tasks(self.settings.task))
+
+
+def names_in(text: str) -> list[str]:
+    """What commas part, without outer blanks."""
+    return [name.strip() for name in text.split(",")]
 
 
 def read_seconds(logs: Path) -> Mapping[str, float]:

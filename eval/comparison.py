@@ -73,9 +73,10 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class TypeResult:
-    """Questions of one type: accuracy, the change against the pretrained model, and how surely there is one.
+    """Questions of one type: accuracy, the change against the pretrained model, and whether it is more than chance.
 
-    `p_value` is McNemar's, generalised to scenes with several changes, over the answers of all seeds.
+    `p_value` is McNemar's, generalised to scenes with several changes, over the answers of all seeds: of these very
+    trainings, not of others, and not corrected for how many types and protections are looked at.
     """
 
     accuracy: Estimate
@@ -121,10 +122,7 @@ class Comparison:
         if REFERENCE not in grouped or len({tuple(each) for each in seeds.values()}) != 1:
             raise ValueError(f"every protection needs the same seeds, {REFERENCE} among them: {seeds}")
         drawn = _Drawn(grouped[REFERENCE], questions)
-        reference = {
-            (split, task): drawn.success(grouped[REFERENCE], split, task) for split, task in drawn.tasks
-        }
-        return cls({name: _result(name, group, drawn, reference) for name, group in grouped.items()})
+        return cls({name: _result(group, drawn, grouped[REFERENCE]) for name, group in grouped.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -153,45 +151,39 @@ class _Drawn:
         }
         self._seeds = Resampling(count, count=1)
 
-    def success(self, group: Sequence[ComparedRun], split: str, task: str) -> Array:
-        values_KE = np.stack([bits(run.outcomes(split, task)) for run in group])
-        return self.episodes[split, task].means(values_KE)
-
-    def accuracy(self, correct_KN: Array, benchmark: str, kind: str) -> Array:
-        return self.scenes[benchmark, kind].means(correct_KN[:, self.kinds[benchmark, kind]])
-
     def over_seeds(self, values_K: Sequence[float]) -> Array:
         return self._seeds.means(np.array(values_K)[:, None])
 
 
 def _result(
-    name: str,
-    group: Sequence[ComparedRun],
-    drawn: _Drawn,
-    reference: Mapping[tuple[str, str], Array],
+    group: Sequence[ComparedRun], drawn: _Drawn, reference: Sequence[ComparedRun]
 ) -> ProtectionResult:
     success: dict[str, dict[str, Estimate]] = defaultdict(dict)
     against: dict[str, dict[str, Estimate]] = defaultdict(dict)
     for split, task in drawn.tasks:
-        draws, episodes = drawn.success(group, split, task), drawn.episodes[split, task].groups
-        success[split][task] = rate_estimate(draws, episodes)
-        against[split][task] = change_estimate(draws - reference[split, task], episodes)
+        episodes = drawn.episodes[split, task]
+        now_KE, none_KE = (
+            np.stack([bits(run.outcomes(split, task)) for run in runs]) for runs in (group, reference)
+        )
+        success[split][task] = rate_estimate(episodes.means(now_KE), episodes.groups)
+        against[split][task] = change_estimate(episodes.means(now_KE - none_KE), now_KE - none_KE)
     answers: dict[str, dict[str, TypeResult]] = defaultdict(dict)
     retained: dict[str, Estimate] = {}
     for benchmark, kind in drawn.kinds:
-        asked = drawn.questions[benchmark]
-        correct_KN = np.stack([bits(run.answers[benchmark]) for run in group])
-        before_KN = np.repeat(bits(asked.pretrained)[None], len(group), axis=0)
-        now = drawn.accuracy(correct_KN, benchmark, kind)
-        before = drawn.accuracy(before_KN, benchmark, kind)
-        answers[benchmark][kind] = _type_result(now, before, correct_KN, before_KN, drawn, benchmark, kind)
+        asked, chosen = drawn.questions[benchmark], drawn.kinds[benchmark, kind]
+        correct_KN = np.stack([bits(run.answers[benchmark])[chosen] for run in group])
+        before_KN = np.repeat(bits(asked.pretrained)[None, chosen], len(group), axis=0)
+        scenes = drawn.scenes[benchmark, kind]
+        answers[benchmark][kind] = _type_result(
+            correct_KN, before_KN, scenes, np.array(asked.scenes)[chosen].tolist()
+        )
         if kind == ALL:
-            retained[benchmark] = estimate(now / before)
+            retained[benchmark] = estimate(scenes.means(correct_KN) / scenes.means(before_KN))
     tasks = group[0].swaps
     return ProtectionResult(
         lr=group[0].lr,
         success=dict(success),
-        against_none=None if name == REFERENCE else dict(against),
+        against_none=None if group is reference else dict(against),
         answers=dict(answers),
         retained=retained,
         drift=estimate(drawn.over_seeds([run.drift for run in group])),
@@ -205,18 +197,15 @@ def _result(
 
 
 def _type_result(
-    now: Array, before: Array, correct_KN: Array, before_KN: Array, drawn: _Drawn, benchmark: str, kind: str
+    correct_KN: Array, before_KN: Array, drawn: Resampling, scenes_N: Sequence[int]
 ) -> TypeResult:
-    chosen = drawn.kinds[benchmark, kind]
-    scenes = np.array(drawn.questions[benchmark].scenes)[chosen]
-    changes = (correct_KN - before_KN)[:, chosen].ravel()
-    groups = drawn.scenes[benchmark, kind].groups
+    changes_KN = correct_KN - before_KN
     return TypeResult(
-        accuracy=rate_estimate(now, groups),
-        pretrained=float(before[0]),
-        change=change_estimate(now - before, groups),
-        p_value=mcnemar_p(changes, np.tile(scenes, len(correct_KN)).tolist()),
-        n=int(chosen.sum()),
+        accuracy=rate_estimate(drawn.means(correct_KN), drawn.groups),
+        pretrained=float(before_KN[0].mean()),
+        change=change_estimate(drawn.means(changes_KN), changes_KN, scenes_N),
+        p_value=mcnemar_p(changes_KN.ravel(), list(scenes_N) * len(changes_KN)),
+        n=len(scenes_N),
     )
 
 

@@ -34,13 +34,20 @@ _OURS = "aegis"
 _Json = Mapping[str, Any]
 
 
-def write_comparison(results: _Json, folder: Path, *, runs: Path | None = None) -> Path:
+def write_comparison(
+    results: _Json,
+    folder: Path,
+    *,
+    runs: Path | None = None,
+    title: str = "Robot skill and retained knowledge, by protection",
+) -> Path:
     """Write `report.html`, `comparison.md` and `summary.json`, print the table, and name the files.
 
     Args:
         results: what `aegis-compare` wrote to `comparison.json`.
         folder: where to.
         runs: the folder of the runs, whose videos and answers are shown.
+        title: heading of the page.
 
     Returns:
         The page.
@@ -55,9 +62,9 @@ def write_comparison(results: _Json, folder: Path, *, runs: Path | None = None) 
         summaries["tuned"] = Comparison.of(tuned, asked)
     markdown = _markdown(results, summaries)
     written = [folder / name for name in ("report.html", "comparison.md", "summary.json")]
-    body = _html(results, common, asked, summaries, runs)
+    body = f"<h1>{escape(title)}</h1>\n{_html(results, common, asked, summaries, runs)}"
     texts = (
-        page.page("Robot skill and retained knowledge, by protection", body),
+        page.page(title, body),
         markdown,
         json.dumps({name: each.to_dict() for name, each in summaries.items()}, indent=1) + "\n",
     )
@@ -77,7 +84,6 @@ def _html(
 ) -> str:
     common = summaries["common"]
     parts = [
-        "<h1>Robot skill and retained knowledge, by protection</h1>",
         f'<p class="soft">{escape(_what(results))}</p>',
         _conclusions(common),
         f'<div class="card wide">{_scatter(results, runs, asked)}</div>',
@@ -243,7 +249,8 @@ def _types(comparison: Comparison, benchmark: str) -> str:
             row.append(f"{100 * of.accuracy.value:.1f} ({_change(of.change)}, p {_p(of.p_value)})")
         rows.append(row)
     text = (
-        "In parentheses: points against the pretrained model, and McNemar's p over the answers of all seeds."
+        "In parentheses: points against the pretrained model, and McNemar's p for these trainings, not corrected for "
+        "the number of types and protections."
     )
     return (
         f"<h2>{escape(_BENCHMARKS.get(benchmark, benchmark).capitalize())}, by type</h2>"

@@ -112,7 +112,6 @@ def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
     folder = config.output_dir / protection
     checkpoint = experiment_stages.last_checkpoint(folder / "training", config.steps)
     learning = [
-        "--policy.device=cpu",
         f"--policy.protection={protection}",
         f"--policy.optimizer_lr_backbone={config.lr_backbone}",
     ]
@@ -125,6 +124,7 @@ def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
             batch_size=config.batch_size,
             seed=config.seed,
             saves=1,
+            device="cpu",
             flags=learning,
         ),
         experiment_stages.rollouts(
@@ -135,7 +135,7 @@ def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
             split="test",
             episodes=config.eval_episodes,
             seed=config.seed,
-            flags=["--policy.device=cpu"],
+            device="cpu",
         ),
         experiment_stages.questions(
             f"{protection}-vqa",
@@ -144,6 +144,7 @@ def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
             samples=config.samples,
             split="test",
             seed=config.seed,
+            device="cpu",
         ),
     ]
 

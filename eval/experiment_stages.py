@@ -1,6 +1,7 @@
 """The stages that experiments are made of: recording, training, and everything that is measured of a checkpoint.
 
 Each function names one command of this package or of LeRobot with its flags; what runs them is `aegis_eval.stages`.
+`device` is `cuda` or `cpu`; without one each command chooses.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def training(
     batch_size: int,
     seed: int,
     saves: int,
+    device: str | None,
     flags: Sequence[str],
 ) -> Stage:
     """A training on a recording, whose pictures are read in its own process.
@@ -42,7 +44,8 @@ def training(
     command = ["lerobot-train", "--policy.type=aegis", "--dataset.repo_id=local/demonstrations"]
     command += [f"--dataset.root={dataset}", f"--output_dir={output_dir}", f"--steps={steps}"]
     command += [f"--save_freq={max(1, steps // saves)}", f"--log_freq={max(1, steps // 40)}"]
-    command += [f"--batch_size={batch_size}", f"--seed={seed}", "--num_workers=0", *flags]
+    command += [f"--batch_size={batch_size}", f"--seed={seed}", "--num_workers=0"]
+    command += [*_on(device, "--policy.device"), *flags]
     return Stage(name, f"training {steps} steps", last_file(last_checkpoint(output_dir, steps)), command)
 
 
@@ -65,13 +68,13 @@ def rollouts(
     split: str,
     episodes: int,
     seed: int,
-    flags: Sequence[str] = (),
+    device: str | None,
 ) -> Stage:
     """Closed-loop episodes of each task on the tabletop, with videos."""
     command = ["lerobot-eval", f"--policy.path={checkpoint}", "--env.type=aegis_tabletop"]
     command += [f"--env.task={task}", f"--env.split={split}", f"--eval.n_episodes={episodes}"]
     command += [f"--eval.batch_size={min(20, episodes)}", "--eval.use_async_envs=false"]
-    command += [f"--output_dir={output_dir}", f"--seed={seed}", *flags]
+    command += [f"--output_dir={output_dir}", f"--seed={seed}", *_on(device, "--policy.device")]
     return Stage(name, f"rolling out {episodes} {split} scenes", output_dir / "eval_info.json", command)
 
 
@@ -85,29 +88,54 @@ def questions(
     split: str,
     benchmark: str = "tabletop",
     seed: int = 0,
+    device: str | None,
 ) -> Stage:
     """VQA of the backbone in a checkpoint, or of a VLM as it is."""
     asked = f"--vlm={vlm}" if checkpoint is None else f"--policy.path={checkpoint}"
     command = ["aegis-vqa", asked, f"--benchmark={benchmark}", f"--split={split}", f"--samples={samples}"]
-    command += [f"--seed={seed}", f"--output_dir={output_dir}"]
+    command += [f"--seed={seed}", f"--output_dir={output_dir}", *_on(device)]
     return Stage(name, f"asking {samples} questions", output_dir / "results.json", command)
 
 
-def action_error(name: str, output: Path, *, checkpoint: Path, dataset: Path, frames: int) -> Stage:
+def anchor(name: str, out: Path, *, vlm: str, device: str | None, flags: Sequence[str]) -> Stage:
+    """What the pretrained activations are like."""
+    command = ["aegis-anchor", f"--vlm={vlm}", f"--out={out}", *_on(device), *flags]
+    return Stage(f"anchor-{name}", f"anchor {name}", out, command)
+
+
+def action_error(
+    name: str, output: Path, *, checkpoint: Path, dataset: Path, frames: int, device: str | None
+) -> Stage:
     """How far chunks are from held-out demonstrations."""
     command = ["aegis-action-error", f"--policy.path={checkpoint}", f"--dataset.root={dataset}"]
-    command += [f"--frames={frames}", f"--output={output}"]
+    command += [f"--frames={frames}", f"--output={output}", *_on(device)]
     return Stage(name, "action error", output, command)
 
 
-def swap(name: str, output: Path, *, checkpoint: Path, task: str, split: str, pairs: int, seed: int) -> Stage:
+def swap(
+    name: str,
+    output: Path,
+    *,
+    checkpoint: Path,
+    task: str,
+    split: str,
+    pairs: int,
+    seed: int,
+    device: str | None,
+) -> Stage:
     """Does the arm go to the object that is named?"""
     command = ["aegis-swap", f"--policy.path={checkpoint}", f"--task={task}", f"--split={split}"]
-    command += [f"--pairs={pairs}", f"--seed={seed}", f"--output={output}"]
+    command += [f"--pairs={pairs}", f"--seed={seed}", f"--output={output}", *_on(device)]
     return Stage(name, f"swapping instructions in {pairs} scenes", output, command)
 
 
-def drift(name: str, output: Path, *, checkpoint: Path, samples: int, split: str) -> Stage:
+def drift(
+    name: str, output: Path, *, checkpoint: Path, samples: int, split: str, device: str | None
+) -> Stage:
     """How far did the backbone's activations move?"""
     command = ["aegis-drift", f"--policy.path={checkpoint}", f"--split={split}", f"--samples={samples}"]
-    return Stage(name, "activation drift", output, [*command, f"--output={output}"])
+    return Stage(name, "activation drift", output, [*command, f"--output={output}", *_on(device)])
+
+
+def _on(device: str | None, flag: str = "--device") -> list[str]:
+    return [f"{flag}={device}"] if device else []

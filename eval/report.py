@@ -32,12 +32,12 @@ class ReportConfig:
         runs: the `--output_dir` of `aegis-compare` or its `comparison.json`; else a folder with a folder for every run,
             in which the outputs of `lerobot-eval`, `aegis-vqa` and `lerobot-train` (`*.log`) are looked for.
         output_dir: where the page goes, by default into `runs`.
-        title: heading of the page.
+        title: heading of the page, instead of its own.
     """
 
     runs: Path
     output_dir: Path | None = None
-    title: str = "Robot skill and retained knowledge"
+    title: str | None = None
 
 
 def main() -> None:
@@ -57,7 +57,10 @@ def report(config: ReportConfig) -> Path:
             results = json.loads(source.read_text())
             media = source.parent / "runs"
             return write_comparison(
-                results, config.output_dir or source.parent, runs=media if media.is_dir() else None
+                results,
+                config.output_dir or source.parent,
+                runs=media if media.is_dir() else None,
+                **({"title": config.title} if config.title else {}),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AegisError(
@@ -74,7 +77,7 @@ def report(config: ReportConfig) -> Path:
     written = write_report(
         (config.output_dir or config.runs) / "report.html",
         runs,
-        title=config.title,
+        **({"title": config.title} if config.title else {}),
         described=provenance(0, 0.0),
     )
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
@@ -82,25 +85,37 @@ def report(config: ReportConfig) -> Path:
 
 
 def find_runs(folder: Path) -> list[RunSummary]:
-    """A summary of every folder in `folder` that holds results, by name."""
+    """A summary of every folder in `folder` that holds results, by name.
+
+    A folder that holds several results of a kind is several runs: those of its own folders.
+    """
     runs = []
     for run in sorted(path for path in folder.iterdir() if path.is_dir()):
-        rolled = sorted(run.rglob("eval_info.json"))
-        asked = sorted(run.rglob("samples.jsonl"))
-        logs = [*sorted(run.rglob("*.log")), folder / "logs" / f"{run.name}-training.log"]
-        training = [
-            log for log in logs if log.is_file() and parse_training_log(log.read_text(errors="replace"))
-        ]
-        if rolled or asked:
-            runs.append(
-                RunSummary.read(
-                    run.name,
-                    eval_dir=rolled[0].parent if rolled else None,
-                    vqa_dir=asked[0].parent if asked else None,
-                    training_log=training[0] if training else None,
-                )
-            )
+        runs += _runs_in(run, run.name, folder / "logs" / f"{run.name}-training.log")
     return runs
+
+
+def _runs_in(run: Path, name: str, log: Path) -> list[RunSummary]:
+    rolled, asked = sorted(run.rglob("eval_info.json")), sorted(run.rglob("samples.jsonl"))
+    if not rolled and not asked:
+        return []
+    inner = sorted(path for path in run.iterdir() if path.is_dir())
+    if max(len(rolled), len(asked)) > 1 and inner:
+        deeper = [each for path in inner for each in _runs_in(path, f"{name}/{path.name}", log)]
+        rolled, asked = ([file for file in files if file.parent == run] for files in (rolled, asked))
+        if not rolled and not asked:
+            return deeper
+    else:
+        deeper = []
+    logs = [path for path in (*sorted(run.rglob("*.log")), log) if path.is_file()]
+    training = [path for path in logs if parse_training_log(path.read_text(errors="replace"))]
+    own = RunSummary.read(
+        name,
+        eval_dir=rolled[0].parent if rolled else None,
+        vqa_dir=asked[0].parent if asked else None,
+        training_log=training[0] if training else None,
+    )
+    return [own, *deeper]
 
 
 def write_report(

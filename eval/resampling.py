@@ -6,15 +6,19 @@ same initial states: one draw of seeds and of scenes or episodes holds for every
 Shapes: R resamples, K seeds, N measurements (questions, episodes), G groups of measurements that belong together.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from aegis_eval.metrics import Interval, wilson_interval
 
 RESAMPLES = 4000
+_ENOUGH = 10
+"""Groups that changed, for a bootstrap to know of all that may happen."""
 Array = NDArray[np.float64]
 
 
@@ -74,17 +78,39 @@ def rate_estimate(draws_R: Array, groups: int) -> Estimate:
     return plain
 
 
-def change_estimate(draws_R: Array, groups: int) -> Estimate:
-    """`estimate` of a paired difference; where no group changed, there is nothing to resample.
+def change_estimate(draws_R: Array, changes_KN: Array, groups_N: Sequence[int] | None = None) -> Estimate:
+    """`estimate` of the mean of paired changes of -1, 0 or 1, whose interval also knows of changes that were not seen.
 
-    Then the interval reaches as far as the largest share of changes of which so many groups might show none by chance
-    (the bound of Clopper and Pearson), either way.
+    A bootstrap resamples only what happened: nothing lost gives no width, one answer lost hardly any. So where fewer
+    than ten groups changed, the interval reaches at least as far as Clopper and Pearson's bounds of the shares of
+    groups that lost and that gained, put together as bounds of a difference are (Zou and Donner 2008). How much of a
+    group changes is the mean of those that did and of one that changed as a whole.
+
+    Args:
+        draws_R: means of these changes.
+        changes_KN: of every seed and measurement.
+        groups_N: which measurements belong together, by default each for itself.
     """
-    plain = estimate(draws_R)
-    if plain.value == 0 and plain.ci == (0.0, 0.0):
-        bound = 1 - 0.025 ** (1 / groups)
-        return Estimate(0.0, (-bound, bound))
-    return plain
+    plain, count = estimate(draws_R), changes_KN.shape[1]
+    _, group_of_N = np.unique(range(count) if groups_N is None else groups_N, return_inverse=True)
+    changes_G = np.bincount(group_of_N, weights=changes_KN.mean(0))
+    if np.count_nonzero(changes_G) >= _ENOUGH:
+        return plain
+    gain, least_gain, most_gain = _share(changes_G[changes_G > 0], len(changes_G), count)
+    loss, least_loss, most_loss = _share(-changes_G[changes_G < 0], len(changes_G), count)
+    down = math.hypot(gain - least_gain, most_loss - loss)
+    up = math.hypot(most_gain - gain, loss - least_loss)
+    low, high = plain.ci
+    return Estimate(plain.value, (min(low, plain.value - down), max(high, plain.value + up)))
+
+
+def _share(sizes: Array, groups: int, count: int) -> tuple[float, float, float]:
+    """What the groups that changed add to the mean of `count` measurements, at least, and at most."""
+    changed = binomtest(len(sizes), groups).proportion_ci(0.95, method="exact")
+    seen = float(sizes.sum())
+    typical = (seen + count / groups) / (len(sizes) + 1)
+    least = changed.low * groups * seen / len(sizes) if len(sizes) else 0.0
+    return seen / count, least / count, changed.high * groups * typical / count
 
 
 def bits(text: str) -> Array:

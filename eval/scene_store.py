@@ -4,6 +4,7 @@ An image is a function of (source, split, seed, index) alone, so any range can b
 number of processes.
 """
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -97,9 +98,19 @@ def scene_images(
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     directory = cache_dir / f"{source}-{split}-{count}-{seed}-{_recipe()}"
     if not directory.is_dir():
-        with rendering():
-            _render_all(directory, source, split, count, seed, num_workers or _cores())
+        with _alone(directory), rendering():
+            if not directory.is_dir():  # nobody made it meanwhile
+                _render_all(directory, source, split, count, seed, num_workers or _cores())
     return SceneImages(directory)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold what is to be made, so that processes which want the same pictures wait for one that renders them."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(f".{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the file is closed, however this process ends
+        yield
 
 
 @cache

@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -112,6 +113,8 @@ def run_stage(
 ) -> float:
     """Run one stage and return its seconds; `NAME.json` beside its log says what ran where and for how long.
 
+    A training that goes on appends to its log, and its earlier parts count; a line says where each part began.
+
     Raises:
         AegisError: it failed, or did not make its result; names its log.
     """
@@ -125,6 +128,13 @@ def run_stage(
         for flag in stage.command:
             if flag.startswith("--output_dir="):
                 shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
+    continued = command != stage.command
+    before = _seconds_so_far(log) if continued else 0.0
+    with log.open("a") as lines:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        lines.write(
+            f"\n# begun {now} after {before:.1f} s at step {_saved_step(command) if continued else 0}\n"
+        )
     started = time.monotonic()
     program = Path(sys.executable).with_name(command[0])
     status = processes.run(
@@ -137,7 +147,7 @@ def run_stage(
         raise AegisError(
             f"{command[0]} ended with status {status} ({''.join(last)}): read {log} for the rest."
         )
-    seconds = time.monotonic() - started
+    seconds = before + time.monotonic() - started
     record = {
         "command": [command[0], *command[1:]],
         "seconds": round(seconds, 1),
@@ -173,6 +183,24 @@ def _continued(command: list[str]) -> list[str]:
         return command
     config = Path(folders[0]) / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
     return [command[0], f"--config_path={config}", "--resume=true"] if config.is_file() else command
+
+
+def _saved_step(command: Sequence[str]) -> int:
+    """Of a training that is resumed."""
+    config = Path(command[1].removeprefix("--config_path="))
+    state = config.parents[1] / "training_state" / "training_step.json"
+    return int(json.loads(state.read_text())["step"])
+
+
+def _seconds_so_far(log: Path) -> float:
+    """What the parts of an interrupted stage took: until each last wrote to its log."""
+    if not log.is_file():
+        return 0.0
+    begun = re.findall(r"^# begun (\S+) after (\S+) s", log.read_text(errors="replace"), re.M)
+    if not begun:
+        return 0.0
+    when, before = begun[-1]
+    return float(before) + max(0.0, log.stat().st_mtime - datetime.fromisoformat(when).timestamp())
 
 
 def _end_with_parent() -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from aegis_envs.env import TabletopEnv
 from aegis_envs.scene import Scene
 from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
+from aegis_eval.devices import torch_device
 from aegis_eval.metrics import Interval, wilson_interval
 
 Controller = Callable[[Sequence[TabletopEnv], Sequence[dict[str, Any]], bool], NDArray[np.float32]]
@@ -104,7 +105,7 @@ def policy_controller(source: PolicySource, device: str | None = None) -> Contro
     from lerobot.envs.utils import preprocess_observation
 
     policy, folder = load_policy(source)
-    device = device or str(policy.config.device)
+    device = str(torch_device(device or policy.config.device))
     policy.to(device)
     before, after = load_processors(policy, folder, device)
 

@@ -12,6 +12,7 @@ _METER = re.compile(r"(\S+?):(\S+)")
 _SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9}
 _NAMES = {"grdn": "grad_norm"}
 _POSITION = ("smpl", "ep", "epch")
+_BEGUN = re.compile(r"# begun .* at step (\d+)")
 
 
 @dataclass
@@ -56,12 +57,19 @@ def parse_training_log(text: str) -> Curves:
     """Curves from the lines in which LeRobot prints its meters.
 
     LeRobot rounds steps from 1,000 on ("step:1K"): these are counted on by the spacing of the exact ones.
-    Values are averages since the line before, with three decimals, as printed. A log to which a resumed run
-    appended is only right up to step 1,000, since rounded steps do not say where it went on: keep a log a run.
+    Values are averages since the line before, with three decimals, as printed. Where a resumed run appended to the log
+    of an experiment, a line of `aegis_eval.stages` says at which step; other logs of that kind are only right up to
+    step 1,000, since rounded steps do not say where they went on.
     """
     curves: Curves = {}
     previous = spacing = 0
     for line in re.split(r"[\r\n]+", _ANSI.sub("", text)):
+        if begun := _BEGUN.match(line):
+            step = int(begun.group(1))
+            previous = (
+                step - step % spacing if spacing else step
+            )  # the next line is at a multiple of the spacing
+            continue
         start = line.find("step:")
         if start < 0 or "loss:" not in line:
             continue

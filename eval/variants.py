@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from aegis_policy.protections import PROTECTIONS
+from aegis_policy.vlm_loading import EMBEDDED_VLM
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -9,7 +12,7 @@ class Variant:
 
     Attributes:
         flags: added to the training command.
-        anchor: name in `ANCHORS` of the anchor it needs besides the one that the VLM brings.
+        anchor: name in `ANCHORS` of the anchor it needs, unless it needs none or the one that the embedded VLM brings.
         question: what the comparison with its neighbours answers; variants of the same question share a table.
     """
 
@@ -17,13 +20,22 @@ class Variant:
     question: str
     anchor: str | None = None
 
+    def anchor_for(self, vlm: str) -> str | None:
+        """Name in `ANCHORS` of the anchor that has to be made before it trains on a VLM."""
+        protection = self.flags[0].removeprefix("--policy.protection=")
+        brought = self.anchor is None and PROTECTIONS[protection].needs_anchor
+        return OF_THE_VLM if brought and vlm != EMBEDDED_VLM else self.anchor
 
+
+OF_THE_VLM = "vlm"
 ANCHORS: dict[str, tuple[str, ...]] = {
+    OF_THE_VLM: ("--vqa=tabletop",),
     "fisher": ("--vqa=tabletop", "--kinds=[fisher]"),
     "robot": ("--vqa={data}", "--kinds=[gaussian,subspace]"),
     "both": ("--vqa=tabletop+{data}",),
 }
-"""Anchors that variants need -> flags of `aegis-anchor`; `{data}` is the demonstrations trained on."""
+"""Anchors -> flags of `aegis-anchor`; `{data}` is the demonstrations trained on. `OF_THE_VLM` stands in for the one
+that the embedded VLM brings and others do not."""
 
 
 def _plain(protection: str, *flags: str, anchor: str | None = None) -> Variant:
@@ -74,7 +86,7 @@ VARIANTS: dict[str, Variant] = {
     "gaussian of both": _aegis("anchor domain", "gaussian", file="both"),
     "subspace of robot frames": _aegis("anchor domain", "subspace", file="robot"),
     "subspace of both": _aegis("anchor domain", "subspace", file="both"),
-    "gaussian, tokens apart": _aegis("image and text tokens", "gaussian", "--policy.anchor_tokens=apart"),
+    "gaussian tokens apart": _aegis("image and text tokens", "gaussian", "--policy.anchor_tokens=apart"),
     "gaussian whitened": _aegis("options of the Gaussian anchor", "gaussian", "--policy.anchor_whiten=true"),
     "gaussian averaged": _aegis("options of the Gaussian anchor", "gaussian", "--policy.anchor_momentum=0.9"),
     "gaussian every 4th": _aegis("options of the Gaussian anchor", "gaussian", "--policy.anchor_refresh=4"),

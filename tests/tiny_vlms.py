@@ -212,6 +212,13 @@ def _chatml(image: str) -> str:
     )
 
 
+_LLAVA_ONEVISION_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] + ' ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}\n{{ part['text'] }}{% endfor %}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Its own answers stand behind "assistant ", with a blank, and those asked for do not."""
 _IDEFICS_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
@@ -304,7 +311,7 @@ FAMILY_RECIPES = {
     ),
     "llava_onevision": _Recipe(
         _llava_onevision,
-        _chatml("<image>\n"),
+        _LLAVA_ONEVISION_TEMPLATE,
         "<|im_end|>",
         ("<|im_start|>", "<|im_end|>", "<image>", "<video>"),
     ),

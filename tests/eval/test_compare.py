@@ -105,6 +105,7 @@ def _hours(plan: Plan) -> float:
         ({"lr_grid": [1e-4]}, "must hold --lr_backbone=0.0003"),
         ({"lr_backbone": 0.0}, "must be positive"),
         ({"task": "juggle"}, "--task=juggle"),
+        ({"policy": ["vlm=mine"]}, "--policy=vlm=mine is for the comparison to set"),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"dataset": Path("/nowhere")}, "--dataset=/nowhere holds no LeRobotDataset"),
     ],

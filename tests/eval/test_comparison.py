@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions, verdicts
+from aegis_eval.resampling import Resampling, change_estimate, estimate
 
-EPISODES, SCENES = 100, 100
+EPISODES, SCENES = 100, 300
 TYPES = ("shape", "count")
 
 
@@ -74,6 +75,30 @@ def test_nothing_seen_in_a_few_scenes_is_not_nothing(questions):
     of = row.answers["tabletop"][ALL]
     assert of.accuracy.ci[0] < 0.4 and of.change.ci == pytest.approx((-0.84, 0.84), abs=0.01)
     assert 0.9 < row.success["test"]["reach"].ci[0] < 1.0
+
+
+@pytest.mark.parametrize("seeds_that_lose", [1, 3])
+def test_losing_a_few_answers_is_no_more_certain_than_losing_none(seeds_that_lose: int) -> None:
+    scenes = np.repeat(np.arange(200), 5)
+    drawn = Resampling(3, groups_N=scenes.tolist())
+    lows = []
+    for lost in range(10):
+        changes_KN = np.zeros((3, 1000))
+        changes_KN[:seeds_that_lose, 5 * 7 * np.arange(lost)] = -1
+        change = change_estimate(drawn.means(changes_KN), changes_KN, scenes.tolist())
+        assert change.ci[0] < change.value <= change.ci[1] and change.value == pytest.approx(
+            changes_KN.mean()
+        )
+        lows.append(change.ci[0])
+    assert max(lows) < lows[0] + 0.006, "nothing lost is the best there can be, but for half a point"
+
+
+def test_where_much_changed_the_bounds_are_the_bootstraps() -> None:
+    rng = np.random.default_rng(0)
+    changes_KN = rng.choice([-1.0, 0.0, 1.0], size=(3, 400), p=[0.25, 0.6, 0.15])
+    draws = Resampling(3, count=400).means(changes_KN)
+    plain, wider = estimate(draws), change_estimate(draws, changes_KN)
+    assert wider == plain
 
 
 def test_seeds_that_differ_widen_the_interval(questions):

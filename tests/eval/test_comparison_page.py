@@ -57,6 +57,8 @@ def test_every_protection_has_a_row_in_both_tables(written: Path, comparison_res
 
 
 def test_the_json_alone_gives_the_same_page_again(written: Path, tmp_path: Path) -> None:
+    report(ReportConfig(written / "comparison.json", output_dir=tmp_path / "titled", title="mine & yours"))
+    assert "<h1>mine &amp; yours</h1>" in (tmp_path / "titled" / "report.html").read_text()
     report(ReportConfig(written / "comparison.json", output_dir=tmp_path))
     for name in ("report.html", "comparison.md", "summary.json"):
         assert (tmp_path / name).read_text() == (written / name).read_text()
@@ -70,6 +72,17 @@ def test_any_folder_of_runs_gets_a_page(finished_runs: SimpleNamespace, tmp_path
     assert found["aegis"].curves["loss"].steps
     page = report(ReportConfig(folder, output_dir=tmp_path, title="mine"))
     assert page == tmp_path / "report.html" and "<h1>mine</h1>" in page.read_text()
+
+
+def test_a_folder_with_several_results_is_several_runs(
+    finished_runs: SimpleNamespace, tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / "all" / "evals" / name).mkdir(parents=True)
+        (tmp_path / "all" / "evals" / name / "eval").symlink_to(finished_runs.aegis / "eval")
+        info = (finished_runs.aegis / "eval" / "eval_info.json").read_text()
+        (tmp_path / "all" / "evals" / name / "eval_info.json").write_text(info)
+    assert {run.name for run in find_runs(tmp_path / "all")} == {"evals/first", "evals/second"}
 
 
 def test_what_holds_no_runs_is_named(tmp_path: Path) -> None:

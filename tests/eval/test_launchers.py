@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from aegis_eval.launchers import Progress, run_jobs, run_jobs_on_ray
-from aegis_eval.stages import Job, Stage, run_stage
+from aegis_eval.stages import Job, Processes, Stage, run_stage
 from aegis_policy.errors import AegisError
 
 
@@ -77,17 +78,42 @@ def test_being_stopped_ends_the_commands(tmp_path: Path) -> None:
 
 
 def test_a_training_that_saved_goes_on(tmp_path: Path) -> None:
-    """The command that is given to the shell, as the log shows it: LeRobot complains of a made-up checkpoint."""
-    output = tmp_path / "training"
-    config = output / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+    """What the shell is given, and what is noted; that LeRobot does go on from it is seen in the slow tests."""
+    output, logs = tmp_path / "training", tmp_path / "logs"
     stage = Stage(
-        "training", "training", output / "done", ["lerobot-train", f"--output_dir={output}", "--steps=1"]
+        "training", "training", output / "done", ["lerobot-train", f"--output_dir={output}", "--steps=9"]
     )
-    config.parent.mkdir(parents=True)
-    config.write_text("{}")
-    with pytest.raises(AegisError, match="lerobot-train ended with status"):
-        run_stage(stage, tmp_path / "logs")
-    assert config.is_file(), "a checkpoint is never removed"
+    given: list[list[str]] = []
+
+    class Noting(Processes):
+        def run(self, command, log, environment):
+            given.append([str(word) for word in command[1:]])
+            with log.open("a") as lines:
+                lines.write("step:3 loss:1.0\n")
+            if len(given) == 1:
+                saved = output / "checkpoints" / "last"
+                (saved / "pretrained_model").mkdir(parents=True)
+                (saved / "training_state").mkdir()
+                (saved / "pretrained_model" / "train_config.json").write_text("{}")
+                (saved / "training_state" / "training_step.json").write_text('{"step": 6}')
+                return -signal.SIGKILL
+            stage.result.touch()
+            return 0
+
+    with pytest.raises(AegisError, match="lerobot-train ended with status -9"):
+        run_stage(stage, logs, Noting())
+    first = (logs / "training.log").read_text()
+    begun = first.split()[2]
+    an_hour_ago = (datetime.fromisoformat(begun) - timedelta(hours=1)).isoformat()
+    (logs / "training.log").write_text(first.replace(begun, an_hour_ago))
+    assert run_stage(stage, logs, Noting()) == pytest.approx(3600, abs=30), "what came before counts"
+    checkpoint = output / "checkpoints" / "last"
+    assert given == [
+        [f"--output_dir={output}", "--steps=9"],
+        [f"--config_path={checkpoint / 'pretrained_model' / 'train_config.json'}", "--resume=true"],
+    ]
+    log = (logs / "training.log").read_text()
+    assert log.count("step:3") == 2 and "s at step 0\n" in log and "s at step 6\n" in log
 
 
 def test_commands_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:

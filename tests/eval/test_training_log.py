@@ -45,6 +45,15 @@ def test_a_resumed_run_replaces_what_it_repeats():
     assert (curves["loss"].steps, curves["loss"].values) == ([1, 2], [9.0, 5.0])
 
 
+def test_a_part_that_was_resumed_past_step_1000_is_counted_from_where_it_began():
+    lines = [f"step:{s if s < 1000 else '1K'} loss:1" for s in range(37, 1300, 37)]
+    lines += ["# begun 2026-01-01T00:00:00+00:00 after 300.0 s at step 1200"]
+    lines += [f"step:{'1K' if s < 1500 else '2K'} loss:2" for s in range(1221, 1500, 37)]
+    loss = parse_training_log("\n".join(lines))["loss"]
+    assert loss.steps == list(range(37, 1500, 37))
+    assert loss.values == [1.0] * 32 + [2.0] * 8
+
+
 def test_figures_that_are_not_numbers_are_left_out():
     assert parse_training_log("step:10 loss:nan grdn:1.0")["grad_norm"].values == [1.0]
     assert "loss" not in parse_training_log("step:10 loss:nan grdn:1.0")

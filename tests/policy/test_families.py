@@ -96,6 +96,18 @@ def test_what_is_read_behind_the_prompt_leaves_it_as_it_is(vlm: VLMBackbone) -> 
     assert not torch.allclose(logits[:, 1], other[:, 1], atol=1e-3)
 
 
+def test_reserved_words_are_none_that_a_prompt_is_made_of(vlm: VLMBackbone) -> None:
+    reserved = set(vlm.reserved_tokens(8).tolist())
+    used = set(vlm.question_inputs(PICTURES, QUESTIONS)["input_ids"].flatten().tolist())
+    used |= set(vlm.prepare([torch.rand(1, 3, 32, 32)], ["reach"])["input_ids"].flatten().tolist())
+    assert len(reserved) == 8 and not reserved & used
+    if vlm.family.chat:
+        special = {
+            index for index, token in vlm.processor.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        assert not reserved & special
+
+
 @torch.no_grad()
 def test_an_answers_tokens_and_their_end_are_what_is_learned(vlm: VLMBackbone) -> None:
     inputs = vlm.answer_inputs(PICTURES, QUESTIONS, ANSWERS)
@@ -133,14 +145,19 @@ def test_twenty_steps_under_aegis_a_checkpoint_and_an_export(
     optimizer = build_optimizer(policy)
     figures = [training_step(policy, optimizer, make_batch(seed=step)) for step in range(20)]
     assert all(np.isfinite(list(each.values())).all() for each in figures)
-    assert all(value > 0 for key, value in figures[-1].items() if key.endswith("blocked_energy"))
-    moved = [
-        not torch.equal(p, p0)
-        for p, p0 in zip(
-            policy.vlm.decoder_layers.parameters(), pretrained.decoder_layers.parameters(), strict=True
-        )
-    ]
-    assert any(moved)
+    assert figures[-1]["blocked_energy"] > 0 and figures[-1]["subspace_blocked_energy"] > 0
+    before = dict(pretrained.model.named_parameters())
+    moved = {name for name, p in policy.vlm.model.named_parameters() if not torch.equal(p, before[name])}
+    decoder = [name for name in policy.vlm.linear_layers if name.startswith(policy.vlm.family.decoder_layers)]
+    assert moved == {f"{name}.weight" for name in decoder}, "what no block guards does not learn"
+    for projector in policy.protection.projectors:
+        for weight, block in getattr(projector, "_blocks", ()):
+            name = next(name for name, p in policy.vlm.model.named_parameters() if p is weight)
+            change = weight.detach() - before[name]
+            inside = change @ block.input_vectors_DK
+            if block.output_vectors_EJ is not None:
+                inside = block.strength * (block.output_vectors_EJ.T @ inside)
+            assert inside.norm() < 1e-3 * change.norm()
 
     policy.save_pretrained(tmp_path / "policy")
     restored = AegisPolicy.from_pretrained(tmp_path / "policy").eval()
@@ -165,7 +182,12 @@ def test_twenty_steps_under_aegis_a_checkpoint_and_an_export(
     [
         ('Family("model.language_model.layers", "model.vision_tower", "model.multi_modal_projector")', None),
         ('"a string"', "llava = my_vlms:LLAVA of aegis_policy.vlm_families is no Family"),
-        ("undefined", "cannot be imported"),
+        ("undefined", "cannot be loaded"),
+        ("Family()", "cannot be loaded"),
+        (
+            'Family("model.language_model.layers", "model.vision_tower", "model.bridge")',
+            "no part `model.bridge`",
+        ),
     ],
 )
 def test_another_family_comes_from_an_installed_package(
