@@ -31,6 +31,7 @@ from aegis_policy.files import atomic_write
 
 _BENCHMARKS = {"tabletop": "questions about scenes", "tabletop_robot": "questions about the robot's frames"}
 _OURS = "aegis"
+COMPARISON_TITLE = "Robot skill and retained knowledge, by protection"
 _Json = Mapping[str, Any]
 
 
@@ -39,7 +40,7 @@ def write_comparison(
     folder: Path,
     *,
     runs: Path | None = None,
-    title: str = "Robot skill and retained knowledge, by protection",
+    title: str = COMPARISON_TITLE,
 ) -> Path:
     """Write `report.html`, `comparison.md` and `summary.json`, print the table, and name the files.
 

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from aegis_eval import page
-from aegis_eval.comparison_page import write_comparison
+from aegis_eval.comparison_page import COMPARISON_TITLE, write_comparison
 from aegis_eval.provenance import provenance
 from aegis_eval.report_figures import headline, retention, success, training
 from aegis_eval.report_media import films, questions
@@ -21,6 +21,7 @@ from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
 
+_TITLE = "Robot skill and retained knowledge"
 __all__ = ["ReportConfig", "RunSummary", "main", "read_vqa", "report", "write_report"]
 
 
@@ -60,7 +61,7 @@ def report(config: ReportConfig) -> Path:
                 results,
                 config.output_dir or source.parent,
                 runs=media if media.is_dir() else None,
-                **({"title": config.title} if config.title else {}),
+                title=config.title or COMPARISON_TITLE,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AegisError(
@@ -77,7 +78,7 @@ def report(config: ReportConfig) -> Path:
     written = write_report(
         (config.output_dir or config.runs) / "report.html",
         runs,
-        **({"title": config.title} if config.title else {}),
+        title=config.title or _TITLE,
         described=provenance(0, 0.0),
     )
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
@@ -122,7 +123,7 @@ def write_report(
     path: Path | str,
     runs: Sequence[RunSummary],
     *,
-    title: str = "Robot skill and retained knowledge",
+    title: str = _TITLE,
     described: Json | None = None,
     videos_per_task: int = 2,
     examples: int = 6,

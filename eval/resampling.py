@@ -93,7 +93,7 @@ def change_estimate(draws_R: Array, changes_KN: Array, groups_N: Sequence[int] |
     """
     plain, count = estimate(draws_R), changes_KN.shape[1]
     _, group_of_N = np.unique(range(count) if groups_N is None else groups_N, return_inverse=True)
-    changes_G = np.bincount(group_of_N, weights=changes_KN.mean(0))
+    changes_G: Array = np.bincount(group_of_N, weights=changes_KN.mean(0)).astype(float)
     if np.count_nonzero(changes_G) >= _ENOUGH:
         return plain
     gain, least_gain, most_gain = _share(changes_G[changes_G > 0], len(changes_G), count)
