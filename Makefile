@@ -9,6 +9,8 @@ WORKERS ?= 2
 TYPES := build/types
 export MUJOCO_GL ?= egl
 export TOKENIZERS_PARALLELISM ?= false
+# Without compiled modules every command would take 20 seconds to start instead of 5.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow lint types format lock clean
 

@@ -61,7 +61,7 @@ def find_anchor(
     if path != own:
         config.anchor_info = {**anchor.metadata, "path": str(path)}
         config.anchor_path = None
-    return anchor
+    return protection.part_of(anchor)
 
 
 def find_reference(

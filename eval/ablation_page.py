@@ -14,6 +14,8 @@ from aegis_policy.files import atomic_write
 _COLOURS = ("#1b6ca8", "#c8553d", "#3f7d20", "#7a4fa3", "#b8860b", "#20807a", "#b03a6f", "#555555")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _PROBE = "vqa_accuracy"
+_FAR_BELOW = 0.2
+"""Below what `none` retains: what lies there would squeeze everything else."""
 
 
 def write_page(results: Mapping[str, Any], folder: Path) -> Path:
@@ -67,10 +69,15 @@ def _cell(estimate: Mapping[str, Any], scale: float, digits: int) -> str:
 
 
 def _frontier(frontier: Mapping[str, Any]) -> Figure:
-    """Retention against action error: up and to the left is better."""
+    """Retention against action error: up and to the left is better. What lies far below is named at its edge."""
     axes = _axes("action error on held-out demonstrations", "VQA accuracy retained, %")
+    least = frontier["variants"]["none"]["retained"]["value"] - _FAR_BELOW
     for index, (name, row) in enumerate(frontier["variants"].items()):
         x, y = row["action_error"], row["retained"]
+        if y["value"] < least:
+            note = f"not shown: {name}, {100 * y['value']:.0f} % at {x['value']:.2f}"
+            axes.plot([], [], linestyle="", label=note, markersize=6, **_style(index))
+            continue
         axes.errorbar(
             x["value"],
             100 * y["value"],

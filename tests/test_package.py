@@ -30,7 +30,7 @@ def test_every_command_exists() -> None:
         for point in entry_points(group="console_scripts")
         if point.dist and point.dist.name == "lerobot_policy_aegis"
     }
-    measure = ["vqa", "swap", "drift", "action-error"]
+    measure = ["vqa", "swap", "drift", "action-error", "export"]
     names = ["record", "pretrain", "anchor", "demo", "ablate", "compare", "report", *measure]
     assert set(ours) == {f"aegis-{name}" for name in names}
     assert all(callable(point.load()) for point in ours.values())

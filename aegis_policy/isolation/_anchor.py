@@ -1,7 +1,8 @@
 """Everything `aegis-anchor` found out about a pretrained model, and the one file that keeps it."""
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -54,7 +55,7 @@ class Anchor:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read what `save` wrote.
+        """Read what `save` wrote; eigenvectors stay float16.
 
         Raises:
             AnchorError: no such file, not a whole safetensors file, another kind of file or another format, wrong
@@ -83,6 +84,30 @@ class Anchor:
         except (KeyError, ValueError) as error:
             raise AnchorError(f"The anchor {path} is not whole ({error}): {REBUILD}.") from error
         return cls(gaussians, factors, importance, metadata)
+
+    def part(
+        self,
+        *,
+        gaussians: Iterable[str] = (),
+        inputs: bool = False,
+        outputs: bool = False,
+        importance: bool = False,
+    ) -> Self:
+        """An anchor that holds only what is named here: groups of tokens, factors' sides, single weights.
+
+        Raises:
+            KeyError: a group that it does not hold.
+        """
+        factors = {
+            name: LinearFactors(layer.inputs, layer.outputs if outputs else None)
+            for name, layer in self.factors.items()
+        }
+        return replace(
+            self,
+            gaussians={name: self.gaussians[name] for name in gaussians},
+            factors=factors if inputs else {},
+            importance=self.importance if importance else {},
+        )
 
     def check(self, num_layers: int, hidden_size: int, fingerprint: str | None = None) -> None:
         """Make sure that the anchor describes this model.
@@ -155,9 +180,7 @@ def _importance(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _spectrum(tensors: dict[str, Tensor], prefix: str) -> Spectrum:
-    spectrum = Spectrum(
-        tensors[f"{prefix}/values"], tensors[f"{prefix}/vectors"].float(), tensors[f"{prefix}/total"]
-    )
+    spectrum = Spectrum(tensors[f"{prefix}/values"], tensors[f"{prefix}/vectors"], tensors[f"{prefix}/total"])
     if spectrum.values_K.shape != spectrum.vectors_DK.shape[1:]:
         raise ValueError(f"{prefix} has values and vectors of different numbers")
     if not all(part.isfinite().all() for part in spectrum):

@@ -230,4 +230,4 @@ def _trim(layer: LinearFactors, strength: Tensor, use_outputs: bool) -> Block | 
 
 def _orthonormal(spectrum: Spectrum, kept: Tensor) -> Tensor:
     """The kept eigenvectors, orthonormal to float32: files hold them rounded."""
-    return torch.linalg.qr(spectrum.vectors_DK[:, kept]).Q
+    return torch.linalg.qr(spectrum.vectors_DK[:, kept].float()).Q

@@ -16,7 +16,7 @@ class Spectrum(NamedTuple):
 
     Attributes:
         values_K: eigenvalues, descending, not negative.
-        vectors_DK: orthonormal eigenvectors, as columns.
+        vectors_DK: orthonormal eigenvectors, as columns; float16 where they come from a file.
         total: the trace, a scalar: the sum of all D eigenvalues, kept or not.
     """
 

@@ -68,8 +68,17 @@ class Aegis(Protection):
         if kinds - held:
             raise AnchorError(
                 f"The anchor does not hold what --policy.anchor={self.config.anchor} needs: "
-                f"rebuild it with aegis-anchor --kinds=[{','.join(sorted(kinds))}]."
+                f"rebuild it with aegis-anchor --kinds=[{','.join(sorted(kinds))}] and name it with "
+                "--policy.anchor_path."
             )
+
+    def part_of(self, anchor: Anchor) -> Anchor:
+        kinds = self.config.anchor_kinds
+        return anchor.part(
+            gaussians=self._token_groups if "gaussian" in kinds else (),
+            inputs=kinds != {"gaussian"},
+            outputs="kronecker" in kinds,
+        )
 
     def set_trainable(self, vlm: "VLMBackbone") -> None:
         super().set_trainable(vlm)

@@ -58,6 +58,10 @@ class Protection:
             AnchorError: it does not.
         """
 
+    def part_of(self, anchor: Anchor) -> Anchor:
+        """What this protection needs of an anchor that passed `check_anchor`: a checkpoint carries no more."""
+        return anchor
+
     def adapt(self, vlm: "VLMBackbone") -> None:
         """Change the architecture of the pretrained VLM, before a checkpoint's weights are loaded into it."""
 

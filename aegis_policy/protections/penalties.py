@@ -27,6 +27,9 @@ class W2Penalty(Protection):
                 "aegis-anchor --kinds=[gaussian]."
             )
 
+    def part_of(self, anchor: Anchor) -> Anchor:
+        return anchor.part(gaussians=("all",))
+
     def begin_training(
         self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
@@ -86,3 +89,6 @@ class EWC(L2SP):
                 "The anchor holds no Fisher information of single weights for --policy.protection=ewc: rebuild it with "
                 "aegis-anchor --kinds=[fisher] and name it with --policy.anchor_path."
             )
+
+    def part_of(self, anchor: Anchor) -> Anchor:
+        return anchor.part(importance=True)

@@ -41,10 +41,20 @@ def test_an_anchor_comes_back_from_its_file(anchor, tmp_path):
         kept, expected = (getattr(each.factors["layers.0.up"], side) for each in (loaded, anchor))
         assert torch.equal(kept.values_K, expected.values_K)
         assert torch.equal(kept.total, expected.total)
-        torch.testing.assert_close(kept.vectors_DK, expected.vectors_DK, rtol=0, atol=2**-11)
+        torch.testing.assert_close(kept.vectors_DK.float(), expected.vectors_DK, rtol=0, atol=2**-11)
     assert torch.equal(loaded.importance["layers.0.up.weight"], anchor.importance["layers.0.up.weight"])
     assert loaded.metadata == anchor.metadata | {"kind": "aegis-anchor", "format_version": "2"}
     assert [each.name for each in path.parent.iterdir()] == ["anchor.safetensors"]
+
+
+def test_a_part_of_an_anchor_holds_what_was_asked_for(anchor):
+    inputs = anchor.part(inputs=True)
+    assert inputs.factors.keys() == anchor.factors.keys() and not inputs.gaussians and not inputs.importance
+    assert all(layer.outputs is None for layer in inputs.factors.values())
+    assert anchor.part(inputs=True, outputs=True).factors == anchor.factors
+    assert anchor.part(gaussians=["all"]).gaussians == anchor.gaussians
+    assert anchor.part(importance=True).importance == anchor.importance
+    assert inputs.metadata == anchor.metadata
 
 
 def test_a_failed_save_leaves_the_old_anchor_and_nothing_beside_it(anchor, tmp_path, monkeypatch):

@@ -32,7 +32,13 @@ def test_a_checkpoint_acts_and_answers_the_same_after_it_moved_and_its_vlm_is_go
 ) -> None:
     shutil.copytree(tiny_vlm_dir, tmp_path / "vlm")
     shutil.copy(tiny_anchor, tmp_path / "anchor.safetensors")
-    policy = AegisPolicy(make_config(vlm=str(tmp_path / "vlm"), anchor_path=tmp_path / "anchor.safetensors"))
+    policy = AegisPolicy(
+        make_config(
+            vlm=str(tmp_path / "vlm"),
+            anchor="gaussian+kronecker",
+            anchor_path=tmp_path / "anchor.safetensors",
+        )
+    )
     optimizer = build_optimizer(policy)
     for seed in range(3):
         training_step(policy, optimizer, make_batch(seed=seed))
@@ -61,6 +67,24 @@ def test_a_checkpoint_acts_and_answers_the_same_after_it_moved_and_its_vlm_is_go
             assert torch.equal(
                 getattr(kept.factors[name], side).vectors_DK, getattr(factors, side).vectors_DK
             )
+
+
+@pytest.mark.parametrize(
+    ("protection", "options", "held"),
+    [
+        ("aegis", {"anchor": "gaussian"}, {"gaussian"}),
+        ("aegis", {"anchor": "subspace"}, {"inputs"}),
+        ("aegis", {"anchor": "gaussian+kronecker"}, {"gaussian", "inputs", "outputs"}),
+        ("w2_penalty", {}, {"gaussian"}),
+        ("ewc", {}, {"importance"}),
+    ],
+)
+def test_a_checkpoint_carries_no_more_of_the_anchor_than_its_protection_needs(
+    make_policy: MakePolicy, tmp_path: Path, protection: str, options: dict[str, Any], held: set[str]
+) -> None:
+    make_policy(protection, **options).save_pretrained(tmp_path)
+    assert {key.split("/")[0] for key in load_file(tmp_path / "anchor.safetensors")} == held
+    assert AegisPolicy.from_pretrained(tmp_path).anchor is not None
 
 
 def test_a_restored_policy_trains_against_the_restored_anchor(
