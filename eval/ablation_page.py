@@ -55,9 +55,11 @@ def format_table(frontier: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     gain = _cell(frontier["gain"], 1, 3)
+    one_seed = all(len(row["by_seed"]) == 1 for row in frontier["variants"].values())
+    over = "scenes and episodes, one seed" if one_seed else "seeds, scenes, episodes"
     lines += [
         "",
-        f"`stop_gradient` errs more than `none` by {gain}; brackets: 95 % intervals over seeds, scenes, episodes.",
+        f"`stop_gradient` errs more than `none` by {gain}; brackets: 95 % intervals over {over}.",
         "",
     ]
     return "\n".join(lines)
@@ -107,6 +109,11 @@ def _retention(results: Mapping[str, Any]) -> Figure | None:
         points = [_probed_at(curve, results["config"]["probe_freq"]) for curve in group]
         steps = sorted(set.intersection(*(set(each) for each in points)))
         values = [100 * float(np.mean([each[step] for each in points])) for step in steps]
+        if values[-1] < 100 * results["frontier"]["variants"]["none"]["accuracy"]["value"] - 100 * _FAR_BELOW:
+            axes.plot(
+                [], [], linestyle="", label=f"not shown: {name}, {values[-1]:.0f} % at last", **_style(index)
+            )
+            continue
         axes.plot(steps, values, label=name, linewidth=1.2, markersize=4, **_style(index))
     _legend(axes)
     return axes.figure  # type: ignore[return-value]
