@@ -9,7 +9,7 @@ WORKERS ?= 2
 TYPES := build/types
 export MUJOCO_GL ?= egl
 export TOKENIZERS_PARALLELISM ?= false
-# Without compiled modules every command would take 20 seconds to start instead of 5.
+# Without compiled modules every command takes 22 seconds to start instead of 9 (two cores, torch 2.11, lerobot 0.6.1).
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow lint types format lock clean
