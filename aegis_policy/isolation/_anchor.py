@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -95,6 +96,9 @@ class Anchor:
     ) -> Self:
         """An anchor that holds only what is named here: groups of tokens, factors' sides, single weights.
 
+        Its tensors are copies. Those of `load` are mapped from the file, all of which stays in memory as long as one
+        of them does.
+
         Raises:
             KeyError: a group that it does not hold.
         """
@@ -104,9 +108,9 @@ class Anchor:
         }
         return replace(
             self,
-            gaussians={name: self.gaussians[name] for name in gaussians},
-            factors=factors if inputs else {},
-            importance=self.importance if importance else {},
+            gaussians=deepcopy({name: self.gaussians[name] for name in gaussians}),
+            factors=deepcopy(factors) if inputs else {},
+            importance=deepcopy(self.importance) if importance else {},
         )
 
     def check(self, num_layers: int, hidden_size: int, fingerprint: str | None = None) -> None:

@@ -1,6 +1,6 @@
 """The anchor gradients of one optimizer step: added up over micro-batches, then over ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from aegis_policy.isolation._moments import all_reduce_sum_, at_least_float32, i
 
 
 class AnchorGradients:
-    """One float32 vector for each layer, seen as the layer's parameters.
+    """One tensor of float32 or better for each parameter; they exist only from the step's first gradient to `clear()`.
 
-    A layer is one vector so that ranks exchange it in one collective; the vectors exist only from the step's
-    first gradient to `clear()`.
+    What autograd returned is kept and not copied: at that moment the activations are alive too, and a second copy
+    would be the peak of the whole step.
 
     Args:
         parameters: by layer; a layer may have none.
@@ -20,32 +20,36 @@ class AnchorGradients:
 
     def __init__(self, parameters: Sequence[Sequence[nn.Parameter]]) -> None:
         self._parameters = parameters
-        self._flat: list[Tensor] = []
-        self._views: list[list[Tensor]] = []
+        self._totals: list[Tensor] = []
         self.reduced = False
         """They have been summed over ranks, and `reduce()` will return them as they are."""
 
-    def add(self, grads: Sequence[Tensor | None]) -> None:
+    def add(self, grads: list[Tensor | None]) -> None:
         """Add one gradient for each parameter of all layers in turn; None for a parameter without one.
+
+        Args:
+            grads: emptied on the way, so that no more than one tensor is there twice.
 
         Raises:
             RuntimeError: a layer with parameters has no gradient at all.
         """
-        remaining = iter(grads)
-        for index, parameters in enumerate(self._parameters):
-            layer = [next(remaining) for _ in parameters]
+        for index, layer in enumerate(self._by_layer(grads)):
             if layer and all(grad is None for grad in layer):
                 raise RuntimeError(
                     f"The anchor's gradient reached no parameter of layer {index}: it would be unprotected; "
                     "checkpointed layers need use_reentrant=False."
                 )
-        totals = [total for layer in self._views or self._allocate() for total in layer]
-        reached = [(total, grad) for total, grad in zip(totals, grads, strict=True) if grad is not None]
-        torch._foreach_add_([total for total, _ in reached], [grad for _, grad in reached])
+        first = not self._totals
+        for index, p in enumerate(p for layer in self._parameters for p in layer):
+            grad, grads[index] = grads[index], None
+            if first:
+                self._totals.append(_zeros(p) if grad is None else at_least_float32(grad))
+            elif grad is not None:  # out of place: autograd may have given two parameters one tensor
+                self._totals[index] = self._totals[index] + grad
 
     def accumulated(self) -> list[list[Tensor]]:
         """This rank's own gradients by layer and parameter; zeros before anything was added."""
-        return self._views or [[torch.zeros_like(p) for p in layer] for layer in self._parameters]
+        return list(self._by_layer(self._totals or self._nothing()))
 
     def reduce(self) -> list[list[Tensor]]:
         """Sum over ranks; a rank that added nothing contributes zeros, so that collectives stay aligned.
@@ -57,13 +61,12 @@ class AnchorGradients:
             RuntimeError: no rank added anything since the last `clear()`.
         """
         if self.reduced:
-            return self._views
-        added = bool(self._views)
-        views = self._views or self._allocate()
+            return self.accumulated()
+        added = bool(self._totals)
         if is_distributed():
-            for flat in self._flat:
-                all_reduce_sum_(flat)
-            ranks = self._flat[0].new_full((), float(added))
+            self._totals = self._totals or self._nothing()
+            self._sum_over_ranks()
+            ranks = self._totals[0].new_full((), float(added))
             all_reduce_sum_(ranks)
             added = added or ranks.item() > 0  # only a rank that added nothing waits for the answer
         if not added:
@@ -72,20 +75,31 @@ class AnchorGradients:
                 "The step has no anchor gradient, so it would be unprotected: call accumulate() in each step."
             )
         self.reduced = True
-        return views
+        return self.accumulated()
 
     def clear(self) -> None:
         """Forget everything and free the memory."""
-        self._flat, self._views, self.reduced = [], [], False
+        self._totals, self.reduced = [], False
 
-    def _allocate(self) -> list[list[Tensor]]:
+    def _sum_over_ranks(self) -> None:
+        """One collective a layer."""
+        start = 0
+        for parameters in filter(None, self._parameters):
+            own = slice(start, start + len(parameters))
+            flat = torch.cat([total.reshape(-1) for total in self._totals[own]])
+            all_reduce_sum_(flat)
+            pieces = flat.split([p.numel() for p in parameters])
+            self._totals[own] = [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
+            start = own.stop
+
+    def _nothing(self) -> list[Tensor]:
+        return [_zeros(p) for layer in self._parameters for p in layer]
+
+    def _by_layer[T](self, tensors: Sequence[T]) -> Iterator[list[T]]:
+        remaining = iter(tensors)
         for parameters in self._parameters:
-            sizes = [p.numel() for p in parameters]
-            if not sizes:
-                self._views.append([])
-                continue
-            flat = at_least_float32(parameters[0].detach()).new_zeros(sum(sizes))
-            self._flat.append(flat)
-            pieces = flat.split(sizes)
-            self._views.append([piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)])
-        return self._views
+            yield [next(remaining) for _ in parameters]
+
+
+def _zeros(p: nn.Parameter) -> Tensor:
+    return torch.zeros_like(at_least_float32(p.detach()))

@@ -160,14 +160,17 @@ class GradientIsolator(Projector):
         with_graph = [
             (x, cotangent) for x, cotangent in zip(hidden, cotangents, strict=True) if x.requires_grad
         ]
-        grads = torch.autograd.grad(
-            [x for x, _ in with_graph],
-            self.protected,
-            [cotangent for _, cotangent in with_graph],
-            retain_graph=True,
-            allow_unused=True,  # an expert without tokens, say; add() refuses a layer without any gradient
+        self._anchor_grads.add(
+            list(
+                torch.autograd.grad(
+                    [x for x, _ in with_graph],
+                    self.protected,
+                    [cotangent for _, cotangent in with_graph],
+                    retain_graph=True,
+                    allow_unused=True,  # an expert without tokens, say; add() refuses a layer without any gradient
+                )
+            )
         )
-        self._anchor_grads.add(grads)
         self._distance, fewest = torch.stack([loss, tokens]).tolist()
         if fewest == 0:
             raise ValueError(

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aegis_policy.isolation._moments import at_least_float32
+
 _SMALLEST_SQUARE = torch.finfo(torch.float32).tiny  # a squared norm below it has lost digits, or is zero
 _NOISE_SQUARE = 1e-12  # a remainder shorter than 1e-6 of the gradient it came from is float32 rounding
 
@@ -45,7 +47,7 @@ def project_(task_grads: Sequence[Tensor], anchor_grads: Sequence[Tensor]) -> La
     therefore applied a second time to its own result ("twice is enough", Parlett 1980), and a remainder that
     is nothing but rounding, of gradients exactly opposed, becomes zero.
 
-    No value is read back to the host.
+    No value is read back to the host, and no more than a single tensor is held twice.
 
     Args:
         task_grads: the layer's task gradients, of any floating dtype; changed in place.
@@ -54,21 +56,36 @@ def project_(task_grads: Sequence[Tensor], anchor_grads: Sequence[Tensor]) -> La
     Returns:
         What happened, computed in float32 or better.
     """
-    dtype = torch.promote_types(anchor_grads[0].dtype, torch.float32)
-    g = torch.cat([grad.reshape(-1).to(dtype) for grad in task_grads])
-    a = torch.cat([grad.reshape(-1).to(dtype) for grad in anchor_grads])
-    d, energy, a_squared = torch.dot(g, a), torch.dot(g, g), torch.dot(a, a)
+    d, energy = _dot(task_grads, anchor_grads), _dot(task_grads, task_grads)
+    a_squared = _dot(anchor_grads, anchor_grads)
 
     usable = a_squared.isfinite() & (a_squared >= _SMALLEST_SQUARE)
     conflict = usable & (d < 0) & d.isfinite() & (energy >= _SMALLEST_SQUARE)
 
-    remainder = torch.addcmul(g, a, d / a_squared, value=-1)
-    remainder.addcmul_(a, torch.dot(remainder, a) / a_squared, value=-1)
-    remainder.mul_(torch.dot(remainder, remainder) > _NOISE_SQUARE * energy)
-    projected = torch.where(conflict, remainder, g)
+    pairs = list(zip(task_grads, anchor_grads, strict=True))
+    once = d / a_squared
+    left = torch.stack([_dot([_without(g, a, once)], [a]) for g, a in pairs]).sum()
+    left_energy = []
+    for g, a in pairs:
+        remainder = _without(g, a, once, left / a_squared)
+        left_energy.append(_dot([remainder], [remainder]))
+        g.copy_(torch.where(conflict, remainder, g))
+    only_rounding = conflict & (torch.stack(left_energy).sum() <= _NOISE_SQUARE * energy)
+    torch._foreach_mul_(list(task_grads), (~only_rounding).to(energy))
+    return LayerProjection(conflict, usable, energy, torch.where(conflict, d * once, 0.0))
 
-    sizes = [grad.numel() for grad in task_grads]
-    pieces = [piece.view_as(grad) for piece, grad in zip(projected.split(sizes), task_grads, strict=True)]
-    torch._foreach_copy_(list(task_grads), pieces)
-    shed = torch.where(conflict, d * (d / a_squared), 0.0)
-    return LayerProjection(conflict, usable, energy, shed)
+
+def _dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """The inner product of two vectors in parts, in float32 or better."""
+    flat = [
+        (at_least_float32(x).reshape(-1), at_least_float32(y).reshape(-1))
+        for x, y in zip(xs, ys, strict=True)
+    ]
+    return torch.stack([torch.dot(x, y.to(x)) for x, y in flat]).sum()
+
+
+def _without(g: Tensor, a: Tensor, *factors: Tensor) -> Tensor:
+    """`g - factors[0] a - factors[1] a ...` in `a`'s precision, one after the other."""
+    for factor in factors:
+        g = torch.addcmul(g.to(a), a, factor, value=-1)
+    return g
