@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import zip_longest
 from typing import Any
 
 import draccus
@@ -17,7 +19,7 @@ def run[Config](config_class: type[Config], command: Callable[[Config], Any]) ->
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        command(draccus.parse(config_class=config_class))
+        command(draccus.parse(config_class=config_class, args=_spelled_out(config_class, sys.argv[1:])))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
@@ -36,6 +38,17 @@ def require_at_least(config: Any, **least: int) -> None:
         given = getattr(config, name)
         if given is not None and given < value:
             raise AegisError(f"--{name}={given} must be at least {value}.")
+
+
+def _spelled_out(config_class: type, arguments: Sequence[str]) -> list[str]:
+    """The arguments, where `--flag` alone of a flag that is a yes or no becomes `--flag=true`, as draccus wants it."""
+    switches = {f"--{field.name}" for field in fields(config_class) if field.type is bool}
+    return [
+        f"{argument}=true"
+        if argument in switches and (following is None or following.startswith("--"))
+        else argument
+        for argument, following in zip_longest(arguments, arguments[1:])
+    ]
 
 
 def _sentence(error: BaseException) -> str:

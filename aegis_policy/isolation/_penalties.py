@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from aegis_policy.isolation._gaussian import GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._moments import EPS, global_moments, rank_count
@@ -27,11 +28,24 @@ def weight_penalty(
         reference: the pretrained values, at least of those names.
         importance: F, at least of those names; one by default.
     """
-    terms = []
-    for name, p in parameters.items():
-        away = p - reference[name].to(p)
-        terms.append(away.square() if importance is None else importance[name].to(p) * away.square())
-    return 0.5 * torch.stack([term.sum() for term in terms]).sum()
+    terms = [
+        # Computed again in the backward pass: kept for it, the differences would be one more copy of the model.
+        checkpoint(
+            _away_squared,
+            p,
+            reference[name],
+            None if importance is None else importance[name],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for name, p in parameters.items()
+    ]
+    return 0.5 * torch.stack(terms).sum()
+
+
+def _away_squared(p: Tensor, reference: Tensor, importance: Tensor | None) -> Tensor:
+    squared = (p - reference.to(p)).square()
+    return (squared if importance is None else importance.to(p) * squared).sum()
 
 
 def distance_penalty(
