@@ -40,7 +40,8 @@ class AegisConfig(PreTrainedConfig):
         penalty: of `w2_penalty`, `l2_sp`, `ewc`, `replay` and `knowledge_insulation`, the strength of what they add
             to the flow loss.
         replay_data, replay_samples, replay_batch_size: of `replay`, the questions with answers that it trains on
-            too (a folder with a `questions.jsonl`, or a benchmark), how many of them, and how many a step and process.
+            too (a folder with a `questions.jsonl`, or a benchmark, as `aegis-anchor --vqa` takes them), how many of
+            them, and how many a step and process.
         action_tokenizer, action_bins: of `knowledge_insulation`, what turns action chunks into tokens (see
             `aegis_policy.action_tokens`), and how many tokens at the end of the vocabulary are reserved for it.
         anchor: what `aegis` protects: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the

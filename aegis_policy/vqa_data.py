@@ -1,8 +1,8 @@
 """Questions about images, by name: a folder of them, or a source that an installed package offers.
 
 `replay` trains on them, the probe asks them, `aegis-anchor` runs the pretrained model over them. A package offers a
-source as an entry point of the group `aegis_policy.vqa`: a function `(name, split, count, seed) -> iterable of
-VQAExample`.
+source as an entry point of the group `aegis_policy.vqa`: a function `(source, split, count, seed) -> iterable of
+VQAExample`. What a user wrote, NAME or NAME:PLACE, is `source`.
 """
 
 import json
@@ -44,8 +44,8 @@ def load_vqa(
     """The first `count` examples of a source; a folder that holds fewer gives all it has.
 
     Args:
-        source: the name of an offered source, or a folder with a `questions.jsonl` whose lines are {"image": file in
-            that folder, "question": text, "answer": text}.
+        source: the name of an offered source, with `:` and the place of its files if it takes one; or a folder with a
+            `questions.jsonl` whose lines are {"image": file in that folder, "question": text, "answer": text}.
         flag: how errors call what named the source.
         split: of an offered source; a folder has none.
         count: at most so many.
@@ -57,8 +57,9 @@ def load_vqa(
     """
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     named = f"{flag}={source}"
-    if source in offered:
-        examples: Iterable[VQAExample] = offered[source].load()(source, split, count, seed)
+    name = source.partition(":")[0]
+    if name in offered:
+        examples: Iterable[VQAExample] = offered[name].load()(source, split, count, seed)
     else:
         examples = _read_folder(Path(source), named, sorted(offered), with_answers)
     return _checked(islice(examples, count), named, with_answers)

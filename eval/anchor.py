@@ -43,9 +43,10 @@ class AnchorConfig:
 
     Attributes:
         vlm: directory or hub id of the pretrained VLM, or `embedded`.
-        vqa: where the samples come from: a benchmark of this package (its training split), a folder with a
-            `questions.jsonl` whose lines are {"image": file in that folder, "question": text}, the folder of a
-            LeRobotDataset (its frames and instructions, as the policy sees them), or several joined by `+`.
+        vqa: where the samples come from: a benchmark of this package (its training split), a public one with the place
+            of its files (`vqav2:DIR`, see docs/benchmarks.md), a folder with a `questions.jsonl` whose lines are
+            {"image": file in that folder, "question": text}, the folder of a LeRobotDataset (its frames and
+            instructions, as the policy sees them), or several joined by `+`.
         cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.
         kinds: what to gather: `gaussian`, `subspace`, `kronecker` (which brings what `subspace` needs), and `fisher`
             for `--policy.protection=ewc`, as large as the model. The last two need questions.

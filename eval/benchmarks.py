@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from aegis_eval.questions import COMPOSED_TYPES, TYPES, ask
 from aegis_eval.scene_images import SPLITS, SceneImage
 from aegis_eval.scene_store import SOURCES, default_cache_dir, rendering, scene_images
 from aegis_policy.errors import AegisError
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.vqa_data import VQAExample, exact_match
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Sample:
     type: str
     id: str
     scene: int
+
+    def score(self, given: str) -> float:
+        """1 for the answer, but for case, punctuation and blanks; else 0."""
+        return float(exact_match(given, self.answer))
 
 
 def load_benchmark(
@@ -173,7 +178,18 @@ def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
     return images
 
 
-def fingerprint(samples: Iterable[Sample]) -> str:
+class Identified(Protocol):
+    """A question of any kind, and its answer."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+
+
+def fingerprint(samples: Iterable[Identified]) -> str:
     """A short hash of which questions were asked and what counts as right."""
     digest = hashlib.sha256()
     for sample in samples:

@@ -43,8 +43,8 @@ class PairedComparison:
     """Model against reference on the same samples.
 
     `difference` is accuracy minus the reference's, with a bootstrap interval; `gained` and `lost` count the
-    samples that only one of the two answers correctly, `p_value` is McNemar's exact test on them, or its
-    counterpart for groups of dependent samples.
+    samples that one of the two answers better than the other, `p_value` is McNemar's exact test on them, or its
+    counterpart for groups of dependent samples and for answers that are right in part.
     """
 
     difference: float
@@ -55,8 +55,8 @@ class PairedComparison:
 
 
 def compare_paired(
-    correct: Sequence[bool] | NDArray[np.bool_],
-    reference: Sequence[bool] | NDArray[np.bool_],
+    correct: Sequence[float] | NDArray[np.generic],
+    reference: Sequence[float] | NDArray[np.generic],
     groups: Sequence[Hashable] | None = None,
     *,
     resamples: int = 5000,
@@ -66,8 +66,8 @@ def compare_paired(
     """Compare two models sample by sample.
 
     Args:
-        correct: (N,) whether the model is right.
-        reference: (N,) whether the reference is right on the same samples.
+        correct: (N,) whether the model is right, or how right, from 0 to 1.
+        reference: (N,) the same of the reference on the same samples.
         groups: what samples have in common (their image); resampled whole, as such samples are dependent.
         resamples: number of bootstrap draws.
         confidence: of the interval.
@@ -76,12 +76,12 @@ def compare_paired(
     Raises:
         ValueError: no samples, or lengths that differ.
     """
-    ours = np.asarray(correct, dtype=bool)
-    theirs = np.asarray(reference, dtype=bool)
+    ours = np.asarray(correct, dtype=float)
+    theirs = np.asarray(reference, dtype=float)
     if ours.shape != theirs.shape or ours.size == 0:
         raise ValueError(f"a paired comparison needs the same samples: got {ours.size} and {theirs.size}")
-    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    changes = ours.astype(float) - theirs
+    gained, lost = int((ours > theirs).sum()), int((theirs > ours).sum())
+    changes = ours - theirs
     return PairedComparison(
         difference=float(changes.mean()),
         ci=_bootstrap_mean(changes, groups, resamples, confidence, seed),
@@ -102,7 +102,7 @@ def mcnemar_p(
 
 
 def accuracy_interval(
-    correct: Sequence[bool] | NDArray[np.bool_],
+    correct: Sequence[float] | NDArray[np.generic],
     groups: Sequence[Hashable] | None = None,
     *,
     resamples: int = 5000,
@@ -112,10 +112,11 @@ def accuracy_interval(
     """Interval of an accuracy: Wilson's for independent samples, a bootstrap of whole groups for dependent ones.
 
     Where all are right or all are wrong there is nothing to resample, and a group counts as one sample of Wilson's.
+    Answers that are right in part (from 0 to 1) are resampled in any case.
     """
     values = np.asarray(correct, dtype=float)
     count = len(values) if groups is None else len(set(groups))
-    if count == len(values) or np.ptp(values) == 0:
+    if np.isin(values, (0, 1)).all() and (count == len(values) or np.ptp(values) == 0):
         return wilson_interval(round(float(values.mean()) * count), count, confidence)
     return _bootstrap_mean(values, groups, resamples, confidence, seed)
 

@@ -44,8 +44,10 @@ def headline(runs: Sequence[RunSummary]) -> str:
     if first and before:
         lead += (
             f" Before any robot training the backbone answered {_percent(before['accuracy'])} "
-            f"[{_interval(before['ci'])}]; without looking one gets {_percent(first['blind'])}."
+            f"[{_interval(before['ci'])}]."
         )
+    if first and first["blind"] is not None:
+        lead += f" Without looking one gets {_percent(first['blind'])}."
     return f'<p class="soft">{escape(lead)}</p><div class="grid">{"".join(cards)}</div>'
 
 
@@ -121,33 +123,36 @@ def _swaps(runs: Sequence[RunSummary]) -> str:
 
 
 def retention(runs: Sequence[RunSummary]) -> str:
-    """Accuracy per question type against the pretrained model and the blind baseline."""
+    """Accuracy per question type against the pretrained model and, where there is one, the blind baseline."""
     asked = {run.name: run.vqa for run in runs if run.vqa is not None}
     if not asked:
         return ""
     first = next(iter(asked.values()))
     reference = _paired_scores(first)
     rows = [*first["per_type"], "all"]
-    blind = {kind: score["blind"] for kind, score in _scores(first).items()}
+    blind = {kind: score["blind"] for kind, score in _scores(first).items() if score["blind"] is not None}
     figure = rate_figure(
         rows,
         {name: _points_of(_scores(results)) for name, results in asked.items()},
         reference=_points_of(reference) if reference else None,
         blind=blind,
-        description="Accuracy per question type of every model, with 95 % intervals, and a blind baseline",
+        description="Accuracy per question type of every model, with 95 % intervals"
+        + (", and a blind baseline" if blind else ""),
     )
-    header = ["question type", "n", "blind", *(["pretrained"] if reference else []), *asked]
+    header = ["question type", "n", *(["blind"] if blind else [])]
+    header += [*(["pretrained"] if reference else []), *asked]
     cells = []
     for kind in rows:
-        row = [kind, str(_scores(first)[kind]["n"]), _percent(blind[kind])]
+        row = [kind, str(_scores(first)[kind]["n"]), *([_percent(blind[kind])] if blind else [])]
         if reference:
             row.append(_percent(reference[kind]["accuracy"]) if kind in reference else "")
         row += [_answer_cell(_scores(results).get(kind)) for results in asked.values()]
         cells.append(row)
+    about = "Exact-match accuracy on questions about held-out scenes. " if blind else "Official accuracy. "
+    about += "Blind is the most frequent answer to the same question in training. " if blind else ""
     text = (
-        "Exact-match accuracy on questions about held-out scenes. Blind is the most frequent answer to the "
-        "same question in training; brackets beside a run are the 95 % interval of its paired difference to "
-        "the pretrained model, in points; of its own accuracy, in %, where nothing is there to compare with."
+        f"{escape(str(first['benchmark']))}. {about}Brackets beside a run are the 95 % interval of its paired "
+        "difference to the pretrained model, in points; of its own accuracy, in %, where nothing is compared."
     )
     return (
         f'<h2>What the backbone still answers</h2><p class="soft">{text}</p><div class="grid">'

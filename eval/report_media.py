@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from aegis_eval import page
-from aegis_eval.benchmarks import sample_images
+from aegis_eval.benchmarks import BENCHMARKS, sample_images
 from aegis_eval.rollouts import EpisodeVideo, read_rollouts
 from aegis_eval.run_summary import Json, RunSummary
 
@@ -75,12 +75,12 @@ def _choose_videos(videos: Iterable[EpisodeVideo], per_task: int) -> Iterable[Ep
 
 
 def questions(runs: Sequence[RunSummary], count: int) -> str:
-    """`count` questions with image, right answer, and what every model said."""
+    """`count` questions with image if it can be rendered again, right answer, and what every model said."""
     answered = {run.name: {line["id"]: line for line in run.answers} for run in runs if run.answers}
     if not answered:
         return ""
     chosen = _choose_examples(answered, count)
-    images = sample_images(line["id"] for line in chosen)
+    images = sample_images(line["id"] for line in chosen if line["id"].split("/")[0] in BENCHMARKS)
     cards = []
     for line in chosen:
         rows = [("right answer", escape(line["answer"]))]
@@ -91,7 +91,9 @@ def questions(runs: Sequence[RunSummary], count: int) -> str:
                 given = lines[line["id"]]
                 rows.append((escape(name), _judged(given["given"], given["correct"])))
         listed = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in rows)
-        shown = page.picture(images[line["id"]], f"Tabletop scene of the question: {line['question']}")
+        shown = ""
+        if line["id"] in images:
+            shown = page.picture(images[line["id"]], f"Tabletop scene of the question: {line['question']}")
         cards.append(f'<div class="card">{shown}<h3>{escape(line["question"])}</h3><dl>{listed}</dl></div>')
     return f'<h2>Questions, before and after</h2><div class="grid">{"".join(cards)}</div>'
 

@@ -16,11 +16,12 @@ from aegis_eval.metrics import (
     accuracy_interval,
     compare_paired,
 )
-from aegis_policy.vqa_data import exact_match
 
 
 class Asked(Protocol):
-    """What scoring needs of a sample; `scene` groups the questions about one image."""
+    """What scoring needs of a sample; `scene` groups the questions about one image, `score` says how right an answer
+    is, from 0 to 1.
+    """
 
     @property
     def question(self) -> str: ...
@@ -29,7 +30,8 @@ class Asked(Protocol):
     @property
     def type(self) -> str: ...
     @property
-    def scene(self) -> int: ...
+    def scene(self) -> int | str: ...
+    def score(self, given: str, /) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Score:
-    """Exact-match accuracy of `n` answers with its interval, the blind baseline's and the reference's."""
+    """Accuracy of `n` answers with its interval, the blind baseline's if there is one, and the reference's."""
 
     accuracy: float
     n: int
     ci: Interval
-    blind: float
+    blind: float | None
     pretrained: Reference | None = None
 
 
@@ -69,7 +71,7 @@ class Scores:
 def score_answers(
     samples: Sequence[Asked],
     answers: Sequence[str],
-    blind: BlindBaseline,
+    blind: BlindBaseline | None,
     pretrained_answers: Sequence[str] | None = None,
 ) -> Scores:
     """Score `answers` to `samples`, overall and per type.
@@ -79,19 +81,20 @@ def score_answers(
     """
     if not samples or len(samples) != len(answers):
         raise ValueError(f"{len(samples)} samples and {len(answers)} answers: need one answer a sample")
-    correct = _matches(samples, answers)
-    blindly = _matches(samples, [blind.predict(sample.question, sample.type) for sample in samples])
-    reference = None if pretrained_answers is None else _matches(samples, pretrained_answers)
+    correct = _scored(samples, answers)
+    reference = None if pretrained_answers is None else _scored(samples, pretrained_answers)
+    blindly = None
+    if blind is not None:
+        blindly = _scored(samples, [blind.predict(sample.question, sample.type) for sample in samples])
     scenes = np.array([sample.scene for sample in samples])
     kinds = np.array([sample.type for sample in samples])
 
     def score(chosen: np.ndarray) -> Score:
-        hits, n = int(correct[chosen].sum()), int(chosen.sum())
         return Score(
-            accuracy=hits / n,
-            n=n,
+            accuracy=float(correct[chosen].mean()),
+            n=int(chosen.sum()),
             ci=accuracy_interval(correct[chosen], scenes[chosen].tolist()),
-            blind=float(blindly[chosen].mean()),
+            blind=None if blindly is None else float(blindly[chosen].mean()),
             pretrained=None
             if reference is None
             else _refer(correct[chosen], reference[chosen], scenes[chosen]),
@@ -103,9 +106,10 @@ def score_answers(
 
 def format_table(scores: Scores) -> str:
     """The scores as fixed-width text, one line a question type and one over all."""
-    paired = scores.overall.pretrained is not None
-    header = ["type", "n", "accuracy %", "95 % interval", "blind %"]
-    if paired:
+    header = ["type", "n", "accuracy %", "95 % interval"]
+    if scores.overall.blind is not None:
+        header += ["blind %"]
+    if scores.overall.pretrained is not None:
         header += ["pretrained %", "change", "95 % of change", "p of change"]
     rows = [header]
     for kind, score in [*scores.per_type.items(), ("all", scores.overall)]:
@@ -123,7 +127,9 @@ def format_table(scores: Scores) -> str:
 
 
 def _table_row(kind: str, score: Score) -> list[str]:
-    row = [kind, str(score.n), f"{100 * score.accuracy:.1f}", _percent(score.ci), f"{100 * score.blind:.1f}"]
+    row = [kind, str(score.n), f"{100 * score.accuracy:.1f}", _percent(score.ci)]
+    if score.blind is not None:
+        row += [f"{100 * score.blind:.1f}"]
     if score.pretrained is not None:
         paired = score.pretrained.paired
         row += [
@@ -140,17 +146,16 @@ def _percent(interval: tuple[float, float], *, signed: bool = False) -> str:
     return f"{low} to {high}"
 
 
-def _matches(samples: Sequence[Asked], answers: Sequence[str]) -> np.ndarray:
+def _scored(samples: Sequence[Asked], answers: Sequence[str]) -> np.ndarray:
     return np.array(
-        [exact_match(given, sample.answer) for given, sample in zip(answers, samples, strict=True)]
+        [sample.score(given) for given, sample in zip(answers, samples, strict=True)], dtype=float
     )
 
 
 def _refer(correct: np.ndarray, reference: np.ndarray, scenes: np.ndarray) -> Reference:
-    hits, n = int(reference.sum()), len(reference)
     return Reference(
-        accuracy=hits / n,
+        accuracy=float(reference.mean()),
         ci=accuracy_interval(correct=reference, groups=scenes.tolist()),
         paired=compare_paired(correct, reference, scenes.tolist()),
-        retained=float(correct.sum() / hits) if hits else None,
+        retained=float(correct.sum() / reference.sum()) if reference.any() else None,
     )

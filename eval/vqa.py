@@ -1,31 +1,71 @@
 """`aegis-vqa`: what can this backbone still answer?
 
-Asks a VLM, or the VLM inside a policy checkpoint, a benchmark's questions and scores the answers against the
-blind baseline and, sample by sample, against the pretrained model.
+Asks a VLM, or the VLM inside a policy checkpoint, a benchmark's questions and scores the answers against a blind
+baseline, where there is one, and, sample by sample, against the pretrained model.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import batched
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, fingerprint, load_samples
+from aegis_eval.answer_log import AnswerLog
+from aegis_eval.benchmarks import (
+    BENCHMARKS,
+    MAX_BLIND_SCENES,
+    blind_baseline,
+    fingerprint,
+    load_samples,
+)
 from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
 from aegis_eval.devices import torch_device
+from aegis_eval.lmms_eval_files import write_lmms_eval
+from aegis_eval.metrics import BlindBaseline
 from aegis_eval.provenance import provenance
-from aegis_eval.retention import format_table, score_answers
+from aegis_eval.public_benchmarks import (
+    CUSTOM,
+    PUBLIC,
+    PublicSample,
+    load_public,
+    reported_split,
+    yes_no_figures,
+)
+from aegis_eval.retention import Asked, format_table, score_answers
 from aegis_policy import cli
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vlm_loading import check_vlm
-from aegis_policy.vqa_data import exact_match
+
+
+class AskedWithImage(Asked, Protocol):
+    """A question to ask; `image` is (H, W, 3) uint8."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def image(self) -> NDArray[np.uint8]: ...
+
+
+@dataclass
+class QuestionSource:
+    """Where the questions of a public benchmark, or one's own, are.
+
+    Attributes:
+        path: `--vqa.path`, the folder with the official files and images, or a folder or hub id that the `datasets`
+            library reads; by default the hub's copy that lmms-eval reads.
+    """
+
+    path: str | None = None
 
 
 @dataclass
@@ -36,14 +76,17 @@ class VqaConfig:
         policy: `--policy.path`, a policy checkpoint (a `pretrained_model` folder).
         vlm: a transformers directory, a hub id, or `embedded`.
         pretrained: the VLM to compare with, by default the one the policy was made from.
-        benchmark: which questions.
-        split: of the benchmark.
-        samples: number of questions.
+        benchmark: which questions: `tabletop`, `tabletop_composed`, `tabletop_robot`; `vqav2`, `okvqa`, `textvqa`,
+            `gqa`, `pope`; or `custom` for one's own.
+        vqa: `--vqa.path`, for the last two kinds.
+        split: of the benchmark, by default the one whose accuracy is reported.
+        samples: number of questions, or as many as there are.
         seed: another seed asks about other images.
         batch_size: questions at a time.
         max_new_tokens: longest answer.
         device: `cuda` or `cpu`, by default CUDA if there is one.
-        output_dir: a new folder for `results.json` and `samples.jsonl`, by default `outputs/vqa/DATE_NAME`.
+        output_dir: a new folder for `results.json` and `samples.jsonl`, by default `outputs/vqa/DATE_NAME`. An
+            interrupted command that named it goes on where it was.
         cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
     """
 
@@ -51,7 +94,8 @@ class VqaConfig:
     vlm: str | None = None
     pretrained: str | None = None
     benchmark: str = "tabletop"
-    split: str = "test"
+    vqa: QuestionSource = field(default_factory=QuestionSource)
+    split: str | None = None
     samples: int = 1200
     seed: int = 0
     batch_size: int = 32
@@ -72,43 +116,57 @@ def evaluate(config: VqaConfig) -> Path:
     Raises:
         AegisError: flags that do not name one usable model, benchmark and free output folder.
     """
-    started = time.monotonic()
-    cli.require_at_least(config, batch_size=1, max_new_tokens=1, seed=0)
-    output_dir = _output_directory(config)
+    started, date = time.monotonic(), datetime.now().astimezone()
+    cli.require_at_least(config, samples=1, batch_size=1, max_new_tokens=1, seed=0)
+    output_dir = _output_directory(config, date)
     torch_device(config.device)
     _check_pretrained(config)
+    asked = _questions(config)
     vlm, policy_config = _asked_model(config)
-    samples = load_samples(
-        config.benchmark, config.split, config.samples, config.seed, cache_dir=config.cache_dir
-    )
-    blind = blind_baseline(
-        config.benchmark, min(MAX_BLIND_SCENES, max(40, config.samples)), cache_dir=config.cache_dir
-    )
-    answers = answer_samples(vlm, samples, config.batch_size, config.max_new_tokens, "answering")
+    answers = _answers_of(vlm, "answering", asked.samples, config)
     del vlm
     reference, note = load_original_vlm(policy_config, config.pretrained)
     reference_answers = None
     if reference is not None:
         reference.to(torch_device(config.device))
-        reference_answers = answer_samples(
-            reference, samples, config.batch_size, config.max_new_tokens, "pretrained"
-        )
-    scores = score_answers(samples, answers, blind, reference_answers)
+        reference_answers = _answers_of(reference, "pretrained", asked.samples, config)
+    scores = score_answers(asked.samples, answers, asked.blind, reference_answers)
+    yes_no = yes_no_figures(asked.public, answers) if config.benchmark == "pope" else {}
+    seconds = time.monotonic() - started
+    model = str(config.policy.path or config.vlm)
     results = {
-        "model": config.policy.path or config.vlm,
+        "model": model,
         "benchmark": config.benchmark,
-        "split": config.split,
+        "split": asked.split,
         "pretrained_model": reference.name if reference is not None else None,
         **scores.to_dict(),
+        **({"yes_no": yes_no} if yes_no else {}),
         "provenance": provenance(
             config.seed,
-            time.monotonic() - started,
-            benchmark_fingerprint=fingerprint(samples),
+            seconds,
+            benchmark_fingerprint=fingerprint(asked.samples),
             config=_plain(config),
         ),
     }
-    _write(output_dir, results, samples, answers, reference_answers)
+    with atomic_directory(output_dir) as beside:
+        (beside / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        _write_samples(beside / "samples.jsonl", asked.samples, answers, reference_answers)
+        if asked.public:
+            write_lmms_eval(
+                beside / "lmms_eval",
+                PUBLIC[config.benchmark].task if config.benchmark in PUBLIC else config.benchmark,
+                model,
+                asked.public,
+                answers,
+                date=f"{date:%Y-%m-%dT%H-%M-%S}",
+                seconds=seconds,
+                of=asked.total,
+                yes_no=yes_no.get("all"),
+            )
+    shutil.rmtree(_log_folder(output_dir), ignore_errors=True)
     print(format_table(scores))
+    for kind, figures in yes_no.items():
+        print(f"{kind}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items()))
     if note:
         print(note)
     print(f"wrote {output_dir / 'results.json'} and {output_dir / 'samples.jsonl'}")
@@ -117,41 +175,95 @@ def evaluate(config: VqaConfig) -> Path:
 
 def answer_samples(
     vlm: VLMBackbone,
-    samples: Sequence[Sample],
+    samples: Sequence[AskedWithImage],
     batch_size: int = 32,
     max_new_tokens: int = 8,
     description: str | None = None,
+    log: AnswerLog | None = None,
 ) -> list[str]:
     """One answer a sample, in order; questions of similar length share a batch.
 
-    `description` names the progress bar; without it there is none.
+    Args:
+        vlm: answers.
+        samples: questions with images.
+        batch_size: questions at a time.
+        max_new_tokens: longest answer.
+        description: names the progress bar; without it there is none.
+        log: gets the answers batch by batch; what it holds already is not asked again.
     """
-    order = sorted(range(len(samples)), key=lambda i: (samples[i].type, len(samples[i].question)))
-    answers = [""] * len(samples)
-    bar = tqdm(total=len(samples), desc=description, unit="question") if description else nullcontext()
-    with bar as progress:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [samples[i] for i in chosen]
-            given = vlm.answer(
-                [sample.image for sample in batch],
-                [sample.question for sample in batch],
-                max_new_tokens=max_new_tokens,
-            )
-            for i, text in zip(chosen, given, strict=True):
-                answers[i] = text
-            if progress is not None:
-                progress.update(len(batch))
-    return answers
+    ordered = sorted(samples, key=lambda sample: (sample.type, len(sample.question)))
+    answers = dict(log.answers) if log is not None else {}
+    with tqdm(total=len(samples), desc=description, unit="question", disable=description is None) as bar:
+        for batch in batched(ordered, batch_size):
+            if not all(sample.id in answers for sample in batch):
+                given = vlm.answer(
+                    [sample.image for sample in batch],
+                    [sample.question for sample in batch],
+                    max_new_tokens=max_new_tokens,
+                )
+                new = [(sample.id, answer) for sample, answer in zip(batch, given, strict=True)]
+                answers |= new
+                if log is not None:
+                    log.add(new)
+            bar.update(len(batch))
+    return [answers[sample.id] for sample in samples]
 
 
-def _output_directory(config: VqaConfig) -> Path:
+@dataclass(frozen=True)
+class _Questions:
+    """`public` are those of `samples` that have an official score: all or none; `total` is how many there are."""
+
+    samples: Sequence[AskedWithImage]
+    split: str
+    blind: BlindBaseline | None = None
+    public: Sequence[PublicSample] = ()
+    total: int = 0
+
+
+def _questions(config: VqaConfig) -> _Questions:
+    name = config.benchmark
+    if name in PUBLIC or name == CUSTOM:
+        split = config.split or reported_split(name)
+        public, total = load_public(name, config.vqa.path, split, config.samples, config.seed)
+        return _Questions(public, split, public=public, total=total)
+    if name not in BENCHMARKS:
+        known = ", ".join((*BENCHMARKS, *PUBLIC, CUSTOM))
+        raise AegisError(f"--benchmark={name} is not known: choose from {known}.")
+    if config.vqa.path is not None:
+        raise AegisError(f"--vqa.path goes with public benchmarks and {CUSTOM}, not with --benchmark={name}.")
+    split = config.split or "test"
+    samples = load_samples(name, split, config.samples, config.seed, cache_dir=config.cache_dir)
+    scenes = min(MAX_BLIND_SCENES, max(40, config.samples))
+    return _Questions(samples, split, blind_baseline(name, scenes, cache_dir=config.cache_dir))
+
+
+def _answers_of(
+    vlm: VLMBackbone, role: str, samples: Sequence[AskedWithImage], config: VqaConfig
+) -> list[str]:
+    """The answers of a model, resumed if the output folder has a name that the next command can give again."""
+    log = None
+    if config.output_dir is not None:
+        about = {
+            "model": vlm.fingerprint(),
+            "questions": fingerprint(samples),
+            "batch_size": config.batch_size,
+            "max_new_tokens": config.max_new_tokens,
+        }
+        log = AnswerLog(_log_folder(config.output_dir) / f"{role}.jsonl", about)
+    return answer_samples(vlm, samples, config.batch_size, config.max_new_tokens, role, log)
+
+
+def _log_folder(output_dir: Path) -> Path:
+    """Beside the results, which only exist once they are whole."""
+    return output_dir.with_name(f".{output_dir.name}.answers")
+
+
+def _output_directory(config: VqaConfig, date: datetime) -> Path:
     if config.output_dir is not None:
         return require_new_directory(config.output_dir, "--output_dir")
     folder = Path(config.policy.path or config.vlm or "vlm").resolve()
     name = folder.parent.name if folder.name == "pretrained_model" else folder.name
-    stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-    return require_new_directory(Path("outputs") / "vqa" / f"{stamp}_{name}", "--output_dir")
+    return require_new_directory(Path("outputs") / "vqa" / f"{date:%Y-%m-%d_%H-%M-%S}_{name}", "--output_dir")
 
 
 def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
@@ -173,29 +285,32 @@ def _check_pretrained(config: VqaConfig) -> None:
         check_vlm(config.pretrained, "--pretrained")
 
 
-def _write(
-    output_dir: Path,
-    results: dict[str, Any],
-    samples: Sequence[Sample],
+def _write_samples(
+    path: Path,
+    samples: Sequence[AskedWithImage],
     answers: Sequence[str],
     reference_answers: Sequence[str] | None,
 ) -> None:
-    with atomic_directory(output_dir) as beside:
-        (beside / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        with (beside / "samples.jsonl").open("w") as lines:
-            for index, (sample, given) in enumerate(zip(samples, answers, strict=True)):
-                record = {
-                    "id": sample.id,
-                    "type": sample.type,
-                    "question": sample.question,
-                    "answer": sample.answer,
-                    "given": given,
-                    "correct": exact_match(given, sample.answer),
+    """A line a question; an answer counts as correct there if it is at least half right."""
+    with path.open("w") as lines:
+        for index, (sample, given) in enumerate(zip(samples, answers, strict=True)):
+            record = {
+                "id": sample.id,
+                "type": sample.type,
+                "question": sample.question,
+                "answer": sample.answer,
+                "given": given,
+                "score": sample.score(given),
+                "correct": sample.score(given) >= 0.5,
+            }
+            if reference_answers is not None:
+                before = reference_answers[index]
+                record |= {
+                    "pretrained": before,
+                    "pretrained_score": sample.score(before),
+                    "pretrained_correct": sample.score(before) >= 0.5,
                 }
-                if reference_answers is not None:
-                    record["pretrained"] = reference_answers[index]
-                    record["pretrained_correct"] = exact_match(reference_answers[index], sample.answer)
-                lines.write(json.dumps(record) + "\n")
+            lines.write(json.dumps(record) + "\n")
 
 
 def _plain(config: VqaConfig) -> dict[str, Any]:

@@ -88,3 +88,41 @@ def _run(*arguments: str, cwd: Path | None = None, timeout: float = 500) -> subp
         timeout=timeout,
         check=False,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `pretrained_model` folder of an untrained policy for the tabletop, as training saves it."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.modeling_aegis import AegisPolicy
+    from aegis_policy.processor_aegis import make_aegis_pre_post_processors
+
+    config = AegisConfig(
+        vlm=str(tiny_vlm_dir),
+        protection="none",
+        device="cpu",
+        chunk_size=8,
+        n_action_steps=8,
+        expert_width=16,
+        expert_depth=2,
+        expert_heads=2,
+        input_features={
+            "observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
+            "observation.images.wrist": PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
+            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+    )
+    sizes = {"observation.state": 8, "action": 4}
+    stats = {
+        key: {"mean": torch.full((size,), 0.3), "std": torch.full((size,), 0.1)}
+        for key, size in sizes.items()
+    }
+    folder = tmp_path_factory.mktemp("checkpoint") / "pretrained_model"
+    AegisPolicy(config).save_pretrained(folder)
+    for processor in make_aegis_pre_post_processors(config, stats):
+        processor.save_pretrained(folder)
+    return folder

@@ -162,7 +162,10 @@ def _write_vqa(
     ]
     blind = BlindBaseline().fit((sample.question, sample.answer, sample.type) for sample in samples)
     results = score_answers(samples, given, blind, pretrained).to_dict()
-    results["provenance"] = {"command": "aegis-vqa --policy.path=run <b>", "seed": 0}
+    results |= {
+        "benchmark": "tabletop",
+        "provenance": {"command": "aegis-vqa --policy.path=run <b>", "seed": 0},
+    }
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results))
     with (folder / "samples.jsonl").open("w") as lines:
@@ -190,41 +193,3 @@ def _training_log(drift: float) -> str:
                 "INFO 2026-01-01 10:00:00 ot_train.py:400 step:800 smpl:1 ep:1 epch:0.1 success:50.0"
             )
     return "\n".join(lines) + "\n"
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `pretrained_model` folder of an untrained policy for the tabletop, as training saves it."""
-    import torch
-    from lerobot.configs import FeatureType, PolicyFeature
-
-    from aegis_policy.configuration_aegis import AegisConfig
-    from aegis_policy.modeling_aegis import AegisPolicy
-    from aegis_policy.processor_aegis import make_aegis_pre_post_processors
-
-    config = AegisConfig(
-        vlm=str(tiny_vlm_dir),
-        protection="none",
-        device="cpu",
-        chunk_size=8,
-        n_action_steps=8,
-        expert_width=16,
-        expert_depth=2,
-        expert_heads=2,
-        input_features={
-            "observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
-            "observation.images.wrist": PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
-            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
-    )
-    sizes = {"observation.state": 8, "action": 4}
-    stats = {
-        key: {"mean": torch.full((size,), 0.3), "std": torch.full((size,), 0.1)}
-        for key, size in sizes.items()
-    }
-    folder = tmp_path_factory.mktemp("checkpoint") / "pretrained_model"
-    AegisPolicy(config).save_pretrained(folder)
-    for processor in make_aegis_pre_post_processors(config, stats):
-        processor.save_pretrained(folder)
-    return folder

@@ -145,7 +145,7 @@ def test_flags_that_cannot_be_are_named(
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        (None, "neither one of tabletop, .* nor a folder with a questions.jsonl"),
+        (None, "neither one of custom, .*tabletop.* nor a folder with a questions.jsonl"),
         ("", "is empty"),
         ('{"image": "absent.png", "question": "what?"}', "line 1 is not usable"),
         ("not json", "line 1 is not usable"),

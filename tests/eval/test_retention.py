@@ -14,6 +14,9 @@ class Asked:
     type: str
     scene: int
 
+    def score(self, given: str) -> float:
+        return float(given == self.answer)
+
 
 SAMPLES = [Asked("what colour is the cube?", "red", "colour", index) for index in range(8)] + [
     Asked("is there a red cube?", "yes", "existence", index) for index in range(8)

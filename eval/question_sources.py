@@ -1,0 +1,193 @@
+"""Questions with people's answers, from the official files of public benchmarks or from the `datasets` library.
+
+Questions are read at once, images one by one when they are asked for.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from aegis_policy.errors import AegisError
+
+Json = Mapping[str, Any]
+OpenImage = Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A question as its source has it.
+
+    Attributes:
+        id: of the question.
+        image: names the picture among all.
+        open_image: opens it.
+        question: text.
+        answers: what people said, or the one right answer; never empty.
+        type: of the question, as the source sorts them.
+    """
+
+    id: str
+    image: str
+    open_image: OpenImage
+    question: str
+    answers: tuple[str, ...]
+    type: str
+
+
+Reader = Callable[[Path, Sequence[Path], str], Iterator[Record]]
+"""From the folder of a benchmark, its official files and their split to records."""
+
+
+def read_coco(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
+    """VQAv2 and OK-VQA: a file of questions and one of annotations about the images of COCO."""
+    questions, annotations = files
+    about = {each["question_id"]: each for each in _json(annotations)["annotations"]}
+    for each in _json(questions)["questions"]:
+        known = about[each["question_id"]]
+        yield Record(
+            id=str(each["question_id"]),
+            image=str(each["image_id"]),
+            open_image=_opener(root / split / f"COCO_{split}_{each['image_id']:012d}.jpg"),
+            question=each["question"],
+            answers=tuple(said["answer"] for said in known["answers"]),
+            type=known["answer_type"],
+        )
+
+
+def read_textvqa(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
+    """TextVQA; the images of both splits lie in one folder."""
+    for each in _json(files[0])["data"]:
+        yield Record(
+            id=str(each["question_id"]),
+            image=each["image_id"],
+            open_image=_opener(root / "train_images" / f"{each['image_id']}.jpg"),
+            question=each["question"],
+            answers=tuple(each["answers"]),
+            type=_ONE_TYPE,
+        )
+
+
+def read_gqa(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
+    """GQA: one answer a question; its structural types."""
+    for name, each in _json(files[0]).items():
+        yield Record(
+            id=name,
+            image=each["imageId"],
+            open_image=_opener(root / "images" / f"{each['imageId']}.jpg"),
+            question=each["question"],
+            answers=(each["answer"],),
+            type=each["types"]["structural"],
+        )
+
+
+def read_pope(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
+    """POPE: a file for each way in which the absent objects were chosen, a question a line."""
+    for path in files:
+        kind = path.stem.removeprefix("coco_pope_")
+        for line in path.read_text().splitlines():
+            each = json.loads(line)
+            yield Record(
+                id=f"{kind}-{each['question_id']}",
+                image=each["image"],
+                open_image=_opener(root / split / each["image"]),
+                question=each["text"],
+                answers=(each["label"],),
+                type=kind,
+            )
+
+
+def read_data_set(name: str, split: str, config: str | None = None) -> Iterator[Record]:
+    """A data set with `image`, `question` and `answers` or `answer`: a folder of one, or an id of the hub.
+
+    Answers are texts, one text, or as VQAv2 has them, {"answer": text}. Where there is `question_id` or `id` it is the
+    question's, where there is `imageId` or `image_id` the image's, and `answer_type`, `category` or `type` sorts the
+    questions.
+
+    Raises:
+        AegisError: there is no such data set, split or column.
+    """
+    rows = _load(name, split, config)
+    pictures = rows
+    if "image" not in rows.column_names and config in _IMAGES_OF:
+        pictures = _load(name, split, _IMAGES_OF[config])
+    missing = [
+        " or ".join(names)
+        for names in (("question",), ("answers", "answer"))
+        if not set(names) & set(rows.column_names)
+    ]
+    if "image" not in pictures.column_names:
+        missing.append("image")
+    if missing:
+        raise AegisError(
+            f"{name}: split {split} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: rename them."
+        )
+    return _records(rows, pictures)
+
+
+_ONE_TYPE = "question"
+"""Of questions that nobody has sorted."""
+_IMAGES_OF = {"testdev_balanced_instructions": "testdev_balanced_images"}
+"""GQA's data set keeps its pictures, with an `id`, in a configuration of their own."""
+_USUAL = {"val": "validation"}
+"""Split -> what `datasets` calls it."""
+
+
+def _records(rows: datasets.Dataset, pictures: datasets.Dataset) -> Iterator[Record]:
+    place = None if pictures is rows else {str(each): index for index, each in enumerate(pictures["id"])}
+    texts = rows.select_columns([each for each in rows.column_names if each != "image"])
+    for index, row in enumerate(texts):
+        image = str(_first(row, ("imageId", "image_id"), index))
+        yield Record(
+            id=str(_first(row, ("question_id", "id"), index)),
+            image=image,
+            open_image=_row_opener(pictures, index if place is None else place[image]),
+            question=row["question"],
+            answers=_texts(row["answers"] if row.get("answers") else row["answer"]),
+            type=str(_first(row, ("answer_type", "category", "type"), _ONE_TYPE)),
+        )
+
+
+def _load(name: str, split: str, config: str | None) -> datasets.Dataset:
+    folder = Path(name)
+    try:
+        if (folder / "dataset_info.json").is_file():
+            return datasets.load_from_disk(name)
+        if (folder / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(name)
+            return splits[split if split in splits else _USUAL.get(split, split)]
+        return datasets.load_dataset(name, config, split=_USUAL.get(split, split))
+    except Exception as error:  # from `datasets`, anything
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise AegisError(
+            f"{name}: split {split} of it cannot be read as a data set ({what}): name a folder or an id that "
+            "datasets.load_dataset reads."
+        ) from error
+
+
+def _first(row: Json, names: Iterable[str], otherwise: object) -> object:
+    return next((row[name] for name in names if row.get(name) is not None), otherwise)
+
+
+def _texts(answers: object) -> tuple[str, ...]:
+    if isinstance(answers, str):
+        return (answers,)
+    if not isinstance(answers, Sequence) or not answers:
+        raise ValueError(f"{answers!r} is no answer")
+    return tuple(each["answer"] if isinstance(each, dict) else str(each) for each in answers)
+
+
+def _row_opener(rows: datasets.Dataset, index: int) -> OpenImage:
+    return lambda: rows[index]["image"]
+
+
+def _opener(path: Path) -> OpenImage:
+    return lambda: Image.open(path)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())

@@ -1,0 +1,108 @@
+"""Small files in the formats in which public VQA benchmarks are handed out, as far as this package reads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+COLOURS = {1: "red", 2: "green", 3: "blue"}
+"""Number of an image -> what it shows."""
+
+
+def _picture(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 200)}[COLOURS[number]]
+    Image.fromarray(np.full((40 + number, 56, 3), rgb, np.uint8)).save(path)
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _people(answer: str) -> list[str]:
+    """Ten people's answers: eight agree, two say something else."""
+    return [answer] * 8 + ["grey", "I don't know"]
+
+
+def write_coco(root: Path, split: str = "val2014", version: str = "v2_") -> Path:
+    """VQAv2, or OK-VQA without a version: two questions about each image."""
+    questions, annotations = [], []
+    for image, colour in COLOURS.items():
+        _picture(root / split / f"COCO_{split}_{image:012d}.jpg", image)
+        for kind, question, answer in (
+            (0, "What color is it?", colour),
+            (1, "Is it red?", "yes" if colour == "red" else "no"),
+        ):
+            identity = {"question_id": 10 * image + kind, "image_id": image}
+            questions.append({**identity, "question": question})
+            people = [
+                {"answer": said, "answer_confidence": "yes", "answer_id": index + 1}
+                for index, said in enumerate(_people(answer))
+            ]
+            annotations.append(
+                {
+                    **identity,
+                    "question_type": "what color" if kind == 0 else "is it",
+                    "answer_type": "other" if kind == 0 else "yes/no",
+                    "multiple_choice_answer": answer,
+                    "answers": people,
+                }
+            )
+    about = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": split}
+    _write(root / f"{version}OpenEnded_mscoco_{split}_questions.json", {**about, "questions": questions})
+    _write(root / f"{version}mscoco_{split}_annotations.json", {**about, "annotations": annotations})
+    return root
+
+
+def write_okvqa(root: Path) -> Path:
+    return write_coco(root, version="")
+
+
+def write_textvqa(root: Path) -> Path:
+    data = []
+    for image, colour in COLOURS.items():
+        _picture(root / "train_images" / f"a{image}.jpg", image)
+        about = {"image_id": f"a{image}", "image_classes": ["Sign"], "image_width": 56, "image_height": 41}
+        data.append(
+            {**about, "question": "what does it say?", "question_id": 34600 + image, "set_name": "val"}
+            | {"answers": _people(colour)}
+        )
+    _write(root / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "dataset_version": "0.5.1", "data": data})
+    return root
+
+
+def write_gqa(root: Path) -> Path:
+    questions = {}
+    for image, colour in COLOURS.items():
+        _picture(root / "images" / f"n{image}.jpg", image)
+        questions[f"2{image}"] = {
+            "imageId": f"n{image}",
+            "question": "What color is the wall?",
+            "answer": colour,
+            "fullAnswer": f"The wall is {colour}.",
+            "isBalanced": True,
+            "types": {"detailed": "colorQuery", "semantic": "attr", "structural": "query"},
+        }
+    _write(root / "testdev_balanced_questions.json", questions)
+    return root
+
+
+def write_pope(root: Path) -> Path:
+    for image in COLOURS:
+        _picture(root / "val2014" / f"COCO_val2014_{image:012d}.jpg", image)
+    for kind in ("random", "popular", "adversarial"):
+        lines = [
+            {
+                "question_id": number,
+                "image": f"COCO_val2014_{1 + number % len(COLOURS):012d}.jpg",
+                "text": "Is there a wall in the image?",
+                "label": "yes" if number % 2 else "no",
+            }
+            for number in range(1, 5)
+        ]
+        path = root / f"coco_pope_{kind}.json"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
