@@ -4,8 +4,6 @@ An episode depends on the recording's settings and its slot number alone, so the
 the number of workers, in whatever order they finish, and however often the recording was interrupted.
 """
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,19 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_envs import staged
 from aegis_envs.arm import WORKSPACE_HIGH, WORKSPACE_LOW
 from aegis_envs.env import TabletopEnv
 from aegis_envs.episodes import SPLITS, sample_episode
 from aegis_envs.errors import TabletopError
 from aegis_envs.expert import expert_action
 from aegis_envs.scene import Scene
+from aegis_envs.shoves import Shoves
 from aegis_envs.sim import CAMERAS
 from aegis_envs.tasks import TASKS, Episode
 
 MAX_ATTEMPTS = 25
-SHOVE_CHANCE = 0.08
-SHOVE_STEPS = 3
-"""A shove pushes the arm one way for this many steps; between shoves the expert is undisturbed."""
 SCATTER_Z = (0.03, 0.16)
 """Heights of scattered starts, metres: from between the objects to where the expert travels."""
 _ABOVE_OBJECTS = 0.075
@@ -65,45 +62,37 @@ class Demonstration:
     objects: NDArray[np.float32]
     attempt: int
 
+    @property
+    def instruction(self) -> str:
+        """The sentence the policy hears."""
+        return self.episode.instruction
+
     def scene_at(self, frame: int) -> Scene:
         """The scene as frame `frame` shows it."""
         return self.episode.scene.moved(self.objects[frame])
 
     def save(self, path: Path) -> None:
         """Write one `.npz`, whole or not at all."""
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        meta = json.dumps({"episode": self.episode.to_dict(), "attempt": self.attempt})
-        with beside.open("wb") as file:
-            np.savez_compressed(
-                file,
-                meta=np.array(meta),
-                state=self.state,
-                action=self.action,
-                objects=self.objects,
-                **self.images,  # type: ignore[arg-type]
-            )
-        beside.replace(path)
+        staged.save(
+            path,
+            {"episode": self.episode.to_dict(), "attempt": self.attempt},
+            {"state": self.state, "action": self.action, "objects": self.objects, **self.images},
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Demonstration":
-        with np.load(path, allow_pickle=False) as data:
-            meta = json.loads(str(data["meta"]))
-            described = meta["episode"]
-            episode = Episode(
-                **{
-                    **described,
-                    "scene": Scene.from_dict(described["scene"]),
-                    "start": tuple(described["start"]),
-                }
-            )
-            return cls(
-                episode=episode,
-                images={camera: data[camera] for camera in CAMERAS},
-                state=data["state"],
-                action=data["action"],
-                objects=data["objects"],
-                attempt=meta["attempt"],
-            )
+        described, arrays = staged.load(path)
+        kept = described["episode"]
+        return cls(
+            episode=Episode(
+                **{**kept, "scene": Scene.from_dict(kept["scene"]), "start": tuple(kept["start"])}
+            ),
+            images={camera: arrays[camera] for camera in CAMERAS},
+            state=arrays["state"],
+            action=arrays["action"],
+            objects=arrays["objects"],
+            attempt=described["attempt"],
+        )
 
 
 def demonstrate(recipe: Recipe, slot: int) -> Demonstration:
@@ -141,18 +130,12 @@ def _attempt(
     env.start(episode)
     if recipe.scatter and rng.random() < recipe.scatter:
         env.sim.set_arm(_scattered_start(episode.scene, rng), float(rng.integers(2)))
-    shove: NDArray[np.float64] = np.zeros(3)
-    left = 0
+    shoves = Shoves(recipe.noise, rng)
     frames: list[tuple[dict[str, Any], NDArray[np.float32], NDArray[np.float32]]] = []
     for _ in range(env._max_episode_steps):
         action = expert_action(env.sim, episode)
         frames.append((env.observe(), action, _object_poses(env)))
-        left -= 1
-        if left < 0:
-            shove = np.zeros(3)
-            if rng.random() < SHOVE_CHANCE:
-                shove, left = recipe.noise * rng.uniform(-1.0, 1.0, 3), SHOVE_STEPS - 1
-        outcome = env.advance(action + np.append(shove, 0.0))
+        outcome = env.advance(action + np.append(shoves.next(), 0.0))
         if outcome == "success":
             return Demonstration(
                 episode=episode,

@@ -30,7 +30,8 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     `{"episode": Episode}` or `{"scene": Scene or its dict, "target": name}` sets the scene too.
 
     Raises:
-        TabletopError: unknown task or split, or no off-screen rendering on this machine.
+        TabletopError: unknown task or split.
+        SimulatorError: no off-screen rendering on this machine.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012

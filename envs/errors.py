@@ -1,5 +1,13 @@
-"""The error a user of the tabletop may cause; torch-free so that simulation workers start quickly."""
+"""The errors a user of the simulators may cause; torch-free so that simulation workers start quickly."""
 
 
-class TabletopError(ValueError):
-    """Input or a machine the tabletop cannot work with. The message is one sentence with the mend."""
+class SimulatorError(ValueError):
+    """Input or a machine a simulator cannot work with. The message is one sentence with the mend."""
+
+
+class TabletopError(SimulatorError):
+    """Input the tabletop cannot work with."""
+
+
+class MetaworldError(SimulatorError):
+    """Input or an installation with which Meta-World cannot run."""

@@ -14,50 +14,36 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import disable_progress_bars
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import EnvConfig
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
+from lerobot.utils.constants import ACTION, OBS_STATE
 from tqdm import tqdm
 
+from aegis_envs.configuration_metaworld import AegisMetaworldEnv
 from aegis_envs.configuration_tabletop import AegisTabletopEnv
-from aegis_envs.demonstrations import Demonstration, Recipe, demonstrate_to_file
-from aegis_envs.errors import TabletopError
-from aegis_envs.recordings import PROVENANCE_FILE, SCENES_FILE
-from aegis_envs.sim import CAMERAS
+from aegis_envs.errors import SimulatorError
+from aegis_envs.recordings import PROVENANCE_FILE
+from aegis_envs.source_metaworld import MetaworldSource
+from aegis_envs.source_tabletop import TabletopSource
+from aegis_envs.sources import Demonstration, Recipe, RecordConfig, Source
+from aegis_policy.cli import require_at_least
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, atomic_write
 
-STATE_NAMES = ["x", "y", "z", "gripper", "turn", "shoulder", "elbow", "wrist"]
-ACTION_NAMES = ["dx", "dy", "dz", "gripper"]
-
-
-@dataclass
-class RecordConfig:
-    """Flags of `aegis-record`."""
-
-    env: EnvConfig = field(default_factory=AegisTabletopEnv)
-    root: Path = Path("data/tabletop")
-    """Where the dataset goes; a folder that is absent or empty."""
-    repo_id: str | None = None
-    """Name inside the dataset; `local/<root's name>` unless given."""
-    episodes: int = 400
-    """Successful demonstrations in all, the tasks taking turns."""
-    seed: int = 0
-    video: bool = False
-    """Store cameras as video (small) instead of images (fast random access)."""
-    num_workers: int = 2
-    noise: float = 0.5
-    """Strength of the shoves the expert has to recover from, from 0 (none) to 1 (the largest action)."""
-    scatter: float = 0.5
-    """Share of the demonstrations that begin with the fingertips anywhere over the table, low between the objects
-    or with the gripper shut: where a policy that missed finds itself, and where the usual start never leads."""
+SOURCES: dict[type[EnvConfig], Source[Any, Any]] = {
+    AegisTabletopEnv: TabletopSource(),
+    AegisMetaworldEnv: MetaworldSource(),
+    LeRobotMetaworldEnv: MetaworldSource(),
+}
+"""The simulators whose experts are recorded, by the class behind `--env.type`."""
 
 
 def record(config: RecordConfig) -> None:
@@ -67,8 +53,14 @@ def record(config: RecordConfig) -> None:
         AegisError: flags that cannot be used, a `root` that holds something else, an interrupted recording
             with other flags, no off-screen rendering.
     """
-    recipe = _recipe(config)
-    root = config.root
+    source = SOURCES.get(type(config.env))
+    if source is None:
+        known = ", ".join(EnvConfig.get_choice_name(known) for known in SOURCES)
+        raise AegisError(f"--env.type={config.env.type} has no scripted expert here: choose from {known}.")
+    require_at_least(config, episodes=1, num_workers=1, seed=0)
+    recipe = source.recipe(config)
+    root = config.root or Path("data") / source.name
+    config = replace(config, root=root, repo_id=config.repo_id or f"local/{root.name}")
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         _require_same_recording(root, recipe, config)
         print(f"{root} already holds this recording, complete ({config.episodes} episodes).")
@@ -80,14 +72,15 @@ def record(config: RecordConfig) -> None:
         print(f"continuing: {done} of {config.episodes} episodes are already there")
     try:
         with atomic_directory(root) as beside:
-            frames = _write_dataset(config, recipe, _simulated(config, recipe, staging), beside)
+            demonstrations = _simulated(source, config, recipe, staging)
+            frames = _write_dataset(source, config, recipe, demonstrations, beside)
     except KeyboardInterrupt:
         done = sum(_staged(staging, slot).exists() for slot in range(config.episodes))
         print(
             f"\n{done} of {config.episodes} episodes kept: run the same command to continue.", file=sys.stderr
         )
         raise
-    except TabletopError as error:
+    except SimulatorError as error:
         raise AegisError(str(error)) from error
     except BrokenProcessPool as error:
         raise AegisError(
@@ -96,34 +89,9 @@ def record(config: RecordConfig) -> None:
         ) from error
     shutil.rmtree(staging)
     print(f"wrote {root} ({config.episodes} episodes, {frames} frames)")
-    for name in (PROVENANCE_FILE, SCENES_FILE):
-        print(f"wrote {root / name}")
-
-
-def _recipe(config: RecordConfig) -> Recipe:
-    if not isinstance(config.env, AegisTabletopEnv):
-        raise AegisError(
-            f"--env.type={config.env.type} has no scripted expert here: use --env.type=aegis_tabletop."
-        )
-    for name, least in (("episodes", 1), ("num_workers", 1), ("seed", 0), ("noise", 0), ("scatter", 0)):
-        if getattr(config, name) < least:
-            raise AegisError(f"--{name}={getattr(config, name)} is too small: give at least {least}.")
-    if config.env.episode_length is not None:
-        raise AegisError(
-            "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
-        )
-    if config.noise > 1:
-        raise AegisError(f"--noise={config.noise} is stronger than the arm: give at most 1.")
-    if config.scatter > 1:
-        raise AegisError(f"--scatter={config.scatter} is no share: give at most 1.")
-    return Recipe(
-        tasks=tuple(config.env.tasks),
-        split=config.env.split or "train",
-        seed=config.seed,
-        noise=config.noise,
-        scatter=config.scatter,
-        image_size=config.env.image_size,
-    )
+    for name in (PROVENANCE_FILE, source.tracked):
+        if name is not None:
+            print(f"wrote {root / name}")
 
 
 def _require_same_recording(root: Path, recipe: Recipe, config: RecordConfig) -> None:
@@ -163,7 +131,9 @@ def _staged(staging: Path, slot: int) -> Path:
     return staging / f"episode_{slot:06d}.npz"
 
 
-def _simulated(config: RecordConfig, recipe: Recipe, staging: Path) -> Iterator[Demonstration]:
+def _simulated(
+    source: Source[Any, Any], config: RecordConfig, recipe: Recipe, staging: Path
+) -> Iterator[Demonstration]:
     """The demonstrations in slot order, each as soon as it is staged; workers run ahead of the reader."""
     slots = range(config.episodes)
     missing = [slot for slot in slots if not _staged(staging, slot).exists()]
@@ -171,13 +141,13 @@ def _simulated(config: RecordConfig, recipe: Recipe, staging: Path) -> Iterator[
     with ProcessPoolExecutor(config.num_workers, context, initializer=_ignore_interrupt) as pool:
         try:
             running = {
-                slot: pool.submit(demonstrate_to_file, recipe, slot, _staged(staging, slot))
+                slot: pool.submit(source.demonstrate_to_file, recipe, slot, _staged(staging, slot))
                 for slot in missing
             }
             for slot in slots:
                 if slot in running:
                     running[slot].result()
-                yield Demonstration.load(_staged(staging, slot))
+                yield source.load(_staged(staging, slot))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -187,55 +157,64 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _features(recipe: Recipe, video: bool) -> dict[str, dict[str, Any]]:
+def _features(source: Source[Any, Any], recipe: Recipe, video: bool) -> dict[str, dict[str, Any]]:
     image = {
         "dtype": "video" if video else "image",
         "shape": (recipe.image_size, recipe.image_size, 3),
         "names": ["height", "width", "channels"],
     }
+    names = {OBS_STATE: source.state_names, ACTION: source.action_names}
     return {
-        **{f"{OBS_IMAGES}.{camera}": image for camera in CAMERAS},
-        OBS_STATE: {"dtype": "float32", "shape": (len(STATE_NAMES),), "names": STATE_NAMES},
-        ACTION: {"dtype": "float32", "shape": (len(ACTION_NAMES),), "names": ACTION_NAMES},
+        **dict.fromkeys(source.cameras.values(), image),
+        **{key: {"dtype": "float32", "shape": (len(of),), "names": of} for key, of in names.items()},
     }
 
 
 def _write_dataset(
-    config: RecordConfig, recipe: Recipe, demonstrations: Iterator[Demonstration], folder: Path
+    source: Source[Any, Any],
+    config: RecordConfig,
+    recipe: Recipe,
+    demonstrations: Iterator[Demonstration],
+    folder: Path,
 ) -> int:
     """Write the demonstrations into `folder` as a LeRobotDataset with its side files; returns the frames."""
     disable_progress_bars()  # one bar for the recording, not one more for each episode
     folder.rmdir()  # LeRobot insists on creating the folder itself
     dataset = LeRobotDataset.create(
-        repo_id=config.repo_id or f"local/{config.root.name}",
-        fps=config.env.fps,
-        features=_features(recipe, config.video),
+        repo_id=config.repo_id,
+        fps=source.fps,
+        features=_features(source, recipe, config.video),
         root=folder,
-        robot_type="aegis_tabletop",
+        robot_type=source.robot_type,
         use_videos=config.video,
     )
     described = []
-    try:
-        with (folder / SCENES_FILE).open("w") as scenes:
-            bar = tqdm(demonstrations, total=config.episodes, desc="recording", unit="episode")
-            for index, demonstration in enumerate(bar):
-                for frame in _frames(demonstration):
-                    dataset.add_frame(frame)
-                # Encoding cameras in parallel would fork a process that has threads.
-                dataset.save_episode(parallel_encoding=False)
-                summary = _summary(demonstration, index)
-                scenes.write(json.dumps({**summary, **_scene_track(demonstration)}) + "\n")
-                described.append(summary)
-    finally:
+    with ExitStack() as stack:
         # Left to the garbage collector, an interrupted dataset would write itself into the removed folder.
-        dataset.finalize()
+        stack.callback(dataset.finalize)
+        tracks = stack.enter_context((folder / source.tracked).open("w")) if source.tracked else None
+        bar = tqdm(demonstrations, total=config.episodes, desc="recording", unit="episode")
+        for index, demonstration in enumerate(bar):
+            for frame in _frames(source, demonstration):
+                dataset.add_frame(frame)
+            # Encoding cameras in parallel would fork a process that has threads.
+            dataset.save_episode(parallel_encoding=False)
+            summary = {
+                "episode_index": index,
+                **source.summary(demonstration),
+                "length": len(demonstration.action),
+            }
+            if tracks is not None:
+                tracks.write(json.dumps({**summary, **source.track(demonstration)}) + "\n")
+            described.append(summary)
+    packages = ("lerobot_policy_aegis", "lerobot", *source.packages, "numpy")
     provenance = {
         "command": shlex.join(sys.argv),
         **recipe.to_dict(),
         "episodes": config.episodes,
         "video": config.video,
         "frames": dataset.num_frames,
-        "versions": {name: version(name) for name in ("lerobot_policy_aegis", "lerobot", "mujoco", "numpy")},
+        "versions": {name: version(name) for name in packages},
         "python": platform.python_version(),
         "per_episode": described,
     }
@@ -243,32 +222,11 @@ def _write_dataset(
     return int(dataset.num_frames)
 
 
-def _frames(demonstration: Demonstration) -> Iterator[dict[str, Any]]:
+def _frames(source: Source[Any, Any], demonstration: Demonstration) -> Iterator[dict[str, Any]]:
     for step in range(len(demonstration.action)):
         yield {
-            **{f"{OBS_IMAGES}.{name}": images[step] for name, images in demonstration.images.items()},
+            **{key: demonstration.images[camera][step] for camera, key in source.cameras.items()},
             OBS_STATE: demonstration.state[step],
             ACTION: demonstration.action[step],
-            "task": demonstration.episode.instruction,
+            "task": demonstration.instruction,
         }
-
-
-def _summary(demonstration: Demonstration, index: int) -> dict[str, Any]:
-    episode = demonstration.episode
-    return {
-        "episode_index": index,
-        "attempt": demonstration.attempt,
-        "task": episode.task,
-        "split": episode.split,
-        "target": episode.target,
-        "zone": episode.zone,
-        "instruction": episode.instruction,
-        "length": len(demonstration.action),
-    }
-
-
-def _scene_track(demonstration: Demonstration) -> dict[str, Any]:
-    return {
-        "scene": demonstration.episode.scene.to_dict(),
-        "objects": np.round(demonstration.objects, 4).astype(float).tolist(),
-    }

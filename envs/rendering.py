@@ -1,8 +1,8 @@
 """Off-screen images of a MuJoCo model, and one clear sentence where the machine cannot draw.
 
 An OpenGL context costs some 15 MB and tens of milliseconds, so a thread keeps one per image size and every
-simulation in it draws there. That is sound because all of them show the same model text, which has no meshes
-or textures of its own to upload.
+tabletop in it draws there. That is sound because all of them show the same model text, which has no meshes
+or textures of its own to upload. A model that has some needs a `Canvas` of its own.
 """
 
 import atexit
@@ -12,11 +12,12 @@ import sys
 import threading
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_envs.errors import TabletopError
+from aegis_envs.errors import SimulatorError
 
 _MAX_GEOMS = 200
 
@@ -25,14 +26,14 @@ def import_mujoco() -> Any:
     """The `mujoco` module with off-screen rendering selected (EGL on Linux unless MUJOCO_GL says otherwise).
 
     Raises:
-        TabletopError: the OpenGL platform named by MUJOCO_GL cannot be loaded.
+        SimulatorError: the OpenGL platform named by MUJOCO_GL cannot be loaded.
     """
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco
     except (ImportError, AttributeError, RuntimeError) as error:
-        raise TabletopError(_no_rendering(error)) from error
+        raise SimulatorError(_no_rendering(error)) from error
     return mujoco
 
 
@@ -56,8 +57,12 @@ def _context_class(mujoco: Any) -> Any:
     return mujoco.GLContext
 
 
-class _Canvas:
-    """A square off-screen buffer with its OpenGL context."""
+class Canvas:
+    """A square off-screen buffer with its OpenGL context, for one model.
+
+    Raises:
+        SimulatorError: no OpenGL context can be made.
+    """
 
     def __init__(self, model: Any, size: int) -> None:
         mujoco = import_mujoco()
@@ -68,41 +73,50 @@ class _Canvas:
             self._gl.make_current()
             self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except (RuntimeError, AttributeError, ImportError, mujoco.FatalError) as error:
-            raise TabletopError(_no_rendering(error)) from error
+            raise SimulatorError(_no_rendering(error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
         self._rect = mujoco.MjrRect(0, 0, size, size)
         self._size = size
+        _free_at_exit()
 
     def make_current(self) -> None:
         self._gl.make_current()
 
     def draw(self, scene: Any) -> NDArray[np.uint8]:
+        """The picture of `scene`, (size, size, 3)."""
         image = np.empty((self._size, self._size, 3), np.uint8)
         self._mujoco.mjr_render(self._rect, scene, self._mjr)
         self._mujoco.mjr_readPixels(image, None, self._rect, self._mjr)
         return np.ascontiguousarray(image[::-1])
 
     def free(self) -> None:
+        """Give the context back; the canvas is of no use afterwards."""
+        _owned.discard(self)
         self._gl.make_current()
         self._mjr.free()
         self._gl.free()
 
 
 class _Canvases(threading.local):
-    """The canvases of one thread, by size; OpenGL contexts must not cross threads."""
+    """The shared canvases of one thread, by size; OpenGL contexts must not cross threads."""
 
     def __init__(self) -> None:
-        self._by_size: dict[int, _Canvas] = {}
-        self._current: _Canvas | None = None
+        self._by_size: dict[int, Canvas] = {}
+        self._current: Canvas | None = None
 
-    def get(self, model: Any, size: int) -> _Canvas:
+    def get(self, model: Any, size: int) -> Canvas:
         canvas = self._by_size.get(size)
         if canvas is None:
-            canvas = self._by_size[size] = _Canvas(model, size)
-            _free_at_exit()
+            canvas = self._by_size[size] = Canvas(model, size)
         elif canvas is not self._current:
             canvas.make_current()
         self._current = canvas
+        return canvas
+
+    def yield_to(self, canvas: Canvas) -> Canvas:
+        """Make a canvas that is none of these the current one."""
+        canvas.make_current()
+        self._current = None
         return canvas
 
     def free(self) -> None:
@@ -112,26 +126,50 @@ class _Canvases(threading.local):
 
 
 _canvases = _Canvases()
+_owned: WeakSet[Canvas] = WeakSet()
+
+
+def own_canvas(model: Any, size: int) -> Canvas:
+    """A canvas that nothing else draws on, for a model with meshes or textures. Its owner frees it.
+
+    Raises:
+        SimulatorError: no OpenGL context can be made.
+    """
+    canvas = Canvas(model, size)
+    _owned.add(_canvases.yield_to(canvas))
+    return canvas
 
 
 @cache
 def _free_at_exit() -> None:
     # Registered after MuJoCo's own exit handler, so that it runs first: contexts outlive no display.
-    atexit.register(free_contexts)
+    atexit.register(_free_all)
+
+
+def _free_all() -> None:
+    for canvas in list(_owned):
+        canvas.free()
+    free_contexts()
 
 
 def free_contexts() -> None:
-    """Free the calling thread's OpenGL contexts; the next image makes new ones."""
+    """Free the calling thread's shared OpenGL contexts; the next image makes new ones."""
     _canvases.free()
 
 
 class Painter:
-    """Draws one simulation. `data` may change between calls, `model` too, as long as its text is the same."""
+    """Draws one simulation, on a shared canvas of any size or on its own of one size.
 
-    def __init__(self, model: Any, data: Any) -> None:
+    `data` may change between calls, `model` too, as long as its text is the same.
+    """
+
+    def __init__(
+        self, model: Any, data: Any, canvas: Canvas | None = None, max_geoms: int = _MAX_GEOMS
+    ) -> None:
         self._mujoco = import_mujoco()
         self._model, self._data = model, data
-        self._scene = self._mujoco.MjvScene(model, _MAX_GEOMS)
+        self._canvas = canvas
+        self._scene = self._mujoco.MjvScene(model, max_geoms)
         self._option = self._mujoco.MjvOption()
         self._camera = self._mujoco.MjvCamera()
         self._camera.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
@@ -140,9 +178,10 @@ class Painter:
         """What camera number `camera` sees, (size, size, 3).
 
         Raises:
-            TabletopError: no OpenGL context can be made.
+            SimulatorError: no OpenGL context can be made.
         """
-        canvas = _canvases.get(self._model, size)
+        own = self._canvas
+        canvas = _canvases.get(self._model, size) if own is None else _canvases.yield_to(own)
         self._camera.fixedcamid = camera
         self._mujoco.mjv_updateScene(
             self._model,

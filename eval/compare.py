@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_envs.env import TabletopEnv
-from aegis_envs.errors import TabletopError
+from aegis_envs.errors import SimulatorError
 from aegis_envs.expert import expert_action
 from aegis_envs.tasks import TASKS, parse_tasks
 from aegis_eval.compare_plan import (
@@ -283,7 +283,7 @@ def _check(config: CompareConfig) -> None:
         )
     try:
         parse_tasks(config.task)
-    except TabletopError as error:
+    except SimulatorError as error:
         raise AegisError(str(error).replace("--env.", "--")) from error
     if config.dataset is not None and not (config.dataset / "meta" / "info.json").is_file():
         raise AegisError(f"--dataset={config.dataset} holds no LeRobotDataset: record or name another one.")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import aegis_envs
-from aegis_envs.errors import TabletopError
+from aegis_envs.errors import SimulatorError
 from aegis_envs.scene import Scene
 from aegis_envs.sim import IMAGE_SIZE, TabletopSim
 from aegis_eval.robot_frames import robot_frame
@@ -55,7 +55,7 @@ def rendering() -> Iterator[None]:
     """
     try:
         yield
-    except TabletopError as error:
+    except SimulatorError as error:
         raise AegisError(str(error)) from error
     except BrokenProcessPool as error:
         raise AegisError(

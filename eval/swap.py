@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aegis_envs.episodes import check_split
-from aegis_envs.errors import TabletopError
+from aegis_envs.errors import SimulatorError
 from aegis_envs.tasks import parse_tasks
 from aegis_eval.checkpoints import PolicySource
 from aegis_eval.provenance import provenance
@@ -56,7 +56,7 @@ def swap(config: SwapConfig) -> Path:
     cli.require_at_least(config, pairs=1, batch_size=1, seed=0)
     try:
         tasks, split = parse_tasks(config.task), check_split(config.split)
-    except TabletopError as error:
+    except SimulatorError as error:
         raise AegisError(str(error).replace("--env.", "--")) from error
     controller = policy_controller(config.policy, config.device)
     results = {}

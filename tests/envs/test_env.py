@@ -198,8 +198,8 @@ def test_a_machine_without_egl_gets_one_sentence(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", "/nowhere")
     code = (
-        "from aegis_envs.env import TabletopEnv; from aegis_envs.errors import TabletopError\n"
-        "try:\n    TabletopEnv('reach').reset(seed=0)\nexcept TabletopError as error:\n    print(error)"
+        "from aegis_envs.env import TabletopEnv; from aegis_envs.errors import SimulatorError\n"
+        "try:\n    TabletopEnv('reach').reset(seed=0)\nexcept SimulatorError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""

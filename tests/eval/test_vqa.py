@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis_envs.errors import TabletopError
+from aegis_envs.errors import SimulatorError
 from aegis_eval import benchmarks
 from aegis_eval.anchor import AnchorConfig, make_anchor
 from aegis_eval.benchmarks import load_samples
@@ -83,7 +83,7 @@ def test_a_machine_that_cannot_render_gets_one_sentence(
     tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def blind() -> None:
-        raise TabletopError("off-screen rendering is not available")
+        raise SimulatorError("off-screen rendering is not available")
 
     monkeypatch.setattr(benchmarks, "TabletopSim", blind)
     config = VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path / "out", samples=4)

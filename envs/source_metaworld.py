@@ -1,0 +1,76 @@
+"""Meta-World as the recorder sees it, asked for by LeRobot's configuration or by ours."""
+
+from typing import Any, ClassVar
+
+from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
+from lerobot.utils.constants import OBS_IMAGE
+
+from aegis_envs.configuration_metaworld import AegisMetaworldEnv, check_image_size
+from aegis_envs.errors import MetaworldError
+from aegis_envs.metaworld import CONTROL_HZ, require_metaworld
+from aegis_envs.metaworld_demonstrations import (
+    CAMERA,
+    MetaworldDemonstration,
+    MetaworldRecipe,
+    demonstrate_to_file,
+)
+from aegis_envs.metaworld_tasks import parse_tasks
+from aegis_envs.sources import RecordConfig, noise_of
+from aegis_policy.errors import AegisError
+
+_LEROBOT_IMAGE_SIZE = 480
+
+
+class MetaworldSource:
+    """`aegis_envs.sources.Source` for `--env.type=metaworld` and `--env.type=aegis_metaworld`."""
+
+    name: ClassVar[str] = "metaworld"
+    robot_type: ClassVar[str] = "metaworld"
+    fps: ClassVar[int] = CONTROL_HZ
+    cameras: ClassVar[dict[str, str]] = {CAMERA: OBS_IMAGE}
+    state_names: ClassVar[list[str]] = ["x", "y", "z", "gripper"]
+    action_names: ClassVar[list[str]] = ["dx", "dy", "dz", "gripper"]
+    packages: ClassVar[tuple[str, ...]] = ("mujoco", "metaworld")
+    tracked: ClassVar[str | None] = None
+    demonstrate_to_file = staticmethod(demonstrate_to_file)
+    load = staticmethod(MetaworldDemonstration.load)
+
+    def recipe(self, config: RecordConfig) -> MetaworldRecipe:
+        """See `Source.recipe`."""
+        if config.scatter is not None:
+            raise AegisError("--scatter has no meaning here: Meta-World chooses where the hand starts.")
+        try:
+            tasks = parse_tasks(config.env.task)
+            image_size = _image_size(config)
+            require_metaworld()
+        except MetaworldError as error:
+            raise AegisError(str(error)) from error
+        return MetaworldRecipe(tuple(tasks), config.seed, noise_of(config, 0.0), image_size)
+
+    def summary(self, demonstration: MetaworldDemonstration) -> dict[str, Any]:
+        """See `Source.summary`."""
+        return {name: getattr(demonstration, name) for name in ("attempt", "task", "env_seed", "instruction")}
+
+    def track(self, demonstration: MetaworldDemonstration) -> dict[str, Any]:
+        """Nothing: `env_seed` gives the scene back."""
+        return {}
+
+
+def _image_size(config: RecordConfig) -> int:
+    env = config.env
+    if isinstance(env, AegisMetaworldEnv):
+        if config.image_size is not None:
+            raise AegisError("--image_size has no meaning here: use --env.image_size.")
+        if env.episode_length is not None:
+            raise AegisError(
+                "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
+            )
+        return env.image_size
+    assert isinstance(env, LeRobotMetaworldEnv)
+    if env.fps != CONTROL_HZ:
+        raise AegisError(
+            f"--env.fps={env.fps}: Meta-World is controlled {CONTROL_HZ} times a second, always."
+        )
+    if env.obs_type != "pixels_agent_pos":
+        raise AegisError(f"--env.obs_type={env.obs_type} cannot be recorded: use pixels_agent_pos.")
+    return check_image_size("--image_size", config.image_size or _LEROBOT_IMAGE_SIZE)
