@@ -44,7 +44,7 @@ def read_episodes(root: Path | str) -> Iterator[RecordedEpisode]:
     """
     path = Path(root) / SCENES_FILE
     if not path.is_file():
-        raise TabletopError(f"{path} is missing: point to a dataset that aegis-record wrote.")
+        raise TabletopError(f"{path} is missing: point to a dataset that aegis-record wrote at the tabletop.")
     with path.open() as lines:
         for line in lines:
             item = json.loads(line)
