@@ -5,6 +5,7 @@ baseline, where there is one, and, sample by sample, against the pretrained mode
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from accelerate import PartialState
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -40,7 +42,7 @@ from aegis_eval.public_benchmarks import (
     yes_no_figures,
 )
 from aegis_eval.retention import Asked, format_table, score_answers
-from aegis_policy import cli
+from aegis_policy import cli, ranks
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.vlm import VLMBackbone
@@ -118,10 +120,12 @@ def evaluate(config: VqaConfig) -> Path:
     """
     started, date = time.monotonic(), datetime.now().astimezone()
     cli.require_at_least(config, samples=1, batch_size=1, max_new_tokens=1, seed=0)
+    if "WORLD_SIZE" in os.environ:
+        PartialState(cpu=config.device == "cpu")  # joins the other ranks, on this one's device
     output_dir = _output_directory(config, date)
     torch_device(config.device)
     _check_pretrained(config)
-    asked = _questions(config)
+    asked = ranks.first_alone(lambda: _questions(config))
     vlm, policy_config = _asked_model(config)
     answers = _answers_of(vlm, "answering", asked.samples, config)
     del vlm
@@ -130,6 +134,8 @@ def evaluate(config: VqaConfig) -> Path:
     if reference is not None:
         reference.to(torch_device(config.device))
         reference_answers = _answers_of(reference, "pretrained", asked.samples, config)
+    if ranks.index() > 0:
+        return output_dir
     scores = score_answers(asked.samples, answers, asked.blind, reference_answers)
     yes_no = yes_no_figures(asked.public, answers) if config.benchmark == "pope" else {}
     seconds = time.monotonic() - started
@@ -180,6 +186,8 @@ def answer_samples(
     max_new_tokens: int = 8,
     description: str | None = None,
     log: AnswerLog | None = None,
+    *,
+    across_ranks: bool = False,
 ) -> list[str]:
     """One answer a sample, in order; questions of similar length share a batch.
 
@@ -190,11 +198,16 @@ def answer_samples(
         max_new_tokens: longest answer.
         description: names the progress bar; without it there is none.
         log: gets the answers batch by batch; what it holds already is not asked again.
+        across_ranks: all ranks call this with the same samples, share the batches, and get all answers.
     """
     ordered = sorted(samples, key=lambda sample: (sample.type, len(sample.question)))
+    own = list(batched(ordered, batch_size))
+    if across_ranks:
+        own = own[ranks.index() :: ranks.count()]
     answers = dict(log.answers) if log is not None else {}
-    with tqdm(total=len(samples), desc=description, unit="question", disable=description is None) as bar:
-        for batch in batched(ordered, batch_size):
+    silent = description is None or ranks.index() > 0
+    with tqdm(total=sum(map(len, own)), desc=description, unit="question", disable=silent) as bar:
+        for batch in own:
             if not all(sample.id in answers for sample in batch):
                 given = vlm.answer(
                     [sample.image for sample in batch],
@@ -206,6 +219,8 @@ def answer_samples(
                 if log is not None:
                     log.add(new)
             bar.update(len(batch))
+    if across_ranks:
+        answers = ranks.gather(answers)
     return [answers[sample.id] for sample in samples]
 
 
@@ -249,8 +264,11 @@ def _answers_of(
             "batch_size": config.batch_size,
             "max_new_tokens": config.max_new_tokens,
         }
-        log = AnswerLog(_log_folder(config.output_dir) / f"{role}.jsonl", about)
-    return answer_samples(vlm, samples, config.batch_size, config.max_new_tokens, role, log)
+        name = f"{role}-{ranks.index()}-of-{ranks.count()}.jsonl"
+        log = AnswerLog(_log_folder(config.output_dir) / name, about)
+    return answer_samples(
+        vlm, samples, config.batch_size, config.max_new_tokens, role, log, across_ranks=True
+    )
 
 
 def _log_folder(output_dir: Path) -> Path:
