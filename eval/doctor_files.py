@@ -41,7 +41,9 @@ def check_dataset(root: Path) -> Iterator[Finding]:
         missing.insert(0, f"camera ({_IMAGES}NAME)")
     if missing:
         yield Finding(
-            "error", f"{root} has no {', no '.join(missing)}", "record them, or rename with --rename_map"
+            "error",
+            f"{root} has no {', no '.join(missing)}",
+            "name it so in the dataset, or a camera with --rename_map",
         )
     if not info.get("total_tasks"):
         yield Finding("warning", f"{root} has no instructions", "without, a policy cannot be told what to do")
