@@ -3,6 +3,6 @@
 The packages themselves stay light, so that simulation workers and `aegis_policy.isolation` load without LeRobot.
 """
 
-import aegis_envs.configuration_libero  # noqa: F401
+import aegis_envs.configuration_libero
 import aegis_envs.configuration_tabletop  # noqa: F401
 import aegis_policy.configuration_aegis  # noqa: F401

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import lerobot
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
@@ -27,6 +27,7 @@ from aegis_policy import flow_matching, ranks
 from aegis_policy.action_expert import ActionExpert, PrefixCache
 from aegis_policy.action_tokens import ActionChunks
 from aegis_policy.anchoring import (
+    ANCHOR_FILE,
     find_anchor,
     find_reference,
     load_training_state,
@@ -37,13 +38,16 @@ from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.dataset_checks import check_batch, check_language, check_statistics
 from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
+from aegis_policy.policy_card import CARD_FILE, VQAScore, card_text
 from aegis_policy.probe import VQAProbe
 from aegis_policy.protections import protection_named
 from aegis_policy.vlm import Prefix, VLMBackbone
 
 _VLM_FOLDER = "vlm"
 _STEPS = "steps"
+_VQA_BEFORE = "vqa_before"
 
 
 class AegisPolicy(PreTrainedPolicy):
@@ -176,7 +180,31 @@ class AegisPolicy(PreTrainedPolicy):
         self.vlm.save_architecture(save_directory / _VLM_FOLDER)
         save_beside(save_directory, self.anchor, self.reference)
         state = self.protection.state() if self._training_begun else self._training_state
-        save_training_state(save_directory, {**state, _STEPS: torch.tensor(self._training_steps)})
+        figures = {_STEPS: torch.tensor(self._training_steps)}
+        if (probed := self._probed()) is not None and probed.before is not None:
+            figures[_VQA_BEFORE] = torch.tensor(probed.before)
+        save_training_state(save_directory, {**state, **figures})
+        with atomic_write(save_directory / CARD_FILE) as card:
+            card.write_text(self._card(anchor_file=save_directory / ANCHOR_FILE))
+
+    def generate_model_card(self, dataset_repo_id: str, *_: Any, **__: Any) -> ModelCard:
+        """What LeRobot puts beside a policy that it pushes to the hub."""
+        return ModelCard(self._card(dataset=dataset_repo_id))
+
+    def _card(self, **about: Any) -> str:
+        return card_text(self.config, steps=self._training_steps, probed=self._probed(), **about)
+
+    def _probed(self) -> VQAScore | None:
+        """What the probe has found; the pretrained model's accuracy may be from before a resume."""
+        if self._probe is None or self._probe.last is None:
+            return None
+        before = self._training_state.get(_VQA_BEFORE)
+        return VQAScore(
+            f"{self.config.vqa_probe_data}, probed in training",
+            len(self._probe),
+            after=self._probe.last,
+            before=self._probe.first if before is None else float(before),
+        )
 
     def get_optim_params(self) -> PolicyParameters:
         """Parameter groups of the action expert and the backbone, with the projectors that bend their steps.

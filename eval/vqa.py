@@ -41,10 +41,11 @@ from aegis_eval.public_benchmarks import (
     reported_split,
     yes_no_figures,
 )
-from aegis_eval.retention import Asked, format_table, score_answers
+from aegis_eval.retention import Asked, Score, format_table, score_answers
 from aegis_policy import cli, ranks
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
+from aegis_policy.policy_card import VQAScore, add_score
 from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vlm_loading import check_vlm
 
@@ -126,7 +127,7 @@ def evaluate(config: VqaConfig) -> Path:
     torch_device(config.device)
     _check_pretrained(config)
     asked = ranks.first_alone(lambda: _questions(config))
-    vlm, policy_config = _asked_model(config)
+    vlm, policy_config, checkpoint = _asked_model(config)
     answers = _answers_of(vlm, "answering", asked.samples, config)
     del vlm
     reference, note = load_original_vlm(policy_config, config.pretrained)
@@ -170,6 +171,8 @@ def evaluate(config: VqaConfig) -> Path:
                 yes_no=yes_no.get("all"),
             )
     shutil.rmtree(_log_folder(output_dir), ignore_errors=True)
+    if checkpoint is not None:
+        _note_on_card(checkpoint, f"{config.benchmark}, {asked.split}", scores.overall)
     print(format_table(scores))
     for kind, figures in yes_no.items():
         print(f"{kind}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items()))
@@ -284,23 +287,35 @@ def _output_directory(config: VqaConfig, date: datetime) -> Path:
     return require_new_directory(Path("outputs") / "vqa" / f"{date:%Y-%m-%d_%H-%M-%S}_{name}", "--output_dir")
 
 
-def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
-    """The model to ask and, if it is in a policy, the policy's configuration."""
+def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any, Path | None]:
+    """The model to ask and, if it is in a policy, the policy's configuration and folder."""
     if (config.policy.path is None) == (config.vlm is None):
         raise AegisError(
             "give exactly one of --policy.path (a checkpoint) and --vlm (a model to ask as it is)."
         )
     if config.vlm is not None:
         vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm")
-        return vlm.to(torch_device(config.device)), None
-    policy, _ = load_policy(config.policy)
-    return policy.vlm.to(torch_device(config.device)), policy.config
+        return vlm.to(torch_device(config.device)), None, None
+    policy, folder = load_policy(config.policy)
+    return policy.vlm.to(torch_device(config.device)), policy.config, Path(folder)
 
 
 def _check_pretrained(config: VqaConfig) -> None:
     """Find out before the work that `--pretrained` names no model; its weights are loaded only when needed."""
     if config.pretrained is not None:
         check_vlm(config.pretrained, "--pretrained")
+
+
+def _note_on_card(checkpoint: Path, questions: str, score: Score) -> None:
+    """Leave the score in the checkpoint's model card, if it can be written."""
+    before, change = None, None
+    if score.pretrained is not None:
+        before, paired = score.pretrained.accuracy, score.pretrained.paired
+        change = (paired.difference, *paired.ci)
+    try:
+        add_score(checkpoint, VQAScore(questions, score.n, score.accuracy, before, change))
+    except OSError as error:
+        print(f"The score was not added to the card of {checkpoint} ({error.strerror}).")
 
 
 def _write_samples(
