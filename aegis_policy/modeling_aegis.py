@@ -36,7 +36,7 @@ from aegis_policy.anchoring import (
 )
 from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.dataset_checks import check_batch, check_language, check_statistics
+from aegis_policy.dataset_checks import check_batch, check_language, check_statistics, instructions
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
@@ -79,7 +79,7 @@ class AegisPolicy(PreTrainedPolicy):
         super().__init__(config)
         config.validate_features()
         if dataset_meta is not None:
-            check_language(dataset_meta.tasks.index)
+            check_language(config, dataset_meta.tasks.index)
             read_chunks_by_column()
         if dataset_stats is not None:
             check_statistics(config, dataset_stats)
@@ -331,7 +331,9 @@ class AegisPolicy(PreTrainedPolicy):
         return flow_matching.sample_times(draws, config.time_alpha, config.time_beta, config.time_max)
 
     def _vlm_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self.vlm.prepare([batch[key] for key in self.config.image_features], batch["task"])
+        return self.vlm.prepare(
+            [batch[key] for key in self.config.image_features], instructions(self.config, batch)
+        )
 
     def _cache(self, prefix: Prefix) -> PrefixCache:
         return self.expert.prepare_prefix(prefix.hidden_states, prefix.mask)

@@ -46,7 +46,9 @@ def check_dataset(root: Path) -> Iterator[Finding]:
             "name it so in the dataset, or a camera with --rename_map",
         )
     if not info.get("total_tasks"):
-        yield Finding("warning", f"{root} has no instructions", "without, a policy cannot be told what to do")
+        yield Finding(
+            "warning", f"{root} has no instructions", "say one for all with --policy.instruction=TEXT"
+        )
     if not info.get("total_frames"):
         yield Finding("error", f"{root} is empty", "record demonstrations")
     if not missing:
