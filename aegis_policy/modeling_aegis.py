@@ -109,6 +109,7 @@ class AegisPolicy(PreTrainedPolicy):
         self.anchor = find_anchor(config, self.protection, self.vlm, checkpoint)
         self.reference = find_reference(self.protection, self.vlm, checkpoint)
         self._probe: VQAProbe | None = None
+        self._anchor_file: Path | None = None
         self._optimized: PolicyParameters | None = None
         self._training_begun = False
         self._training_state = load_training_state(checkpoint)
@@ -181,30 +182,37 @@ class AegisPolicy(PreTrainedPolicy):
         save_beside(save_directory, self.anchor, self.reference)
         state = self.protection.state() if self._training_begun else self._training_state
         figures = {_STEPS: torch.tensor(self._training_steps)}
-        if (probed := self._probed()) is not None and probed.before is not None:
-            figures[_VQA_BEFORE] = torch.tensor(probed.before)
+        if (before := self._vqa_before()) is not None:
+            figures[_VQA_BEFORE] = torch.tensor(before)
         save_training_state(save_directory, {**state, **figures})
+        self._anchor_file = save_directory / ANCHOR_FILE
         with atomic_write(save_directory / CARD_FILE) as card:
-            card.write_text(self._card(anchor_file=save_directory / ANCHOR_FILE))
+            card.write_text(self._card())
 
     def generate_model_card(self, dataset_repo_id: str, *_: Any, **__: Any) -> ModelCard:
         """What LeRobot puts beside a policy that it pushes to the hub."""
         return ModelCard(self._card(dataset=dataset_repo_id))
 
     def _card(self, **about: Any) -> str:
-        return card_text(self.config, steps=self._training_steps, probed=self._probed(), **about)
+        return card_text(
+            self.config,
+            steps=self._training_steps,
+            probed=self._probed(),
+            anchor_file=self._anchor_file,
+            **about,
+        )
 
     def _probed(self) -> VQAScore | None:
-        """What the probe has found; the pretrained model's accuracy may be from before a resume."""
         if self._probe is None or self._probe.last is None:
             return None
-        before = self._training_state.get(_VQA_BEFORE)
-        return VQAScore(
-            f"{self.config.vqa_probe_data}, probed in training",
-            len(self._probe),
-            after=self._probe.last,
-            before=self._probe.first if before is None else float(before),
-        )
+        questions = f"{self.config.vqa_probe_data}, probed in training"
+        return VQAScore(questions, len(self._probe), after=self._probe.last, before=self._vqa_before())
+
+    def _vqa_before(self) -> float | None:
+        """What the probe found of the pretrained model, maybe before a resume."""
+        if _VQA_BEFORE in self._training_state:
+            return float(self._training_state[_VQA_BEFORE])
+        return self._probe.first if self._probe is not None else None
 
     def get_optim_params(self) -> PolicyParameters:
         """Parameter groups of the action expert and the backbone, with the projectors that bend their steps.

@@ -121,9 +121,8 @@ def add_score(folder: Path, score: VQAScore) -> None:
     found = _BETWEEN.search(text)
     if found is None:
         return
-    kept = [
-        line for line in found[0].splitlines()[2:] if line and not line.startswith(f"| {score.questions} |")
-    ]
+    same = f"| {score.questions} | {score.n} |"
+    kept = [line for line in found[0].splitlines()[2:] if line and not line.startswith(same)]
     table = "\n".join([_HEADER, *kept, score.row()]) + "\n"
     with atomic_write(path) as beside:
         beside.write_text(text[: found.start()] + table + text[found.end() :])

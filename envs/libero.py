@@ -40,10 +40,10 @@ def preflight(suites: Sequence[str] = SUITES) -> list[Finding]:
             Finding(
                 "error",
                 f"LIBERO is not installed ({absent} is missing)",
-                "uv pip install 'lerobot_policy_aegis[libero]', on Linux",
+                "uv pip install '.[libero]' in a clone of this project, on Linux",
             )
         ]
-    places = _configured() or _defaults(package)
+    places = _configured() if _config_file().is_file() else _defaults(package)
     return [
         Finding("ok", f"LIBERO is installed in {package}"),
         _check_config(places),
@@ -94,10 +94,7 @@ def _defaults(package: Path) -> dict[str, Path]:
 
 def _configured() -> dict[str, Path]:
     """What the config file says: flat YAML, a path a line."""
-    path = _config_file()
-    if not path.is_file():
-        return {}
-    pairs = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
+    pairs = (line.partition(":") for line in _config_file().read_text().splitlines() if ":" in line)
     return {key.strip(): Path(place.strip().strip("'\"")) for key, _, place in pairs}
 
 
@@ -145,7 +142,7 @@ def _check_assets(package: Path) -> Finding:
     download = f"hf download {ASSETS_DATA_SET} --repo-type=dataset --local-dir {folder}"
     if folder.is_dir() and len(missing) < len(_ASSET_FOLDERS):
         return Finding("error", f"scene assets in {folder} lack {', '.join(missing)}", download)
-    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"):
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return Finding(
             "error",
             f"scene assets are missing and HF_HUB_OFFLINE is set; they belong into {folder}",

@@ -64,11 +64,12 @@ def main() -> None:
         "--policy.path", dest="policy", type=Path, help="a checkpoint to be evaluated or trained on"
     )
     parser.add_argument("--policy.vlm", dest="vlm", default="embedded", help="the VLM to train")
+    parser.add_argument("--policy.protection", dest="protection", default="aegis", help="how it is trained")
     parser.add_argument("--policy.anchor_path", dest="anchor", type=Path, help="the anchor to train with")
     parser.add_argument("--dataset.root", dest="dataset", type=Path, help="the LeRobotDataset to train on")
     given = parser.parse_args()
     findings: list[Finding] = []
-    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy):
+    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, given.protection):
         findings.append(finding)
         print(f"{finding.status:8} {finding.what}", flush=True)
         if finding.mend:
@@ -79,7 +80,11 @@ def main() -> None:
 
 
 def examine(
-    vlm: str = "embedded", anchor: Path | None = None, dataset: Path | None = None, policy: Path | None = None
+    vlm: str = "embedded",
+    anchor: Path | None = None,
+    dataset: Path | None = None,
+    policy: Path | None = None,
+    protection: str = "aegis",
 ) -> Iterator[Finding]:
     """All findings, one by one as they are made.
 
@@ -88,6 +93,7 @@ def examine(
         anchor: file of an anchor of that VLM.
         dataset: folder of a LeRobotDataset.
         policy: `pretrained_model` folder of a checkpoint.
+        protection: to train under, which decides how much memory it takes.
     """
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", check_python),
@@ -96,7 +102,7 @@ def examine(
         ("rendering", check_rendering),
         ("the video backend", check_video),
         ("the simulators", check_simulators),
-        ("the GPU", lambda: check_gpu(vlm)),
+        ("the GPU", lambda: check_gpu(vlm, protection)),
     ]
     if policy is not None:
         checks.append(("the checkpoint", lambda: check_policy(policy, dataset)))
@@ -150,7 +156,7 @@ def check_imports() -> Iterator[Finding]:
     for module in _IMPORTED:
         works, said = _try(f"import {module}")
         if not works:
-            yield Finding("error", f"import {module} fails ({said})", f"uv pip install --reinstall {module}")
+            yield Finding("error", f"import {module} fails ({said})", _reinstall(module))
             return
 
 
@@ -193,14 +199,16 @@ def check_simulators() -> Iterator[Finding]:
 
     for module, extra in _EXTRAS.items():
         if find_spec(module) is None:
-            yield Finding("ok", f"{extra} is not installed (optional: uv pip install '{_PACKAGE}[{extra}]')")
+            yield Finding(
+                "ok", f"{extra} is not installed (optional: uv pip install '.[{extra}]' in a clone)"
+            )
         elif extra == "libero":
             yield from libero.preflight()
         else:
             yield Finding("ok", f"{extra} is installed")
 
 
-def check_gpu(vlm: str) -> Iterator[Finding]:
+def check_gpu(vlm: str, protection: str) -> Iterator[Finding]:
     """Every CUDA device, and whether training the VLM fits."""
     works, said = _try(_GPU)
     if not works:
@@ -218,7 +226,13 @@ def check_gpu(vlm: str) -> Iterator[Finding]:
             if small
             else "a VLM of billions of parameters takes days on a CPU: install the driver, or train elsewhere",
         )
-    yield from vlm_memory(vlm, max((memory for _, memory in devices), default=None))
+    yield from vlm_memory(vlm, protection, max((memory for _, memory in devices), default=None))
+
+
+def _reinstall(module: str) -> str:
+    if module == _PACKAGE:
+        return "uv pip install --reinstall . in a clone of it"
+    return f"uv pip install --reinstall {module}"
 
 
 def _within(installed: str, bounds: str) -> bool:
@@ -255,7 +269,7 @@ def _try(code: str, *arguments: str) -> tuple[bool, str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return False, f"no answer after {_TIMEOUT_S} s"
+        return False, f"no answer after {_TIMEOUT_S} s; a download may take longer, so make it first"
     if done.returncode < 0:
         return False, f"ended by signal {-done.returncode}"
     said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()

@@ -14,6 +14,8 @@ from aegis_policy.findings import Finding
 
 Json = dict[str, Any]
 _IMAGES = "observation.images."
+_FROZEN = ("freeze", "stop_gradient", "lora")
+"""Protections under which the decoder's own weights have neither gradients nor moments."""
 
 
 def check_dataset(root: Path) -> Iterator[Finding]:
@@ -45,13 +47,33 @@ def check_dataset(root: Path) -> Iterator[Finding]:
             f"{root} has no {', no '.join(missing)}",
             "name it so in the dataset, or a camera with --rename_map",
         )
+    wrong = [
+        name
+        for name in ("observation.state", "action")
+        if name in features and len(features[name]["shape"]) != 1
+    ]
+    if wrong:
+        yield Finding("error", f"{', '.join(wrong)} of {root} is no vector", "store it as one row of numbers")
+    statistics_file = root / "meta" / "stats.json"
+    statistics = json.loads(statistics_file.read_text()) if statistics_file.is_file() else {}
+    bare = [
+        name
+        for name in ("observation.state", "action")
+        if name in features and not {"mean", "std"} <= set(statistics.get(name, {}))
+    ]
+    if bare:
+        yield Finding(
+            "error",
+            f"{statistics_file} has no mean and std of {', '.join(bare)}",
+            "lerobot-edit-dataset --operation.type=recompute_stats",
+        )
     if not info.get("total_tasks"):
         yield Finding(
             "warning", f"{root} has no instructions", "say one for all with --policy.instruction=TEXT"
         )
     if not info.get("total_frames"):
         yield Finding("error", f"{root} is empty", "record demonstrations")
-    if not missing:
+    if not missing and not wrong:
         yield Finding(
             "ok",
             f"{root}: {info['total_episodes']} episodes, {info['total_frames']} frames at {info['fps']} a second, "
@@ -120,10 +142,11 @@ def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Ite
         yield Finding("ok", about)
 
 
-def vlm_memory(vlm: str, largest: int | None) -> Iterator[Finding]:
+def vlm_memory(vlm: str, protection: str, largest: int | None) -> Iterator[Finding]:
     """What training a VLM takes before activations, counted from its files, against the largest GPU's bytes.
 
-    Weights, gradients and AdamW's two moments are float32; a projection holds one more copy of what learns.
+    Weights, gradients and AdamW's two moments are float32; a projection, or a penalty on weights, holds one more copy
+    of what learns.
     """
     if vlm == "embedded":
         return
@@ -140,10 +163,11 @@ def vlm_memory(vlm: str, largest: int | None) -> Iterator[Finding]:
     }
     count = sum(prod(each["shape"]) for each in tensors.values())
     learning = sum(prod(each["shape"]) for name, each in tensors.items() if _learns(name))
-    needed = 4 * count + 16 * learning
+    copies = 0 if protection in _FROZEN else 4 if protection in ("aegis", "l2_sp", "ewc") else 3
+    needed = 4 * count + 4 * copies * learning
     about = (
-        f"{vlm}: {count / 1e9:.2f} billion parameters, {learning / 1e9:.2f} in its decoder layers; training takes "
-        f"about {needed / 2**30:.1f} GiB before activations and expert"
+        f"{vlm}: {count / 1e9:.2f} billion parameters, {learning / 1e9:.2f} in its decoder layers; training "
+        f"with --policy.protection={protection} takes about {needed / 2**30:.1f} GiB before activations and expert"
     )
     if largest is not None and needed > largest:
         yield Finding(
@@ -192,11 +216,17 @@ def _compare(config: Json, features: Json) -> Finding:
     wanted = {**config["input_features"], **config["output_features"]}
     absent = [name for name in wanted if name not in features]
     if absent:
-        there = ", ".join(_cameras(features))
+        unused = [name for name in _cameras(features) if name not in wanted]
+        views = [name for name in absent if name in _cameras(wanted)]
+        mend = "take another dataset, or name its keys so"
+        if unused and views == absent:
+            renamed = json.dumps(dict(zip(unused, views, strict=False)))
+            mend = f"--rename_map='{renamed}', if these are the same views"
         return Finding(
             "error",
-            f"the dataset has no {', '.join(absent)}, which the checkpoint looks at; its cameras are {there}",
-            f'--rename_map=\'{{"{there.split(", ")[0]}": "{absent[0]}"}}\' maps one to the other',
+            f"the dataset has no {', '.join(absent)}, which the checkpoint needs; cameras it does not look at: "
+            f"{', '.join(unused) or 'none'}",
+            mend,
         )
     sizes = {
         name: (wanted[name]["shape"], features[name]["shape"])

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import batched
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,8 @@ from aegis_policy.files import atomic_directory, require_new_directory
 from aegis_policy.policy_card import VQAScore, add_score
 from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vlm_loading import check_vlm
+
+_LONGEST_WAIT = timedelta(hours=12)
 
 
 class AskedWithImage(Asked, Protocol):
@@ -89,7 +91,8 @@ class VqaConfig:
         max_new_tokens: longest answer.
         device: `cuda` or `cpu`, by default CUDA if there is one.
         output_dir: a new folder for `results.json` and `samples.jsonl`, by default `outputs/vqa/DATE_NAME`. An
-            interrupted command that named it goes on where it was.
+            interrupted command that named it goes on where it was, when given again with the same model, questions,
+            batch size and longest answer.
         cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
     """
 
@@ -122,25 +125,26 @@ def evaluate(config: VqaConfig) -> Path:
     started, date = time.monotonic(), datetime.now().astimezone()
     cli.require_at_least(config, samples=1, batch_size=1, max_new_tokens=1, seed=0)
     if "WORLD_SIZE" in os.environ:
-        PartialState(cpu=config.device == "cpu")  # joins the other ranks, on this one's device
+        # Joins the other ranks, on this one's device; they wait while the first fetches the questions.
+        PartialState(cpu=config.device == "cpu", timeout=_LONGEST_WAIT)
     output_dir = _output_directory(config, date)
     torch_device(config.device)
     _check_pretrained(config)
     asked = ranks.first_alone(lambda: _questions(config))
     vlm, policy_config, checkpoint = _asked_model(config)
-    answers = _answers_of(vlm, "answering", asked.samples, config)
+    model = str(config.policy.path or config.vlm)
+    answers = _answers_of(vlm, model, "answering", asked.samples, config)
     del vlm
     reference, note = load_original_vlm(policy_config, config.pretrained)
     reference_answers = None
     if reference is not None:
         reference.to(torch_device(config.device))
-        reference_answers = _answers_of(reference, "pretrained", asked.samples, config)
+        reference_answers = _answers_of(reference, reference.name, "pretrained", asked.samples, config)
     if ranks.index() > 0:
         return output_dir
     scores = score_answers(asked.samples, answers, asked.blind, reference_answers)
     yes_no = yes_no_figures(asked.public, answers) if config.benchmark == "pope" else {}
     seconds = time.monotonic() - started
-    model = str(config.policy.path or config.vlm)
     results = {
         "model": model,
         "benchmark": config.benchmark,
@@ -172,7 +176,8 @@ def evaluate(config: VqaConfig) -> Path:
             )
     shutil.rmtree(_log_folder(output_dir), ignore_errors=True)
     if checkpoint is not None:
-        _note_on_card(checkpoint, f"{config.benchmark}, {asked.split}", scores.overall)
+        place = f" in {Path(config.vqa.path).name}" if config.vqa.path else ""
+        _note_on_card(checkpoint, f"{config.benchmark}{place}, {asked.split}", scores.overall, config)
     print(format_table(scores))
     for kind, figures in yes_no.items():
         print(f"{kind}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items()))
@@ -256,22 +261,30 @@ def _questions(config: VqaConfig) -> _Questions:
 
 
 def _answers_of(
-    vlm: VLMBackbone, role: str, samples: Sequence[AskedWithImage], config: VqaConfig
+    vlm: VLMBackbone, weights: str, role: str, samples: Sequence[AskedWithImage], config: VqaConfig
 ) -> list[str]:
-    """The answers of a model, resumed if the output folder has a name that the next command can give again."""
+    """The answers of a model, resumed if the output folder has a name that the next command can give again.
+
+    `weights` is the folder, if it is one, that the model was read from.
+    """
     log = None
     if config.output_dir is not None:
         about = {
-            "model": vlm.fingerprint(),
+            "model": [vlm.fingerprint(), str(vlm.model.dtype), *_weights(weights)],
             "questions": fingerprint(samples),
             "batch_size": config.batch_size,
             "max_new_tokens": config.max_new_tokens,
         }
-        name = f"{role}-{ranks.index()}-of-{ranks.count()}.jsonl"
-        log = AnswerLog(_log_folder(config.output_dir) / name, about)
+        log = AnswerLog(_log_folder(config.output_dir) / role, about, ranks.index())
     return answer_samples(
         vlm, samples, config.batch_size, config.max_new_tokens, role, log, across_ranks=True
     )
+
+
+def _weights(folder: str) -> list[str]:
+    """What tells weights that were written anew from those that were there."""
+    files = sorted(Path(folder).resolve().glob("*.safetensors"))
+    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
 def _log_folder(output_dir: Path) -> Path:
@@ -306,10 +319,10 @@ def _check_pretrained(config: VqaConfig) -> None:
         check_vlm(config.pretrained, "--pretrained")
 
 
-def _note_on_card(checkpoint: Path, questions: str, score: Score) -> None:
-    """Leave the score in the checkpoint's model card, if it can be written."""
+def _note_on_card(checkpoint: Path, questions: str, score: Score, config: VqaConfig) -> None:
+    """Leave the score in the checkpoint's model card, if it can be written; `before` is the model it was made from."""
     before, change = None, None
-    if score.pretrained is not None:
+    if score.pretrained is not None and config.pretrained is None:
         before, paired = score.pretrained.accuracy, score.pretrained.paired
         change = (paired.difference, *paired.ci)
     try:

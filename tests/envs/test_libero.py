@@ -111,7 +111,7 @@ def test_what_is_not_installed_is_named(machine: Path):
     assert "robosuite is missing" in faults()[0]
     sys.path.remove(str(machine / "site"))
     (fault,) = faults()
-    assert "hf-libero is missing" in fault and "lerobot_policy_aegis[libero]" in fault
+    assert "hf-libero is missing" in fault and "uv pip install '.[libero]'" in fault
 
 
 def test_evaluation_says_what_is_missing_before_libero_is_imported(machine: Path):

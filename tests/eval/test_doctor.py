@@ -91,6 +91,11 @@ def test_datasets_that_cannot_be_learned_from_are_named(tiny_dataset: Path, tmp_
     blind = {name: each for name, each in features.items() if "images" not in name and name != "action"}
     found = told(check_dataset(edited(tiny_dataset, tmp_path / "blind", features=blind)))
     assert "has no camera (observation.images.NAME), no action" in found
+    unknown = edited(tiny_dataset, tmp_path / "unknown")
+    (unknown / "meta" / "stats.json").unlink()
+    assert "has no mean and std of observation.state, action" in told(check_dataset(unknown))
+    features["action"]["shape"] = [2, 2]
+    assert "action of" in told(check_dataset(edited(tiny_dataset, tmp_path / "square", features=features)))
 
 
 def test_a_checkpoint_is_compared_with_a_dataset(tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path):
@@ -101,9 +106,16 @@ def test_a_checkpoint_is_compared_with_a_dataset(tiny_checkpoint: Path, tiny_dat
     features["observation.images.top"] = features.pop("observation.images.front")
     other = edited(tiny_dataset, tmp_path / "other", features=features)
     found = told(check_policy(tiny_checkpoint, other))
-    assert "the dataset has no observation.images.front" in found and "--rename_map=" in found
+    assert "the dataset has no observation.images.front" in found and "cameras it does not look at: " in found
+    assert """--rename_map='{"observation.images.top": "observation.images.front"}'""" in found
+    del features["observation.state"]
+    found = told(
+        check_policy(tiny_checkpoint, edited(tiny_dataset, tmp_path / "stateless", features=features))
+    )
+    assert "has no observation.images.front, observation.state" in found and "--rename_map" not in found
+    features["observation.state"] = {"dtype": "float32", "shape": [8], "names": None}
     features["observation.images.front"] = features["observation.images.top"]
-    features["observation.state"]["shape"], features["action"]["shape"] = [8], [4]
+    features["action"]["shape"] = [4]
     fitting = edited(tiny_dataset, tmp_path / "fitting", features=features)
     assert "ok: the dataset has all that the checkpoint looks at" in told(
         check_policy(tiny_checkpoint, fitting)
@@ -141,11 +153,13 @@ def test_memory_is_counted_from_the_files(tmp_path: Path):
     }
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     needed = 4 * (64 * 32 + 16 * 16) + 16 * 64 * 32
-    assert [each.status for each in vlm_memory(str(tmp_path), needed)] == ["ok"]
-    (found,) = vlm_memory(str(tmp_path), needed - 1)
+    assert [each.status for each in vlm_memory(str(tmp_path), "aegis", needed)] == ["ok"]
+    assert [each.status for each in vlm_memory(str(tmp_path), "none", needed - 4 * 64 * 32)] == ["ok"]
+    assert [each.status for each in vlm_memory(str(tmp_path), "lora", 4 * (64 * 32 + 16 * 16))] == ["ok"]
+    (found,) = vlm_memory(str(tmp_path), "aegis", needed - 1)
     assert found.status == "error" and "--policy.protection=lora" in found.mend
-    assert [each.status for each in vlm_memory("google/paligemma2-3b-mix-224", None)] == ["warning"]
-    assert list(vlm_memory("embedded", None)) == []
+    assert [each.status for each in vlm_memory("google/paligemma2-3b-mix-224", "aegis", None)] == ["warning"]
+    assert list(vlm_memory("embedded", "aegis", None)) == []
 
 
 def test_what_is_no_safetensors_file_is_said(tmp_path: Path):
@@ -161,7 +175,7 @@ def test_a_check_that_fails_does_not_hide_the_others(tiny_dataset: Path, tmp_pat
     (broken / "meta" / "info.json").write_text("{")
     for name in ("check_packages", "check_imports", "check_rendering", "check_video", "check_simulators"):
         monkeypatch.setattr(f"aegis_eval.doctor.{name}", lambda: [Finding("ok", "checked")])
-    monkeypatch.setattr("aegis_eval.doctor.check_gpu", lambda vlm: [])
+    monkeypatch.setattr("aegis_eval.doctor.check_gpu", lambda vlm, protection: [])
     found = list(examine(dataset=broken))
     assert (
         found[-1].status == "error" and "the dataset could not be checked (JSONDecodeError" in found[-1].what

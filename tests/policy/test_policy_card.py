@@ -32,6 +32,8 @@ def test_a_checkpoint_has_a_card_with_protection_vlm_and_anchor(make_policy: Mak
         "Not asked yet.",
     ):
         assert part in card.text
+    (anchor,) = [line for line in card.text.splitlines() if line.startswith("| anchor |")]
+    assert anchor in policy.generate_model_card("me/data", "aegis", None, None).text
     make_policy("none").save_pretrained(tmp_path / "none")
     unprotected = (tmp_path / "none" / CARD_FILE).read_text()
     assert "| protection | none |" in unprotected and "| anchor |" not in unprotected
@@ -62,7 +64,7 @@ def test_asking_a_checkpoint_adds_a_line_and_asking_again_replaces_it(tiny_check
     for path in tiny_checkpoint.rglob("*"):
         target = copy / path.relative_to(tiny_checkpoint)
         target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
-    for samples, out in ((6, "one"), (7, "two")):
+    for samples, out in ((6, "one"), (7, "two"), (6, "again")):
         evaluate(
             VqaConfig(
                 policy=PolicySource(str(copy)),
@@ -71,12 +73,12 @@ def test_asking_a_checkpoint_adds_a_line_and_asking_again_replaces_it(tiny_check
                 cache_dir=tmp_path / "cache",
             )
         )
-    (row,) = rows(copy)
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
-    before = results["pretrained"]["accuracy"]
-    assert row.startswith(
-        f"| tabletop, test | 7 | {100 * before:.1f} | {100 * results['accuracy']:.1f} | +0.0 ["
-    )
+    for row, (n, out) in zip(rows(copy), ((7, "two"), (6, "again")), strict=True):
+        results = json.loads((tmp_path / out / "results.json").read_text())
+        before = results["pretrained"]["accuracy"]
+        assert row.startswith(
+            f"| tabletop, test | {n} | {100 * before:.1f} | {100 * results['accuracy']:.1f} | +0.0 ["
+        )
     assert AegisPolicy.from_pretrained(copy).config.protection == "none"
 
 
