@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Without compiled modules every command takes 22 seconds to start instead of 9 (two cores, torch 2.11, lerobot 0.6.1).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow lint types format lock clean
+.PHONY: demo test test-slow docs lint types format lock clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/aegis-demo $(DEMO_FLAGS)
@@ -27,6 +27,10 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(MAKE) --no-print-directory types
+
+docs: $(VENV)/.installed
+	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "wrote build/docs/index.html"
 
 types: $(VENV)/.installed
 	mkdir -p $(TYPES)

@@ -68,6 +68,7 @@ class AegisConfig(PreTrainedConfig):
             the training log shows their accuracy until the next time, and how their gradient lies to the anchor.
         vqa_probe_data, vqa_probe_samples: which questions (as `replay_data`; a benchmark's validation split), and
             how many.
+        instruction: what the policy is told where the data or the environment has no text of its own (PushT, ALOHA).
         train_vision_tower, train_projector: train these too (with the backbone's learning rate).
             Token embeddings, final norm and language-model head never train (but for the entries that
             `knowledge_insulation` reserves): no layer's anchor guards them, and the flow loss does not even reach
@@ -114,6 +115,7 @@ class AegisConfig(PreTrainedConfig):
     vqa_probe_freq: int = 0
     vqa_probe_data: str = "tabletop"
     vqa_probe_samples: int = 100
+    instruction: str | None = None
     train_vision_tower: bool = False
     train_projector: bool = False
 
@@ -184,6 +186,8 @@ class AegisConfig(PreTrainedConfig):
                 f"--policy.vqa_probe_freq={self.vqa_probe_freq} must not be negative; 0 is never."
             )
         self._check_anchor()
+        if self.instruction is not None and not self.instruction.strip():
+            raise AegisError("--policy.instruction says nothing: give it a text, or leave it out.")
         if self.dtype not in ("float32", "bfloat16"):
             raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")
         if not 1 <= self.n_action_steps <= self.chunk_size:

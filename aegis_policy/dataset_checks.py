@@ -39,11 +39,10 @@ def check_batch(config: "AegisConfig", batch: Mapping[str, Any], with_actions: b
             f"""--rename_map='{{"their.key": "policy.key"}}' (cameras), or in the dataset itself (state, """
             f"actions, whose statistics are not renamed).\n{key_table(given, wanted)}"
         )
-    tasks = batch.get("task")
-    if not tasks or not all(str(task).strip() for task in tasks):
+    if not all(text.strip() for text in instructions(config, batch)):
         raise AegisError(
-            "The data has no instruction (key `task`): this policy follows language, so record the dataset "
-            "with a task text for every frame, and give the environment a task_description."
+            "The data has no instruction (key `task`): this policy follows language, so record the dataset with a "
+            "task text for every frame, give the environment a task_description, or say --policy.instruction=TEXT."
         )
     lengths = {OBS_STATE: config.state_dim, **({ACTION: config.action_dim} if with_actions else {})}
     for key, length in lengths.items():
@@ -52,6 +51,12 @@ def check_batch(config: "AegisConfig", batch: Mapping[str, Any], with_actions: b
                 f"{key} has {batch[key].shape[-1]} values in the data and {length} in the policy: train a "
                 "new policy on this data, or use the data this checkpoint was trained for."
             )
+
+
+def instructions(config: "AegisConfig", batch: Mapping[str, Any]) -> list[str]:
+    """What each sample of a batch is told: its own text, or else `config.instruction`, or else nothing."""
+    told = [str(task) for task in batch.get("task") or [""] * len(batch[OBS_STATE])]
+    return [text if text.strip() else config.instruction or "" for text in told]
 
 
 def key_table(given: Iterable[str], wanted: Iterable[str]) -> str:
@@ -64,16 +69,16 @@ def key_table(given: Iterable[str], wanted: Iterable[str]) -> str:
     return "\n".join(f"  {left:<{width}}  {right}" for left, right in [("data", "policy"), *rows])
 
 
-def check_language(tasks: Iterable[str]) -> None:
-    """See that a dataset's list of tasks says something.
+def check_language(config: "AegisConfig", tasks: Iterable[str]) -> None:
+    """See that a dataset's list of tasks says something, or that `config.instruction` stands in.
 
     Raises:
         AegisError: there is no task, or all are empty.
     """
-    if not any(str(task).strip() for task in tasks):
+    if config.instruction is None and not any(str(task).strip() for task in tasks):
         raise AegisError(
             "The dataset has no instruction (its tasks are empty): this policy follows language, so record "
-            "every frame with a `task` text."
+            "every frame with a `task` text, or say --policy.instruction=TEXT."
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import lerobot
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
@@ -27,6 +27,7 @@ from aegis_policy import flow_matching, ranks
 from aegis_policy.action_expert import ActionExpert, PrefixCache
 from aegis_policy.action_tokens import ActionChunks
 from aegis_policy.anchoring import (
+    ANCHOR_FILE,
     find_anchor,
     find_reference,
     load_training_state,
@@ -35,15 +36,18 @@ from aegis_policy.anchoring import (
 )
 from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.dataset_checks import check_batch, check_language, check_statistics
+from aegis_policy.dataset_checks import check_batch, check_language, check_statistics, instructions
 from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
+from aegis_policy.policy_card import CARD_FILE, VQAScore, card_text
 from aegis_policy.probe import VQAProbe
 from aegis_policy.protections import protection_named
 from aegis_policy.vlm import Prefix, VLMBackbone
 
 _VLM_FOLDER = "vlm"
 _STEPS = "steps"
+_VQA_BEFORE = "vqa_before"
 
 
 class AegisPolicy(PreTrainedPolicy):
@@ -75,7 +79,7 @@ class AegisPolicy(PreTrainedPolicy):
         super().__init__(config)
         config.validate_features()
         if dataset_meta is not None:
-            check_language(dataset_meta.tasks.index)
+            check_language(config, dataset_meta.tasks.index)
             read_chunks_by_column()
         if dataset_stats is not None:
             check_statistics(config, dataset_stats)
@@ -105,6 +109,7 @@ class AegisPolicy(PreTrainedPolicy):
         self.anchor = find_anchor(config, self.protection, self.vlm, checkpoint)
         self.reference = find_reference(self.protection, self.vlm, checkpoint)
         self._probe: VQAProbe | None = None
+        self._anchor_file: Path | None = None
         self._optimized: PolicyParameters | None = None
         self._training_begun = False
         self._training_state = load_training_state(checkpoint)
@@ -176,7 +181,38 @@ class AegisPolicy(PreTrainedPolicy):
         self.vlm.save_architecture(save_directory / _VLM_FOLDER)
         save_beside(save_directory, self.anchor, self.reference)
         state = self.protection.state() if self._training_begun else self._training_state
-        save_training_state(save_directory, {**state, _STEPS: torch.tensor(self._training_steps)})
+        figures = {_STEPS: torch.tensor(self._training_steps)}
+        if (before := self._vqa_before()) is not None:
+            figures[_VQA_BEFORE] = torch.tensor(before)
+        save_training_state(save_directory, {**state, **figures})
+        self._anchor_file = save_directory / ANCHOR_FILE
+        with atomic_write(save_directory / CARD_FILE) as card:
+            card.write_text(self._card())
+
+    def generate_model_card(self, dataset_repo_id: str, *_: Any, **__: Any) -> ModelCard:
+        """What LeRobot puts beside a policy that it pushes to the hub."""
+        return ModelCard(self._card(dataset=dataset_repo_id))
+
+    def _card(self, **about: Any) -> str:
+        return card_text(
+            self.config,
+            steps=self._training_steps,
+            probed=self._probed(),
+            anchor_file=self._anchor_file,
+            **about,
+        )
+
+    def _probed(self) -> VQAScore | None:
+        if self._probe is None or self._probe.last is None:
+            return None
+        questions = f"{self.config.vqa_probe_data}, probed in training"
+        return VQAScore(questions, len(self._probe), after=self._probe.last, before=self._vqa_before())
+
+    def _vqa_before(self) -> float | None:
+        """What the probe found of the pretrained model, maybe before a resume."""
+        if _VQA_BEFORE in self._training_state:
+            return float(self._training_state[_VQA_BEFORE])
+        return self._probe.first if self._probe is not None else None
 
     def get_optim_params(self) -> PolicyParameters:
         """Parameter groups of the action expert and the backbone, with the projectors that bend their steps.
@@ -303,7 +339,9 @@ class AegisPolicy(PreTrainedPolicy):
         return flow_matching.sample_times(draws, config.time_alpha, config.time_beta, config.time_max)
 
     def _vlm_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self.vlm.prepare([batch[key] for key in self.config.image_features], batch["task"])
+        return self.vlm.prepare(
+            [batch[key] for key in self.config.image_features], instructions(self.config, batch)
+        )
 
     def _cache(self, prefix: Prefix) -> PrefixCache:
         return self.expert.prepare_prefix(prefix.hidden_states, prefix.mask)

@@ -39,6 +39,13 @@ class VQAProbe:
             )
         )
         self._figures: dict[str, float] = {}
+        self.first: float | None = None
+        """Accuracy before the first step of training; None if there was no probe then."""
+        self.last: float | None = None
+
+    def __len__(self) -> int:
+        """How many questions it asks."""
+        return len(self._examples)
 
     def figures(self, vlm: VLMBackbone, protection: "Protection", step: int) -> dict[str, float]:
         """What the last probe found; the first call, and one in so many steps, probes.
@@ -47,8 +54,10 @@ class VQAProbe:
             step: of the training, from 0: how many updates the weights have had.
         """
         if not self._figures or step % self._every == 0:
+            self.last = self._accuracy(vlm)
+            self.first = self.last if step == 0 else self.first
             self._figures = {
-                "vqa_accuracy": self._accuracy(vlm),
+                "vqa_accuracy": self.last,
                 **protection.diagnose(lambda: self._loss(vlm)),
             }
         return self._figures

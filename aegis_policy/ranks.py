@@ -46,6 +46,15 @@ def share(draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
         return draw(count() * rows)[rank * rows : (rank + 1) * rows].to(like)
 
 
+def gather[K, V](own: dict[K, V]) -> dict[K, V]:
+    """What all ranks hold, on every one of them; later ranks win where keys are the same."""
+    if count() == 1:
+        return own
+    held: list[dict[K, V]] = [{} for _ in range(count())]
+    dist.all_gather_object(held, own)
+    return {key: value for each in held for key, value in each.items()}
+
+
 def keep_group() -> None:
     """Let the process group live as long as the process.
 

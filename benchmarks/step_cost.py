@@ -11,8 +11,8 @@ second backward is part of `forward`, the projection of `optimizer`.
 
 Memory is the difference of two peaks. On a CPU each side takes three steps in a process of its own and the peak is its
 resident set, malloc giving back at once what is freed (as it comes, it keeps up to a tenth of the whole, more or less
-by chance); on a GPU it is what torch allocated. The goal is at most one copy of the gradients and the anchors, which are
-printed too; with `--vlm=embedded` both are smaller than what a resident set varies by.
+by chance); on a GPU it is what torch allocated. The goal is at most one copy of the gradients and the anchors, which
+are printed too; with `--vlm=embedded` both are smaller than what a resident set varies by.
 """
 
 import argparse

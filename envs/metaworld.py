@@ -24,6 +24,7 @@ STATE_DIM = 4
 ACTION_DIM = 4
 EXPERT_STATE_DIM = 39
 CAMERA = "corner2"
+MEND = "uv pip install '.[metaworld]' in a clone of this project"
 _CAMERA_POSITION = (0.75, 0.075, 0.7)
 """Where LeRobot moves the camera, metres."""
 _MAX_GEOMS = 1000
@@ -37,14 +38,13 @@ def require_metaworld() -> None:
     Raises:
         MetaworldError: it is not installed, or MuJoCo is too new for it.
     """
-    mend = "uv pip install 'lerobot_policy_aegis[metaworld]'"
     mujoco = import_mujoco()
     try:
         import metaworld.env_dict  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MetaworldError(f"Meta-World is not installed: {mend}.") from error
+        raise MetaworldError(f"Meta-World is not installed: {MEND}.") from error
     if mujoco.mjNEQDATA != _WELD_NUMBERS:
-        raise MetaworldError(f"Meta-World does not run with MuJoCo {mujoco.__version__}: {mend}.")
+        raise MetaworldError(f"Meta-World does not run with MuJoCo {mujoco.__version__}: {MEND}.")
 
 
 def _simulation(task: str) -> Any:

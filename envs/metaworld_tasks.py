@@ -17,7 +17,7 @@ _PREFIX = "metaworld-"
 
 @cache
 def _lerobot_table() -> dict[str, Any]:
-    # Found, not imported: `import lerobot` costs simulation workers half a minute.
+    # Found, not imported: simulation workers start without `import lerobot`, which loads torch.
     spec = importlib.util.find_spec("lerobot")
     assert spec is not None and spec.submodule_search_locations
     folder = Path(next(iter(spec.submodule_search_locations)))

@@ -262,10 +262,20 @@ def _described(sources: Sequence[str]) -> str:
 
 
 def _revision(source: str) -> str:
-    """What tells two states of a source apart: a hash of its index, or the version of the package that offers it."""
+    """What tells two states of a source apart: a hash of its index, or of its files' names, sizes and times; or the
+    version of the package that offers it."""
     index = Path(source) / ("meta/info.json" if _is_dataset(source) else INDEX_FILE)
     if index.is_file():
         return hashlib.sha256(index.read_bytes()).hexdigest()[:16]
+    place = Path(source.partition(":")[2])
+    if ":" in source and place.is_dir():
+        files = sorted(each for each in place.rglob("*") if each.suffix in (".json", ".parquet", ".arrow"))
+        digest = hashlib.sha256()
+        for each in files:
+            digest.update(
+                f"{each.relative_to(place)} {each.stat().st_size} {each.stat().st_mtime_ns}\n".encode()
+            )
+        return digest.hexdigest()[:16]
     versions = package_versions()
     return f"lerobot_policy_aegis {versions.get('lerobot_policy_aegis', 'unknown')}"
 

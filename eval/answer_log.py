@@ -4,28 +4,44 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from aegis_policy.errors import AegisError
+from aegis_policy.files import atomic_write
+
 
 class AnswerLog:
-    """A file with an answer a line; what another model said, or to other questions, is not taken over.
+    """A folder with a file for each rank, an answer a line behind a line that says what they depend on.
 
     Attributes:
-        answers: by the id of their question.
+        answers: all ranks', by the id of their question.
 
     Args:
-        path: of the file, which need not exist.
-        about: whatever the answers depend on.
+        folder: need not exist.
+        about: whatever the answers depend on, JSON-able, by the name of the flag that it comes from.
+        rank: whose answers will be added.
+
+    Raises:
+        AegisError: the folder holds answers that depend on something else.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, object], rank: int = 0) -> None:
         self.answers: dict[str, str] = {}
-        self._path = path
-        self._about = json.dumps(about, sort_keys=True)
-        lines = path.read_text().splitlines() if path.is_file() else []
-        if lines and lines[0] == self._about:
-            self._take_over(lines[1:])
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self._about + "\n")
+        self._path = folder / f"rank{rank}.jsonl"
+        own: dict[str, str] = {}
+        for path in folder.glob("rank*.jsonl"):
+            first, *lines = path.read_text().splitlines() or ["{}"]
+            if differs := [key for key, value in about.items() if json.loads(first).get(key) != value]:
+                raise AegisError(
+                    f"{folder} holds answers of an interrupted command with another {', '.join(differs)}: give that "
+                    "command again, delete the folder, or choose another --output_dir."
+                )
+            answers = dict(_whole(lines))
+            self.answers |= answers
+            if path == self._path:
+                own = answers
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [json.dumps(about), *(json.dumps(pair) for pair in own.items())]
+        with atomic_write(self._path) as beside:  # the other ranks are reading
+            beside.write_text("\n".join(kept) + "\n")
 
     def add(self, answers: Iterable[tuple[str, str]]) -> None:
         """Keep answers, each with the id of its question before it."""
@@ -34,13 +50,12 @@ class AnswerLog:
             file.writelines(json.dumps(pair) + "\n" for pair in new.items())
         self.answers |= new
 
-    def _take_over(self, lines: Iterable[str]) -> None:
-        """All whole lines; one that was being written goes, so that the next does not continue it."""
-        for line in lines:
-            try:
-                identity, answer = json.loads(line)
-            except ValueError:
-                break
-            self.answers[identity] = answer
-        kept = [self._about, *(json.dumps(pair) for pair in self.answers.items())]
-        self._path.write_text("\n".join(kept) + "\n")
+
+def _whole(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """The lines up to one that was being written when the command ended."""
+    for line in lines:
+        try:
+            identity, answer = json.loads(line)
+        except ValueError:
+            return
+        yield identity, answer

@@ -148,7 +148,13 @@ def load_samples(
 
 
 def vqa_examples(name: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
-    """The samples of a benchmark as `aegis_policy.vqa_data` wants them of a source."""
+    """The samples of a benchmark as `aegis_policy.vqa_data` wants them of a source.
+
+    Raises:
+        AegisError: as `load_samples`, or a place was given, which rendered scenes do not have.
+    """
+    if ":" in name:
+        raise AegisError(f"{name}: {name.partition(':')[0]} is rendered and takes no place: leave it out.")
     for sample in load_samples(name, split, count, seed):
         yield VQAExample(sample.image, sample.question, sample.answer)
 

@@ -173,7 +173,7 @@ def _ray() -> Any:
         import ray
     except ImportError as error:
         raise AegisError(
-            "--launcher=ray needs Ray: install it with `uv pip install 'lerobot_policy_aegis[ray]'`."
+            "--launcher=ray needs Ray: install it with `uv pip install '.[ray]'` in a clone of this project."
         ) from error
     return ray
 

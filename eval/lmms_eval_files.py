@@ -10,6 +10,8 @@ import numpy as np
 
 from aegis_eval.public_benchmarks import PublicSample
 
+_POPE = ("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio")
+
 
 def write_lmms_eval(
     folder: Path,
@@ -28,7 +30,7 @@ def write_lmms_eval(
     Args:
         folder: gets the folder `MODEL`.
         task: what lmms-eval calls the benchmark.
-        model: a name or path; what no file name may hold becomes `__`.
+        model: a name or path; the folder has its last two parts, what no file name may hold being `__`.
         samples: that were asked.
         given: the answers.
         date: of the files' names, `2026-11-23T12-00-00`.
@@ -36,9 +38,9 @@ def write_lmms_eval(
         of: questions that the benchmark has.
         yes_no: POPE's figures; others have their accuracy alone.
     """
-    name = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model)
+    name = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", "/".join(model.split("/")[-2:]))
     scores = [sample.score(answer) for sample, answer in zip(samples, given, strict=True)]
-    metric = "exact_match" if yes_no is None else "pope_accuracy"
+    metric = "exact_match" if yes_no is None else _POPE[0]
     figures = {metric: float(np.mean(scores))}
     if yes_no is not None:
         figures |= {f"pope_{key}": yes_no[key] for key in ("precision", "recall", "yes_ratio")}
@@ -71,7 +73,17 @@ def write_lmms_eval(
                 "doc_id": sample.index,
                 "input": sample.question,
                 "target": sample.answer,
-                "filtered_resps": [answer],
-                metric: score,
+                "filtered_resps": answer,
+                **({metric: score} if yes_no is None else dict.fromkeys(_POPE, _pope(sample, answer, score))),
             }
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _pope(sample: PublicSample, answer: str, score: float) -> dict[str, object]:
+    """What each of POPE's figures is made of, for one question."""
+    return {
+        "question_id": sample.id.rpartition("/")[2],
+        "score": score,
+        "prediction": answer.lower().strip(),
+        "ground_truth": sample.answer,
+    }

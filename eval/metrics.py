@@ -144,9 +144,12 @@ def _sign_test(sums: NDArray[np.float64], seed: int) -> float:
         fewer = int(min((changed > 0).sum(), (changed < 0).sum()))
         tail = sum(math.comb(len(changed), k) for k in range(fewer + 1))
         return min(1.0, 2 * tail / 2 ** len(changed))
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(_SIGN_FLIPS, len(changed)))
-    as_far = np.abs(signs @ changed) >= abs(changed.sum()) - 1e-9
-    return float((1 + as_far.sum()) / (1 + _SIGN_FLIPS))
+    rng, as_far = np.random.default_rng(seed), 0
+    block = max(1, _BOOTSTRAP_BLOCK // len(changed))
+    for start in range(0, _SIGN_FLIPS, block):
+        signs = rng.choice((-1.0, 1.0), size=(min(block, _SIGN_FLIPS - start), len(changed)))
+        as_far += int((np.abs(signs @ changed) >= abs(changed.sum()) - 1e-9).sum())
+    return (1 + as_far) / (1 + _SIGN_FLIPS)
 
 
 def _by_group(

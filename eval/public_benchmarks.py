@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from aegis_eval.official_scores import canonical, matches, says, vqa_accuracy, yes_no_scores
 from aegis_eval.question_sources import (
-    OpenImage,
+    Picture,
     Reader,
     Record,
     read_coco,
@@ -25,6 +25,8 @@ from aegis_policy.vqa_data import VQAExample
 
 Metric = Callable[[str, Sequence[str]], float]
 CUSTOM = "custom"
+_USUAL = {"val": "validation"}
+"""Split -> what `datasets` calls it."""
 _PEOPLE = 10
 """Answers to a question in the official data of VQAv2, OK-VQA and TextVQA."""
 
@@ -46,7 +48,7 @@ class PublicSample:
     scene: str
     index: int
     metric: Metric = field(repr=False)
-    open_image: OpenImage = field(repr=False)
+    picture: Picture = field(repr=False)
 
     @property
     def answer(self) -> str:
@@ -61,7 +63,9 @@ class PublicSample:
             AegisError: it is missing, or no picture.
         """
         try:
-            return np.array(self.open_image().convert("RGB"))
+            opened = Image.open(self.picture) if isinstance(self.picture, Path) else self.picture()
+            with opened as image:
+                return np.array(image.convert("RGB"))
         except (OSError, UnidentifiedImageError) as error:
             raise AegisError(
                 f"The image of {self.id} cannot be read ({error}): complete the images."
@@ -82,7 +86,8 @@ class PublicBenchmark:
         files: official ones, `{}` being a split's name in them.
         splits: those with answers, by that name; the first is the one that is reported.
         read: the files.
-        data_set: the id under which lmms-eval (0.7.3) reads the reported split, its configuration and split there.
+        data_set: the id under which lmms-eval (0.7.3) reads the reported split, its configuration (`{}` being the
+            split) and what that split is called there.
     """
 
     task: str
@@ -144,7 +149,7 @@ PUBLIC = {
         ("{}_balanced_questions.json",),
         {"testdev": "testdev", "val": "val", "train": "train"},
         read_gqa,
-        ("lmms-lab-encoder/GQA", "testdev_balanced_instructions", "testdev"),
+        ("lmms-lab-encoder/GQA", "{}_balanced_instructions", "testdev"),
     ),
     "pope": PublicBenchmark(
         "pope",
@@ -185,27 +190,36 @@ def load_public(
     records, metric = _records(name, path, split)
     try:
         found = list(records)
-    except (KeyError, TypeError, ValueError) as error:
+        if empty := [each.id for each in found if not each.answers]:
+            raise ValueError(f"question {empty[0]} has no answer")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AegisError(
             f"{path or name} does not hold what {name} holds ({type(error).__name__}: {error}): take the official "
             "files as they are."
         ) from error
     if not found:
         raise AegisError(f"{path or name} holds no question of split {split}: name another.")
+    times = Counter(each.id for each in found)
+    names = [each.id if times[each.id] == 1 else f"{each.id}-{row}" for row, each in enumerate(found)]
     if count < len(found):
         chosen = sorted(np.random.default_rng(seed).choice(len(found), count, replace=False).tolist())
     else:
         chosen = list(range(len(found)))
+    files = {picture for index in chosen if isinstance(picture := found[index].picture, Path)}
+    if missing := sorted(str(file) for file in files if not file.is_file()):
+        raise AegisError(
+            f"{len(missing)} of {len(files)} images are missing, {missing[0]} first: complete them."
+        )
     samples = [
         PublicSample(
             found[index].question,
             found[index].answers,
             found[index].type,
-            f"{name}/{split}/{found[index].id}",
+            f"{name}/{split}/{names[index]}",
             found[index].image,
             index,
             metric,
-            found[index].open_image,
+            found[index].picture,
         )
         for index in chosen
     ]
@@ -240,9 +254,10 @@ def _records(name: str, path: str | None, split: str) -> tuple[Iterator[Record],
     if name == CUSTOM:
         if path is None:
             raise AegisError(
-                "--benchmark=custom needs --vqa.path: a folder or an id that datasets.load_dataset reads."
+                "custom needs a place, a folder or an id that datasets.load_dataset reads: --vqa.path=PLACE of "
+                "aegis-vqa, custom:PLACE elsewhere."
             )
-        return read_data_set(path, split), _agreement
+        return read_data_set(path, [split, _USUAL.get(split, split)]), _agreement
     benchmark = PUBLIC[name]
     if split not in benchmark.splits:
         raise AegisError(
@@ -256,8 +271,9 @@ def _records(name: str, path: str | None, split: str) -> tuple[Iterator[Record],
     if len(missing) < len(files):
         raise AegisError(f"{path}: {', '.join(missing)} is missing: put it beside the other files.")
     data_set, config, reported = benchmark.data_set
+    splits = [*([reported] if split == reported_split(name) else []), split, _USUAL.get(split, split)]
     try:
-        rows = read_data_set(path or data_set, reported if split == reported_split(name) else split, config)
+        rows = read_data_set(path or data_set, splits, config and config.format(split))
     except AegisError as error:
         raise AegisError(f"{error} The official files of {name} would be {', '.join(missing)}.") from error
     return rows, benchmark.metric

@@ -15,7 +15,7 @@ from PIL import Image
 from aegis_policy.errors import AegisError
 
 Json = Mapping[str, Any]
-OpenImage = Callable[[], Image.Image]
+Picture = Path | Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Record:
     Attributes:
         id: of the question.
         image: names the picture among all.
-        open_image: opens it.
+        picture: its file, or what opens it.
         question: text.
         answers: what people said, or the one right answer; never empty.
         type: of the question, as the source sorts them.
@@ -33,7 +33,7 @@ class Record:
 
     id: str
     image: str
-    open_image: OpenImage
+    picture: Picture
     question: str
     answers: tuple[str, ...]
     type: str
@@ -52,7 +52,7 @@ def read_coco(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]
         yield Record(
             id=str(each["question_id"]),
             image=str(each["image_id"]),
-            open_image=_opener(root / split / f"COCO_{split}_{each['image_id']:012d}.jpg"),
+            picture=root / split / f"COCO_{split}_{each['image_id']:012d}.jpg",
             question=each["question"],
             answers=tuple(said["answer"] for said in known["answers"]),
             type=known["answer_type"],
@@ -65,7 +65,7 @@ def read_textvqa(root: Path, files: Sequence[Path], split: str) -> Iterator[Reco
         yield Record(
             id=str(each["question_id"]),
             image=each["image_id"],
-            open_image=_opener(root / "train_images" / f"{each['image_id']}.jpg"),
+            picture=root / "train_images" / f"{each['image_id']}.jpg",
             question=each["question"],
             answers=tuple(each["answers"]),
             type=_ONE_TYPE,
@@ -78,7 +78,7 @@ def read_gqa(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
         yield Record(
             id=name,
             image=each["imageId"],
-            open_image=_opener(root / "images" / f"{each['imageId']}.jpg"),
+            picture=root / "images" / f"{each['imageId']}.jpg",
             question=each["question"],
             answers=(each["answer"],),
             type=each["types"]["structural"],
@@ -94,27 +94,31 @@ def read_pope(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]
             yield Record(
                 id=f"{kind}-{each['question_id']}",
                 image=each["image"],
-                open_image=_opener(root / split / each["image"]),
+                picture=root / split / each["image"],
                 question=each["text"],
                 answers=(each["label"],),
                 type=kind,
             )
 
 
-def read_data_set(name: str, split: str, config: str | None = None) -> Iterator[Record]:
+def read_data_set(name: str, splits: Sequence[str], config: str | None = None) -> Iterator[Record]:
     """A data set with `image`, `question` and `answers` or `answer`: a folder of one, or an id of the hub.
 
     Answers are texts, one text, or as VQAv2 has them, {"answer": text}. Where there is `question_id` or `id` it is the
-    question's, where there is `imageId` or `image_id` the image's, and `answer_type`, `category` or `type` sorts the
-    questions.
+    question's, where there is `imageId`, `image_id` or `image_source` the image's (or else every row is an image of its
+    own), and `answer_type`, `category` or `type` sorts the questions.
+
+    Args:
+        name: of the folder, or the id.
+        splits: what the split may be called; the first that exists is read.
+        config: of the data set, if it has one of that name.
 
     Raises:
         AegisError: there is no such data set, split or column.
     """
-    rows = _load(name, split, config)
-    pictures = rows
-    if "image" not in rows.column_names and config in _IMAGES_OF:
-        pictures = _load(name, split, _IMAGES_OF[config])
+    rows = pictures = _load(name, splits, config)
+    if "image" not in rows.column_names and config is not None and config.endswith(_GQA_TEXTS):
+        pictures = _load(name, splits, config.removesuffix(_GQA_TEXTS) + _GQA_IMAGES)
     missing = [
         " or ".join(names)
         for names in (("question",), ("answers", "answer"))
@@ -124,49 +128,60 @@ def read_data_set(name: str, split: str, config: str | None = None) -> Iterator[
         missing.append("image")
     if missing:
         raise AegisError(
-            f"{name}: split {split} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: rename them."
+            f"{name}: split {splits[0]} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: "
+            "rename them."
         )
     return _records(rows, pictures)
 
 
 _ONE_TYPE = "question"
 """Of questions that nobody has sorted."""
-_IMAGES_OF = {"testdev_balanced_instructions": "testdev_balanced_images"}
+_GQA_TEXTS, _GQA_IMAGES = "_instructions", "_images"
 """GQA's data set keeps its pictures, with an `id`, in a configuration of their own."""
-_USUAL = {"val": "validation"}
-"""Split -> what `datasets` calls it."""
 
 
 def _records(rows: datasets.Dataset, pictures: datasets.Dataset) -> Iterator[Record]:
     place = None if pictures is rows else {str(each): index for index, each in enumerate(pictures["id"])}
     texts = rows.select_columns([each for each in rows.column_names if each != "image"])
     for index, row in enumerate(texts):
-        image = str(_first(row, ("imageId", "image_id"), index))
+        image = str(_first(row, ("imageId", "image_id", "image_source"), index))
         yield Record(
             id=str(_first(row, ("question_id", "id"), index)),
             image=image,
-            open_image=_row_opener(pictures, index if place is None else place[image]),
+            picture=_row_opener(pictures, index if place is None else place[image]),
             question=row["question"],
-            answers=_texts(row["answers"] if row.get("answers") else row["answer"]),
+            answers=_texts(row.get("answers") or row.get("answer") or ()),
             type=str(_first(row, ("answer_type", "category", "type"), _ONE_TYPE)),
         )
 
 
-def _load(name: str, split: str, config: str | None) -> datasets.Dataset:
+def _load(name: str, splits: Sequence[str], config: str | None) -> datasets.Dataset:
     folder = Path(name)
     try:
         if (folder / "dataset_info.json").is_file():
-            return datasets.load_from_disk(name)
+            raise ValueError("it is saved without splits; save a datasets.DatasetDict")
         if (folder / "dataset_dict.json").is_file():
-            splits = datasets.load_from_disk(name)
-            return splits[split if split in splits else _USUAL.get(split, split)]
-        return datasets.load_dataset(name, config, split=_USUAL.get(split, split))
+            saved = datasets.load_from_disk(name)
+            return saved[_one_of(splits, saved)]
+        known = datasets.get_dataset_config_names(name)
+        config = config if config in known else None
+        return datasets.load_dataset(
+            name, config, split=_one_of(splits, datasets.get_dataset_split_names(name, config))
+        )
     except Exception as error:  # from `datasets`, anything
         what = " ".join(str(error).split())[:200] or type(error).__name__
         raise AegisError(
-            f"{name}: split {split} of it cannot be read as a data set ({what}): name a folder or an id that "
+            f"{name}: split {splits[0]} of it cannot be read as a data set ({what}): name a folder or an id that "
             "datasets.load_dataset reads."
         ) from error
+
+
+def _one_of(wanted: Sequence[str], there: Iterable[str]) -> str:
+    there = list(there)
+    for split in wanted:
+        if split in there:
+            return split
+    raise ValueError(f"it has {', '.join(there)}")
 
 
 def _first(row: Json, names: Iterable[str], otherwise: object) -> object:
@@ -176,17 +191,13 @@ def _first(row: Json, names: Iterable[str], otherwise: object) -> object:
 def _texts(answers: object) -> tuple[str, ...]:
     if isinstance(answers, str):
         return (answers,)
-    if not isinstance(answers, Sequence) or not answers:
+    if not isinstance(answers, Sequence):
         raise ValueError(f"{answers!r} is no answer")
     return tuple(each["answer"] if isinstance(each, dict) else str(each) for each in answers)
 
 
-def _row_opener(rows: datasets.Dataset, index: int) -> OpenImage:
+def _row_opener(rows: datasets.Dataset, index: int) -> Callable[[], Image.Image]:
     return lambda: rows[index]["image"]
-
-
-def _opener(path: Path) -> OpenImage:
-    return lambda: Image.open(path)
 
 
 def _json(path: Path) -> Any:

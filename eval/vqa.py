@@ -5,16 +5,18 @@ baseline, where there is one, and, sample by sample, against the pretrained mode
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import batched
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from accelerate import PartialState
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -39,12 +41,15 @@ from aegis_eval.public_benchmarks import (
     reported_split,
     yes_no_figures,
 )
-from aegis_eval.retention import Asked, format_table, score_answers
-from aegis_policy import cli
+from aegis_eval.retention import Asked, Score, format_table, score_answers
+from aegis_policy import cli, ranks
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
+from aegis_policy.policy_card import VQAScore, add_score
 from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vlm_loading import check_vlm
+
+_LONGEST_WAIT = timedelta(hours=12)
 
 
 class AskedWithImage(Asked, Protocol):
@@ -86,7 +91,8 @@ class VqaConfig:
         max_new_tokens: longest answer.
         device: `cuda` or `cpu`, by default CUDA if there is one.
         output_dir: a new folder for `results.json` and `samples.jsonl`, by default `outputs/vqa/DATE_NAME`. An
-            interrupted command that named it goes on where it was.
+            interrupted command that named it goes on where it was, when given again with the same model, questions,
+            batch size and longest answer.
         cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
     """
 
@@ -118,22 +124,27 @@ def evaluate(config: VqaConfig) -> Path:
     """
     started, date = time.monotonic(), datetime.now().astimezone()
     cli.require_at_least(config, samples=1, batch_size=1, max_new_tokens=1, seed=0)
+    if "WORLD_SIZE" in os.environ:
+        # Joins the other ranks, on this one's device; they wait while the first fetches the questions.
+        PartialState(cpu=config.device == "cpu", timeout=_LONGEST_WAIT)
     output_dir = _output_directory(config, date)
     torch_device(config.device)
     _check_pretrained(config)
-    asked = _questions(config)
-    vlm, policy_config = _asked_model(config)
-    answers = _answers_of(vlm, "answering", asked.samples, config)
+    asked = ranks.first_alone(lambda: _questions(config))
+    vlm, policy_config, checkpoint = _asked_model(config)
+    model = str(config.policy.path or config.vlm)
+    answers = _answers_of(vlm, model, "answering", asked.samples, config)
     del vlm
     reference, note = load_original_vlm(policy_config, config.pretrained)
     reference_answers = None
     if reference is not None:
         reference.to(torch_device(config.device))
-        reference_answers = _answers_of(reference, "pretrained", asked.samples, config)
+        reference_answers = _answers_of(reference, reference.name, "pretrained", asked.samples, config)
+    if ranks.index() > 0:
+        return output_dir
     scores = score_answers(asked.samples, answers, asked.blind, reference_answers)
     yes_no = yes_no_figures(asked.public, answers) if config.benchmark == "pope" else {}
     seconds = time.monotonic() - started
-    model = str(config.policy.path or config.vlm)
     results = {
         "model": model,
         "benchmark": config.benchmark,
@@ -164,6 +175,9 @@ def evaluate(config: VqaConfig) -> Path:
                 yes_no=yes_no.get("all"),
             )
     shutil.rmtree(_log_folder(output_dir), ignore_errors=True)
+    if checkpoint is not None:
+        place = f" in {Path(config.vqa.path).name}" if config.vqa.path else ""
+        _note_on_card(checkpoint, f"{config.benchmark}{place}, {asked.split}", scores.overall, config)
     print(format_table(scores))
     for kind, figures in yes_no.items():
         print(f"{kind}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items()))
@@ -180,6 +194,8 @@ def answer_samples(
     max_new_tokens: int = 8,
     description: str | None = None,
     log: AnswerLog | None = None,
+    *,
+    across_ranks: bool = False,
 ) -> list[str]:
     """One answer a sample, in order; questions of similar length share a batch.
 
@@ -190,11 +206,16 @@ def answer_samples(
         max_new_tokens: longest answer.
         description: names the progress bar; without it there is none.
         log: gets the answers batch by batch; what it holds already is not asked again.
+        across_ranks: all ranks call this with the same samples, share the batches, and get all answers.
     """
     ordered = sorted(samples, key=lambda sample: (sample.type, len(sample.question)))
+    own = list(batched(ordered, batch_size))
+    if across_ranks:
+        own = own[ranks.index() :: ranks.count()]
     answers = dict(log.answers) if log is not None else {}
-    with tqdm(total=len(samples), desc=description, unit="question", disable=description is None) as bar:
-        for batch in batched(ordered, batch_size):
+    silent = description is None or ranks.index() > 0
+    with tqdm(total=sum(map(len, own)), desc=description, unit="question", disable=silent) as bar:
+        for batch in own:
             if not all(sample.id in answers for sample in batch):
                 given = vlm.answer(
                     [sample.image for sample in batch],
@@ -206,6 +227,8 @@ def answer_samples(
                 if log is not None:
                     log.add(new)
             bar.update(len(batch))
+    if across_ranks:
+        answers = ranks.gather(answers)
     return [answers[sample.id] for sample in samples]
 
 
@@ -238,19 +261,30 @@ def _questions(config: VqaConfig) -> _Questions:
 
 
 def _answers_of(
-    vlm: VLMBackbone, role: str, samples: Sequence[AskedWithImage], config: VqaConfig
+    vlm: VLMBackbone, weights: str, role: str, samples: Sequence[AskedWithImage], config: VqaConfig
 ) -> list[str]:
-    """The answers of a model, resumed if the output folder has a name that the next command can give again."""
+    """The answers of a model, resumed if the output folder has a name that the next command can give again.
+
+    `weights` is the folder, if it is one, that the model was read from.
+    """
     log = None
     if config.output_dir is not None:
         about = {
-            "model": vlm.fingerprint(),
+            "model": [vlm.fingerprint(), str(vlm.model.dtype), *_weights(weights)],
             "questions": fingerprint(samples),
             "batch_size": config.batch_size,
             "max_new_tokens": config.max_new_tokens,
         }
-        log = AnswerLog(_log_folder(config.output_dir) / f"{role}.jsonl", about)
-    return answer_samples(vlm, samples, config.batch_size, config.max_new_tokens, role, log)
+        log = AnswerLog(_log_folder(config.output_dir) / role, about, ranks.index())
+    return answer_samples(
+        vlm, samples, config.batch_size, config.max_new_tokens, role, log, across_ranks=True
+    )
+
+
+def _weights(folder: str) -> list[str]:
+    """What tells weights that were written anew from those that were there."""
+    files = sorted(Path(folder).resolve().glob("*.safetensors"))
+    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
 def _log_folder(output_dir: Path) -> Path:
@@ -266,23 +300,35 @@ def _output_directory(config: VqaConfig, date: datetime) -> Path:
     return require_new_directory(Path("outputs") / "vqa" / f"{date:%Y-%m-%d_%H-%M-%S}_{name}", "--output_dir")
 
 
-def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any]:
-    """The model to ask and, if it is in a policy, the policy's configuration."""
+def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any, Path | None]:
+    """The model to ask and, if it is in a policy, the policy's configuration and folder."""
     if (config.policy.path is None) == (config.vlm is None):
         raise AegisError(
             "give exactly one of --policy.path (a checkpoint) and --vlm (a model to ask as it is)."
         )
     if config.vlm is not None:
         vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm")
-        return vlm.to(torch_device(config.device)), None
-    policy, _ = load_policy(config.policy)
-    return policy.vlm.to(torch_device(config.device)), policy.config
+        return vlm.to(torch_device(config.device)), None, None
+    policy, folder = load_policy(config.policy)
+    return policy.vlm.to(torch_device(config.device)), policy.config, Path(folder)
 
 
 def _check_pretrained(config: VqaConfig) -> None:
     """Find out before the work that `--pretrained` names no model; its weights are loaded only when needed."""
     if config.pretrained is not None:
         check_vlm(config.pretrained, "--pretrained")
+
+
+def _note_on_card(checkpoint: Path, questions: str, score: Score, config: VqaConfig) -> None:
+    """Leave the score in the checkpoint's model card, if it can be written; `before` is the model it was made from."""
+    before, change = None, None
+    if score.pretrained is not None and config.pretrained is None:
+        before, paired = score.pretrained.accuracy, score.pretrained.paired
+        change = (paired.difference, *paired.ci)
+    try:
+        add_score(checkpoint, VQAScore(questions, score.n, score.accuracy, before, change))
+    except OSError as error:
+        print(f"The score was not added to the card of {checkpoint} ({error.strerror}).")
 
 
 def _write_samples(

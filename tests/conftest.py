@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from random_dataset import write_random_dataset
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,35 +35,13 @@ def tiny_vlm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LeRobotDataset of three episodes of six frames, with two cameras as images."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    image = {"dtype": "image", "shape": (32, 32, 3), "names": ["height", "width", "channels"]}
-    root = tmp_path_factory.mktemp("data") / "tiny"
-    dataset = LeRobotDataset.create(
-        repo_id="tests/tiny",
-        fps=10,
-        root=root,
-        features={
-            **dict.fromkeys(_CAMERAS, image),
-            "observation.state": {"dtype": "float32", "shape": (_STATE_DIM,), "names": None},
-            "action": {"dtype": "float32", "shape": (_ACTION_DIM,), "names": None},
-        },
-        use_videos=False,
+    return write_random_dataset(
+        tmp_path_factory.mktemp("data") / "tiny",
+        dict.fromkeys(_CAMERAS, (32, 32)),
+        state=_STATE_DIM,
+        action=_ACTION_DIM,
+        tasks=_TASKS,
     )
-    rng = np.random.default_rng(0)
-    for task in _TASKS:
-        for _ in range(6):
-            dataset.add_frame(
-                {
-                    **{camera: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for camera in _CAMERAS},
-                    "observation.state": rng.normal(size=_STATE_DIM).astype(np.float32),
-                    "action": rng.normal(size=_ACTION_DIM).astype(np.float32),
-                    "task": task,
-                }
-            )
-        dataset.save_episode()
-    dataset.finalize()
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def test_every_command_exists() -> None:
         if point.dist and point.dist.name == "lerobot_policy_aegis"
     }
     measure = ["vqa", "swap", "drift", "action-error", "export"]
-    names = ["record", "pretrain", "anchor", "demo", "ablate", "compare", "report", *measure]
+    names = ["record", "pretrain", "anchor", "demo", "ablate", "compare", "report", "doctor", *measure]
     assert set(ours) == {f"aegis-{name}" for name in names}
     assert all(callable(point.load()) for point in ours.values())
 

@@ -33,12 +33,7 @@ class AnchorGradients:
         Raises:
             RuntimeError: a layer with parameters has no gradient at all.
         """
-        for index, layer in enumerate(self._by_layer(grads)):
-            if layer and all(grad is None for grad in layer):
-                raise RuntimeError(
-                    f"The anchor's gradient reached no parameter of layer {index}: it would be unprotected; "
-                    "checkpointed layers need use_reentrant=False."
-                )
+        self._require_reached([grad is not None for grad in grads])
         first = not self._totals
         for index, p in enumerate(p for layer in self._parameters for p in layer):
             grad, grads[index] = grads[index], None
@@ -80,6 +75,14 @@ class AnchorGradients:
     def clear(self) -> None:
         """Forget everything and free the memory."""
         self._totals, self.reduced = [], False
+
+    def _require_reached(self, reached: Sequence[bool]) -> None:
+        for index, layer in enumerate(self._by_layer(reached)):
+            if layer and not any(layer):
+                raise RuntimeError(
+                    f"The anchor's gradient reached no parameter of layer {index}: it would be unprotected; "
+                    "checkpointed layers need use_reentrant=False."
+                )
 
     def _sum_over_ranks(self) -> None:
         """One collective a layer."""

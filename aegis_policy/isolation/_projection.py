@@ -77,11 +77,12 @@ def project_(task_grads: Sequence[Tensor], anchor_grads: Sequence[Tensor]) -> La
 
 def _dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
     """The inner product of two vectors in parts, in float32 or better."""
-    flat = [
-        (at_least_float32(x).reshape(-1), at_least_float32(y).reshape(-1))
-        for x, y in zip(xs, ys, strict=True)
-    ]
-    return torch.stack([torch.dot(x, y.to(x)) for x, y in flat]).sum()
+    return torch.stack([_flat_dot(x, y) for x, y in zip(xs, ys, strict=True)]).sum()
+
+
+def _flat_dot(x: Tensor, y: Tensor) -> Tensor:
+    x = at_least_float32(x).reshape(-1)
+    return torch.dot(x, y.reshape(-1).to(x))
 
 
 def _without(g: Tensor, a: Tensor, *factors: Tensor) -> Tensor:

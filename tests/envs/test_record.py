@@ -15,7 +15,6 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from aegis_envs.configuration_tabletop import AegisTabletopEnv
-from aegis_envs.record import spell_out_switch
 from aegis_envs.recorder import RecordConfig, record
 from aegis_envs.recordings import read_episodes
 from aegis_envs.sim import TabletopSim
@@ -158,19 +157,6 @@ def test_an_episode_length_is_refused_where_it_would_do_nothing(tmp_path):
     config = replace(_config(tmp_path / "none"), env=AegisTabletopEnv(task="reach", episode_length=9))
     with pytest.raises(AegisError, match=r"--env\.episode_length has no meaning here"):
         record(config)
-
-
-@pytest.mark.parametrize(
-    ("given", "understood"),
-    [
-        (["--video"], ["--video=true"]),
-        (["--video", "--seed=1"], ["--video=true", "--seed=1"]),
-        (["--video", "false"], ["--video", "false"]),
-        (["--video=false", "--seed", "1"], ["--video=false", "--seed", "1"]),
-    ],
-)
-def test_video_needs_no_value(given, understood):
-    assert spell_out_switch(given, "--video") == understood
 
 
 def test_only_the_tabletop_has_an_expert(tmp_path):

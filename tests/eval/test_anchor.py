@@ -193,7 +193,7 @@ def test_the_noise_floor_is_the_distance_of_batches_of_the_anchors_own_samples(t
 
 
 def _dataset(tiny_dataset: Path) -> LeRobotDataset:
-    return LeRobotDataset("tests/tiny", root=tiny_dataset)
+    return LeRobotDataset("local/tiny", root=tiny_dataset)
 
 
 def test_robot_frames_are_read_as_the_policy_reads_them(

@@ -79,13 +79,23 @@ def test_any_data_set_with_the_columns_is_read(answers: str, tmp_path: Path):
     rows = datasets.Dataset.from_dict(as_rows(answers))
     rows.to_parquet(tmp_path / "parquet" / "test-00000-of-00001.parquet")
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "saved")
-    rows.save_to_disk(tmp_path / "one")
-    for form in ("parquet", "saved", "one"):
+    for form in ("parquet", "saved"):
         samples, _ = load_public("custom", str(tmp_path / form), None, 100)
         assert [each.answer for each in samples] == list(COLOURS.values())
         assert [each.id for each in samples] == ["custom/test/7", "custom/test/8", "custom/test/9"]
         assert samples[1].score("The green.") == 1.0 and samples[1].score("red") == 0.0
         assert samples[2].image.mean() == 240
+
+
+def test_a_question_without_an_id_of_its_own_is_numbered_and_one_without_an_answer_refused(tmp_path: Path):
+    rows = as_rows() | {"question_id": [7, 7, 8]}
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "twice")
+    samples, _ = load_public("custom", str(tmp_path / "twice"), None, 100)
+    assert [each.id for each in samples] == ["custom/test/7-0", "custom/test/7-1", "custom/test/8"]
+    rows = as_rows() | {"answers": [["red"], [], ["blue"]]}
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "none")
+    with pytest.raises(AegisError, match="question 8 has no answer"):
+        load_public("custom", str(tmp_path / "none"), None, 100)
 
 
 def test_the_hub_s_form_of_a_benchmark_is_read(tmp_path: Path):
@@ -134,12 +144,19 @@ def test_a_missing_file_a_missing_image_and_a_missing_column_are_named(tmp_path:
     with pytest.raises(AegisError, match=r"v2_mscoco_val2014_annotations\.json is missing"):
         load_public("vqav2", str(tmp_path), None, 10)
     (tmp_path / "annotations.json").rename(tmp_path / "v2_mscoco_val2014_annotations.json")
-    (tmp_path / "val2014" / "COCO_val2014_000000000001.jpg").unlink()
+    picture = tmp_path / "val2014" / "COCO_val2014_000000000001.jpg"
+    picture.rename(tmp_path / "elsewhere")
+    with pytest.raises(AegisError, match=r"1 of 3 images are missing, .*000000000001\.jpg first"):
+        load_public("vqav2", str(tmp_path), None, 10)
+    picture.write_bytes(b"cut off")
     samples, _ = load_public("vqav2", str(tmp_path), None, 10)
     with pytest.raises(AegisError, match=r"The image of vqav2/val/10 cannot be read .*000000000001.jpg"):
         _ = samples[0].image
     rows = datasets.Dataset.from_dict({"image": as_rows()["image"], "text": ["?"] * 3})
-    rows.save_to_disk(tmp_path / "rows")
+    rows.save_to_disk(tmp_path / "one")
+    with pytest.raises(AegisError, match="saved without splits"):
+        load_public("custom", str(tmp_path / "one"), None, 10)
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "rows")
     with pytest.raises(AegisError, match="no column question, answers or answer but image, text"):
         load_public("custom", str(tmp_path / "rows"), None, 10)
 
@@ -176,9 +193,11 @@ def test_the_command_scores_a_public_benchmark_and_writes_lmms_eval_s_files(
     metric = "pope_accuracy" if name == "pope" else "exact_match"
     assert samples.name.endswith(f"_samples_{task}.jsonl")
     assert figures[f"{metric},none"] == pytest.approx(results["accuracy"])
-    assert sum(json.loads(line)[metric] for line in samples.read_text().splitlines()) == pytest.approx(
-        results["accuracy"] * results["n"]
-    )
+    scores = [json.loads(line)[metric] for line in samples.read_text().splitlines()]
+    if name == "pope":
+        assert {score["ground_truth"] for score in scores} == {"yes", "no"}
+        scores = [score["score"] for score in scores]
+    assert sum(scores) == pytest.approx(results["accuracy"] * results["n"])
     assert ("yes_no" in results) == (name == "pope")
 
 
@@ -194,13 +213,13 @@ def test_pope_s_figures_are_given_over_all_and_by_category(tmp_path: Path):
 def test_an_interrupted_command_goes_on(tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = write_coco(tmp_path / "data")
 
-    def command() -> Path:
+    def command(batch_size: int = 2) -> Path:
         return evaluate(
             VqaConfig(
                 vlm=str(tiny_vlm_dir),
                 benchmark="vqav2",
                 vqa=QuestionSource(str(place)),
-                batch_size=2,
+                batch_size=batch_size,
                 output_dir=tmp_path / "out",
             )
         )
@@ -219,7 +238,9 @@ def test_an_interrupted_command_goes_on(tiny_vlm_dir: Path, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         command()
     assert not (tmp_path / "out").exists()
-    (log,) = tmp_path.glob(".out.answers/*.jsonl")
+    with pytest.raises(AegisError, match=r"another batch_size: give that command again, delete the folder"):
+        command(batch_size=3)
+    (log,) = tmp_path.glob(".out.answers/*/*.jsonl")
     with log.open("a") as file:
         file.write('["vqav2/val/31", "cut off by the ki')
     out = command()

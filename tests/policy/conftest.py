@@ -120,7 +120,7 @@ def make_policy(make_config: Callable[..., AegisConfig]) -> MakePolicy:
 def tiny_flags(tiny_dataset: Path) -> list[str]:
     """Flags that train a tiny policy on the tiny dataset, fresh or further."""
     return [
-        "--dataset.repo_id=tests/tiny",
+        "--dataset.repo_id=local/tiny",
         f"--dataset.root={tiny_dataset}",
         "--batch_size=4",
         "--num_workers=0",

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lerobot.datasets import io_utils
 from lerobot.datasets.dataset_reader import DatasetReader
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from random_dataset import write_random_dataset
 
 from aegis_policy.chunk_reading import read_chunks_by_column
 
@@ -23,26 +23,9 @@ CHUNK = {"action": [step / 10 for step in range(8)], "observation.state": [-0.1,
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two episodes of six frames with one camera."""
     folder = tmp_path_factory.mktemp("data") / "small"
-    camera = {"dtype": "image", "shape": (16, 16, 3), "names": ["height", "width", "channels"]}
-    features = {
-        "observation.images.front": camera,
-        "observation.state": {"dtype": "float32", "shape": (3,), "names": list("xyz")},
-        "action": {"dtype": "float32", "shape": (2,), "names": list("ab")},
-    }
-    dataset = LeRobotDataset.create("local/small", 10, features, root=folder, use_videos=False)
-    rng = np.random.default_rng(0)
-    for episode in range(2):
-        for _ in range(6):
-            dataset.add_frame(
-                {
-                    "observation.images.front": rng.integers(0, 255, (16, 16, 3), dtype=np.uint8),
-                    "observation.state": rng.normal(size=3).astype(np.float32),
-                    "action": rng.normal(size=2).astype(np.float32),
-                    "task": f"task {episode}",
-                }
-            )
-        dataset.save_episode()
-    dataset.finalize()
+    write_random_dataset(
+        folder, {"observation.images.front": (16, 16)}, state=3, action=2, tasks=["task 0", "task 1"]
+    )
     return folder
 
 

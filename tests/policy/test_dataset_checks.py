@@ -57,6 +57,9 @@ def test_a_dataset_whose_tasks_say_nothing_is_refused(
     meta = SimpleNamespace(tasks=SimpleNamespace(index=tasks), features={})
     with pytest.raises(AegisError, match="no instruction"):
         AegisPolicy(make_config("none"), dataset_meta=meta)
+    AegisPolicy(make_config("none", instruction="push the T"), dataset_meta=meta)
+    with pytest.raises(AegisError, match=r"--policy\.instruction says nothing"):
+        make_config("none", instruction=" ")
 
 
 def test_processors_normalise_state_and_actions_and_leave_images(

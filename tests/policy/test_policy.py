@@ -193,6 +193,19 @@ def test_data_without_language_is_refused(
         make_policy("none").train()(batch)
 
 
+@pytest.mark.parametrize("task", [None, [""] * 4, ["push the T", "", " ", "push the T"]])
+def test_an_instruction_stands_in_where_the_data_has_none(
+    make_policy: MakePolicy, make_batch: MakeBatch, task: list[str] | None
+) -> None:
+    policy = make_policy("none", instruction="push the T").eval()
+    losses = []
+    for tasks in (["push the T"] * 4, task):
+        batch = make_batch() | {"task": tasks}
+        torch.manual_seed(0)
+        losses.append(policy({key: each for key, each in batch.items() if each is not None})[0].item())
+    assert losses[0] == losses[1]
+
+
 def test_a_vector_of_another_length_is_refused(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     batch = make_batch()
     batch["observation.state"] = batch["observation.state"][:, :-1]

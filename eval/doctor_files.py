@@ -1,0 +1,243 @@
+"""What `aegis-doctor` reads in files: datasets, checkpoints, anchors, VLMs. Standard library only.
+
+Only headers and JSON are read, never weights.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from aegis_policy.findings import Finding
+
+Json = dict[str, Any]
+_IMAGES = "observation.images."
+_FROZEN = ("freeze", "stop_gradient", "lora")
+"""Protections under which the decoder's own weights have neither gradients nor moments."""
+
+
+def check_dataset(root: Path) -> Iterator[Finding]:
+    """Whether a policy can learn from a LeRobotDataset: cameras, state, actions, instructions."""
+    info_file = root / "meta" / "info.json"
+    if not info_file.is_file():
+        yield Finding(
+            "error",
+            f"{root} holds no meta/info.json",
+            "give --dataset.root the folder of a LeRobotDataset, which has meta/, data/ and maybe videos/",
+        )
+        return
+    info = json.loads(info_file.read_text())
+    features = info["features"]
+    made = str(info.get("codebase_version", "unknown"))
+    if not made.startswith("v3"):
+        yield Finding(
+            "error",
+            f"{root} has the format {made} and LeRobot 0.6 reads v3",
+            "convert it with lerobot.scripts.convert_dataset_v21_to_v30",
+        )
+    cameras = _cameras(features)
+    missing = [name for name in ("observation.state", "action") if name not in features]
+    if not cameras:
+        missing.insert(0, f"camera ({_IMAGES}NAME)")
+    if missing:
+        yield Finding(
+            "error",
+            f"{root} has no {', no '.join(missing)}",
+            "name it so in the dataset, or a camera with --rename_map",
+        )
+    wrong = [
+        name
+        for name in ("observation.state", "action")
+        if name in features and len(features[name]["shape"]) != 1
+    ]
+    if wrong:
+        yield Finding("error", f"{', '.join(wrong)} of {root} is no vector", "store it as one row of numbers")
+    statistics_file = root / "meta" / "stats.json"
+    statistics = json.loads(statistics_file.read_text()) if statistics_file.is_file() else {}
+    bare = [
+        name
+        for name in ("observation.state", "action")
+        if name in features and not {"mean", "std"} <= set(statistics.get(name, {}))
+    ]
+    if bare:
+        yield Finding(
+            "error",
+            f"{statistics_file} has no mean and std of {', '.join(bare)}",
+            "lerobot-edit-dataset --operation.type=recompute_stats",
+        )
+    if not info.get("total_tasks"):
+        yield Finding(
+            "warning", f"{root} has no instructions", "say one for all with --policy.instruction=TEXT"
+        )
+    if not info.get("total_frames"):
+        yield Finding("error", f"{root} is empty", "record demonstrations")
+    if not missing and not wrong:
+        yield Finding(
+            "ok",
+            f"{root}: {info['total_episodes']} episodes, {info['total_frames']} frames at {info['fps']} a second, "
+            f"cameras {', '.join(_short(cameras))}, state {features['observation.state']['shape'][0]}, "
+            f"action {features['action']['shape'][0]}",
+        )
+
+
+def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
+    """Whether a checkpoint is whole, and whether a dataset has what it looks at."""
+    inside = folder / "pretrained_model"
+    folder = inside if (inside / "config.json").is_file() else folder
+    if not (folder / "config.json").is_file():
+        yield Finding(
+            "error",
+            f"{folder} holds no config.json",
+            "give --policy.path the `pretrained_model` folder of a checkpoint",
+        )
+        return
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("type") != "aegis":
+        yield Finding(
+            "error", f"{folder} is a policy of type {config.get('type')}, not aegis", "name an aegis policy"
+        )
+        return
+    missing = [
+        name
+        for name in ("model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json")
+        if not (folder / name).is_file()
+    ]
+    if missing:
+        yield Finding("error", f"{folder} lacks {', '.join(missing)}", "copy the whole folder")
+    else:
+        yield Finding("ok", f"{folder}: {config['protection']} on {config['vlm']}")
+    if dataset is not None and (dataset / "meta" / "info.json").is_file():
+        yield _compare(config, json.loads((dataset / "meta" / "info.json").read_text())["features"])
+
+
+def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Iterator[Finding]:
+    """Whether a file is an anchor, and of this VLM; `fingerprint` loads one and hashes its weights."""
+    rebuild = f"make it with aegis-anchor --vlm={vlm} --out={path}"
+    if not path.is_file():
+        yield Finding("error", f"there is no anchor at {path}", rebuild)
+        return
+    metadata = read_header(path).get("__metadata__", {})
+    if metadata.get("kind") != "aegis-anchor":
+        yield Finding("error", f"{path} is no anchor", rebuild)
+        return
+    about = f"{path}: of {metadata.get('vlm')}, {metadata.get('samples')} samples of {metadata.get('source')}"
+    try:
+        found = fingerprint(vlm)
+    except RuntimeError as error:
+        yield Finding(
+            "error",
+            f"--policy.vlm={vlm} cannot be loaded ({error})",
+            "name a transformers directory or hub id",
+        )
+        return
+    if found != metadata.get("fingerprint"):
+        yield Finding(
+            "error",
+            f"{about}; its fingerprint is {metadata.get('fingerprint')} and that of {vlm} is {found}",
+            rebuild,
+        )
+    else:
+        yield Finding("ok", about)
+
+
+def vlm_memory(vlm: str, protection: str, largest: int | None) -> Iterator[Finding]:
+    """What training a VLM takes before activations, counted from its files, against the largest GPU's bytes.
+
+    Weights, gradients and AdamW's two moments are float32; a projection, or a penalty on weights, holds one more copy
+    of what learns.
+    """
+    if vlm == "embedded":
+        return
+    files = sorted(Path(vlm).glob("*.safetensors"))
+    if not files:
+        yield Finding(
+            "warning",
+            f"--policy.vlm={vlm} is no folder with safetensors files here: its memory is not known",
+            "harmless for a hub id; otherwise correct the path",
+        )
+        return
+    tensors = {
+        name: each for path in files for name, each in read_header(path).items() if name != "__metadata__"
+    }
+    count = sum(prod(each["shape"]) for each in tensors.values())
+    learning = sum(prod(each["shape"]) for name, each in tensors.items() if _learns(name))
+    copies = 0 if protection in _FROZEN else 4 if protection in ("aegis", "l2_sp", "ewc") else 3
+    needed = 4 * count + 4 * copies * learning
+    about = (
+        f"{vlm}: {count / 1e9:.2f} billion parameters, {learning / 1e9:.2f} in its decoder layers; training "
+        f"with --policy.protection={protection} takes about {needed / 2**30:.1f} GiB before activations and expert"
+    )
+    if largest is not None and needed > largest:
+        yield Finding(
+            "error",
+            about + f", more than {largest / 2**30:.0f} GiB",
+            "--policy.protection=lora takes a fraction of it; or a GPU with more memory",
+        )
+    else:
+        yield Finding("ok", about)
+
+
+def read_header(path: Path) -> Json:
+    """The header of a safetensors file: name -> dtype and shape, and `__metadata__`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with path.open("rb") as file:
+        length = file.read(8)
+        if len(length) < 8:
+            raise ValueError(f"{path} is no safetensors file")
+        (size,) = struct.unpack("<Q", length)
+        header = file.read(size) if size <= path.stat().st_size else b""
+    try:
+        found: Json = json.loads(header)
+    except ValueError as error:
+        raise ValueError(f"{path} is no safetensors file") from error
+    return found
+
+
+def _learns(name: str) -> bool:
+    """Whether a weight is of a decoder layer: those train, vision tower and embeddings do not."""
+    return ".layers." in name and not any(part in name for part in ("vision", "visual", "encoder"))
+
+
+def _cameras(features: Json) -> list[str]:
+    return [name for name in features if name.startswith(_IMAGES) or name == "observation.image"]
+
+
+def _short(cameras: list[str]) -> list[str]:
+    return [name.removeprefix(_IMAGES) for name in cameras]
+
+
+def _compare(config: Json, features: Json) -> Finding:
+    """A checkpoint's inputs and outputs against a dataset's."""
+    wanted = {**config["input_features"], **config["output_features"]}
+    absent = [name for name in wanted if name not in features]
+    if absent:
+        unused = [name for name in _cameras(features) if name not in wanted]
+        views = [name for name in absent if name in _cameras(wanted)]
+        mend = "take another dataset, or name its keys so"
+        if unused and views == absent:
+            renamed = json.dumps(dict(zip(unused, views, strict=False)))
+            mend = f"--rename_map='{renamed}', if these are the same views"
+        return Finding(
+            "error",
+            f"the dataset has no {', '.join(absent)}, which the checkpoint needs; cameras it does not look at: "
+            f"{', '.join(unused) or 'none'}",
+            mend,
+        )
+    sizes = {
+        name: (wanted[name]["shape"], features[name]["shape"])
+        for name in ("observation.state", "action")
+        if name in wanted and list(wanted[name]["shape"]) != list(features[name]["shape"])
+    }
+    if sizes:
+        ((name, (own, theirs)), *_) = sizes.items()
+        return Finding(
+            "error",
+            f"{name} has the shape {theirs} in the dataset and {own} in the checkpoint",
+            "take another dataset",
+        )
+    return Finding("ok", "the dataset has all that the checkpoint looks at")

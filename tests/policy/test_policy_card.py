@@ -1,0 +1,101 @@
+"""Every checkpoint says what it is, and what it still answers."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from training_steps import MakePolicy
+
+from aegis_eval.checkpoints import PolicySource
+from aegis_eval.vqa import VqaConfig, evaluate
+from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.policy_card import CARD_FILE, VQAScore, add_score
+
+
+def rows(folder: Path) -> list[str]:
+    text = (folder / CARD_FILE).read_text()
+    between = text.split("<!-- vqa -->\n")[1].split("<!-- /vqa -->")[0]
+    return between.splitlines()[2:]
+
+
+def test_a_checkpoint_has_a_card_with_protection_vlm_and_anchor(make_policy: MakePolicy, tmp_path: Path):
+    policy = make_policy("aegis", anchor="gaussian")
+    policy.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / CARD_FILE)
+    assert card.data.library_name == "lerobot" and {"aegis", "robotics"} <= set(card.data.tags)
+    for part in (
+        "| protection | aegis, gaussian |",
+        f"fingerprint {policy.config.vlm_fingerprint}",
+        "| anchor | ",
+        "sha256 ",
+        "0 steps",
+        "Not asked yet.",
+    ):
+        assert part in card.text
+    (anchor,) = [line for line in card.text.splitlines() if line.startswith("| anchor |")]
+    assert anchor in policy.generate_model_card("me/data", "aegis", None, None).text
+    make_policy("none").save_pretrained(tmp_path / "none")
+    unprotected = (tmp_path / "none" / CARD_FILE).read_text()
+    assert "| protection | none |" in unprotected and "| anchor |" not in unprotected
+
+
+def test_the_probe_s_accuracy_before_and_last_is_on_the_card_and_survives_a_resume(
+    make_policy: MakePolicy, make_batch, tmp_path: Path
+):
+    policy = make_policy("none", vqa_probe_freq=1, vqa_probe_samples=5).train()
+    policy.save_pretrained(tmp_path / "fresh")
+    assert "Not asked yet." in (tmp_path / "fresh" / CARD_FILE).read_text()
+    policy.get_optim_params()
+    policy(make_batch(size=2, seed=0))
+    policy.save_pretrained(tmp_path / "first")
+    (row,) = rows(tmp_path / "first")
+    assert row.startswith("| tabletop, probed in training | 5 | ")
+    again = AegisPolicy.from_pretrained(tmp_path / "first").train()
+    again.get_optim_params()
+    again(make_batch(size=2, seed=0))
+    again.save_pretrained(tmp_path / "second")
+    (later,) = rows(tmp_path / "second")
+    assert later.split("|")[3] == row.split("|")[3] != "  ", "the accuracy before any training"
+
+
+def test_asking_a_checkpoint_adds_a_line_and_asking_again_replaces_it(tiny_checkpoint: Path, tmp_path: Path):
+    copy = tmp_path / "checkpoint"
+    copy.mkdir()
+    for path in tiny_checkpoint.rglob("*"):
+        target = copy / path.relative_to(tiny_checkpoint)
+        target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
+    for samples, out in ((6, "one"), (7, "two"), (6, "again")):
+        evaluate(
+            VqaConfig(
+                policy=PolicySource(str(copy)),
+                samples=samples,
+                output_dir=tmp_path / out,
+                cache_dir=tmp_path / "cache",
+            )
+        )
+    for row, (n, out) in zip(rows(copy), ((7, "two"), (6, "again")), strict=True):
+        results = json.loads((tmp_path / out / "results.json").read_text())
+        before = results["pretrained"]["accuracy"]
+        assert row.startswith(
+            f"| tabletop, test | {n} | {100 * before:.1f} | {100 * results['accuracy']:.1f} | +0.0 ["
+        )
+    assert AegisPolicy.from_pretrained(copy).config.protection == "none"
+
+
+def test_a_card_of_someone_s_own_stays_as_it_is(tmp_path: Path):
+    (tmp_path / CARD_FILE).write_text("# Mine\n")
+    add_score(tmp_path, VQAScore("okvqa, val", 5000, 0.6))
+    assert (tmp_path / CARD_FILE).read_text() == "# Mine\n"
+    add_score(tmp_path / "nowhere", VQAScore("okvqa, val", 5000, 0.6))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_line_says_what_is_known():
+    assert VQAScore("okvqa, val", 5000, 0.6).row() == "| okvqa, val | 5000 |  | 60.0 |  |"
+    known = VQAScore("okvqa, val", 5000, 0.602, 0.601, (0.0005, -0.01, 0.011))
+    assert known.row() == "| okvqa, val | 5000 | 60.1 | 60.2 | +0.1 [-1.0, +1.1] |"
+
+
+def test_the_hub_gets_the_same_card(make_policy: MakePolicy):
+    card = make_policy("none").generate_model_card("me/data", "aegis", None, None)
+    assert card.data.datasets == "me/data" and "What the VLM still answers" in card.text

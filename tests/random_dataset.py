@@ -1,0 +1,47 @@
+"""Small LeRobotDatasets of noise, with the features of real ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def write_random_dataset(
+    root: Path,
+    cameras: Mapping[str, tuple[int, int]],
+    *,
+    state: int,
+    action: int,
+    tasks: Sequence[str],
+    frames: int = 6,
+    fps: int = 10,
+) -> Path:
+    """An episode of `frames` frames for each task; `cameras` are dataset keys with heights and widths."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    names = ["height", "width", "channels"]
+    dataset = LeRobotDataset.create(
+        repo_id=f"local/{root.name}",
+        fps=fps,
+        root=root,
+        features={
+            **{key: {"dtype": "image", "shape": (*size, 3), "names": names} for key, size in cameras.items()},
+            "observation.state": {"dtype": "float32", "shape": (state,), "names": None},
+            "action": {"dtype": "float32", "shape": (action,), "names": None},
+        },
+        use_videos=False,
+    )
+    rng = np.random.default_rng(0)
+    for task in tasks:
+        for _ in range(frames):
+            pictures = {
+                key: rng.integers(0, 255, (*size, 3), dtype=np.uint8) for key, size in cameras.items()
+            }
+            vectors = {
+                "observation.state": rng.normal(size=state).astype(np.float32),
+                "action": rng.normal(size=action).astype(np.float32),
+            }
+            dataset.add_frame({**pictures, **vectors, "task": task})
+        dataset.save_episode()
+    dataset.finalize()
+    return root
