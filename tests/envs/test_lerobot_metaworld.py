@@ -85,7 +85,7 @@ def test_without_metaworld_lerobot_eval_says_what_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
-    with pytest.raises(AegisError, match=r"uv pip install 'lerobot_policy_aegis\[metaworld\]'"):
+    with pytest.raises(AegisError, match=r"uv pip install '\.\[metaworld\]'"):
         AegisMetaworldEnv(task="reach-v3").create_envs(1)
 
 

@@ -177,5 +177,5 @@ def test_flags_that_cannot_be_used_are_named(tmp_path, env, settings, sentence):
 
 def test_without_metaworld_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
-    with pytest.raises(AegisError, match=r"uv pip install 'lerobot_policy_aegis\[metaworld\]'"):
+    with pytest.raises(AegisError, match=r"uv pip install '\.\[metaworld\]'"):
         record(_config(tmp_path / "none"))
