@@ -368,10 +368,16 @@ class VLMBackbone(nn.Module):
     def _process(
         self, samples: list[list[Any]], prompts: list[str], padding_side: str, **options: Any
     ) -> dict[str, Tensor]:
-        self.processor.tokenizer.padding_side = padding_side
         if self.family.chat:
             options["add_special_tokens"] = False  # the template wrote them
-        inputs = self.processor(images=samples, text=prompts, padding=True, return_tensors="pt", **options)
+        tokenizer = self.processor.tokenizer
+        its_own, tokenizer.padding_side = tokenizer.padding_side, padding_side
+        try:
+            inputs = self.processor(
+                images=samples, text=prompts, padding=True, return_tensors="pt", **options
+            )
+        finally:
+            tokenizer.padding_side = its_own
         if not options.get("suffix"):
             inputs.pop("labels", None)
         return {key: value.to(self.device) for key, value in inputs.items()}

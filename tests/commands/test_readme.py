@@ -1,15 +1,12 @@
 """The commands of the README, as printed, with smaller numbers."""
 
-import json
 import re
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
+from random_data import write_random_questions
 
 _README = Path(__file__).parents[2] / "README.md"
 _SMALLER = {
@@ -37,18 +34,6 @@ def _small(command: Sequence[str], **others: str) -> list[str]:
     flags = dict(flag.split("=", 1) for flag in command[1:])
     smaller = {**_SMALLER, **{f"--{name}": value for name, value in others.items()}}
     return [command[0], *(f"{name}={smaller.get(name, value)}" for name, value in flags.items())]
-
-
-@pytest.fixture
-def my_vqa(tmp_path: Path) -> None:
-    """The folder of pictures and questions that the README describes."""
-    (tmp_path / "my_vqa").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    lines = []
-    for index, picture in enumerate(pixels):
-        Image.fromarray(picture).save(tmp_path / "my_vqa" / f"{index}.png")
-        lines.append(json.dumps({"image": f"{index}.png", "question": "what is on the table?"}))
-    (tmp_path / "my_vqa" / "questions.jsonl").write_text("\n".join(lines))
 
 
 def test_the_commands_of_the_readme_work_one_after_the_other(
@@ -79,10 +64,10 @@ def test_the_commands_of_the_readme_work_one_after_the_other(
     assert list(tmp_path.glob("outputs/train/eval/**/*.mp4")) and list(tmp_path.glob("outputs/eval/**/*.mp4"))
 
 
-@pytest.mark.usefixtures("my_vqa")
 def test_an_anchor_and_a_policy_of_ones_own_vlm_as_the_readme_makes_them(
     shell: Callable[..., subprocess.CompletedProcess[str]], tiny_vlm_dir: Path, tmp_path: Path
 ) -> None:
+    write_random_questions(tmp_path / "my_vqa")
     anchor, train = _commands("Your own VLM and your own data")
     record = _small(_commands("The five commands")[0])
     own = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from official_files import write_coco, write_okvqa
-from random_dataset import write_random_dataset
+from random_data import write_random_dataset
 
 _GUIDE = (Path(__file__).parents[2] / "docs" / "libero.md").read_text()
 _SMALL = ["--steps=2", "--batch_size=2", "--num_workers=0", "--policy.device=cpu", "--save_freq=2"]

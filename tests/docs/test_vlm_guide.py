@@ -1,15 +1,13 @@
 """The commands of the guide to other VLMs, on a tiny SmolVLM2."""
 
-import json
 import re
 import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from random_data import write_random_questions
 from tiny_vlms import save_tiny_vlm
 from transformers import AutoModelForImageTextToText
 
@@ -31,13 +29,7 @@ def test_from_a_directory_to_an_exported_model(
     commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
     assert [command[0] for command in commands] == ["aegis-anchor", "lerobot-train", "aegis-export"]
     save_tiny_vlm("smolvlm", tmp_path / "models" / "SmolVLM2-500M-Video-Instruct")
-    (tmp_path / "vqa").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    lines = []
-    for index, picture in enumerate(pixels):
-        Image.fromarray(picture).save(tmp_path / "vqa" / f"{index}.png")
-        lines.append(json.dumps({"image": f"{index}.png", "question": "what is on the table?"}))
-    (tmp_path / "vqa" / "questions.jsonl").write_text("\n".join(lines))
+    write_random_questions(tmp_path / "vqa")
     more = {
         "aegis-anchor": ["--samples=4"],
         "lerobot-train": [f"--dataset.root={tiny_dataset}", *_SMALL],

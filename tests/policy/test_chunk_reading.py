@@ -12,7 +12,7 @@ import torch
 from lerobot.datasets import io_utils
 from lerobot.datasets.dataset_reader import DatasetReader
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from random_dataset import write_random_dataset
+from random_data import write_random_dataset
 
 from aegis_policy.chunk_reading import read_chunks_by_column
 

@@ -102,6 +102,18 @@ def test_saved_model_is_a_plain_transformers_directory(vlm: VLMBackbone, tmp_pat
         torch.testing.assert_close(model(**inputs).logits, vlm.model(**inputs).logits)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_is_saved_pads_as_the_original_whatever_was_read_or_answered(
+    tiny_vlm_dir: Path, side: str, tmp_path: Path
+) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    vlm.processor.tokenizer.padding_side = side
+    vlm.prepare([_as_floats(_images(2))], ["red", "is the green sphere up?"])
+    vlm.answer(_images(2), ["red", "is the green sphere up?"], max_new_tokens=1)
+    vlm.save_pretrained(tmp_path / "saved")
+    assert AutoProcessor.from_pretrained(tmp_path / "saved").tokenizer.padding_side == side
+
+
 def test_architecture_rebuilds_without_weights_and_keeps_the_tokenizer(
     vlm: VLMBackbone, tmp_path: Path
 ) -> None:

@@ -1,9 +1,11 @@
-"""Small LeRobotDatasets of noise, with the features of real ones."""
+"""Small LeRobotDatasets and folders of questions about noise, in the forms of real ones."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 
 def write_random_dataset(
@@ -45,3 +47,16 @@ def write_random_dataset(
         dataset.save_episode()
     dataset.finalize()
     return root
+
+
+def write_random_questions(folder: Path, *, count: int = 4, answer: str | None = None) -> Path:
+    """Pictures with a `questions.jsonl`, as `aegis-anchor --vqa` takes them."""
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    lines = []
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{index}.png")
+        said = {} if answer is None else {"answer": answer}
+        lines.append(json.dumps({"image": f"{index}.png", "question": "what is on the table?", **said}))
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return folder
