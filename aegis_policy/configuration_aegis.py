@@ -68,7 +68,7 @@ class AegisConfig(PreTrainedConfig):
             the training log shows their accuracy until the next time, and how their gradient lies to the anchor.
         vqa_probe_data, vqa_probe_samples: which questions (as `replay_data`; a benchmark's validation split), and
             how many.
-        instruction: what the policy is told where the data or the environment has no text of its own (PushT, ALOHA).
+        instruction: what the policy is told, always, where data or environment say nothing of use (PushT, ALOHA).
         train_vision_tower, train_projector: train these too (with the backbone's learning rate).
             Token embeddings, final norm and language-model head never train (but for the entries that
             `knowledge_insulation` reserves): no layer's anchor guards them, and the flow loss does not even reach

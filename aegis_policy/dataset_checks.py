@@ -54,9 +54,14 @@ def check_batch(config: "AegisConfig", batch: Mapping[str, Any], with_actions: b
 
 
 def instructions(config: "AegisConfig", batch: Mapping[str, Any]) -> list[str]:
-    """What each sample of a batch is told: its own text, or else `config.instruction`, or else nothing."""
-    told = [str(task) for task in batch.get("task") or [""] * len(batch[OBS_STATE])]
-    return [text if text.strip() else config.instruction or "" for text in told]
+    """What each sample of a batch is told: `config.instruction`, or else its own text, or else nothing.
+
+    LeRobot hands over an environment's internal name where it has no description (`transfer_cube` of ALOHA).
+    """
+    count = len(batch[OBS_STATE])
+    if config.instruction is not None:
+        return [config.instruction] * count
+    return [str(task) for task in batch.get("task") or [""] * count]
 
 
 def key_table(given: Iterable[str], wanted: Iterable[str]) -> str:
@@ -70,12 +75,17 @@ def key_table(given: Iterable[str], wanted: Iterable[str]) -> str:
 
 
 def check_language(config: "AegisConfig", tasks: Iterable[str]) -> None:
-    """See that a dataset's list of tasks says something, or that `config.instruction` stands in.
+    """See that a dataset's list of tasks says something, or that `config.instruction` stands in for one task at most.
 
     Raises:
-        AegisError: there is no task, or all are empty.
+        AegisError: there is no task, or all are empty; or there are several that the instruction would replace.
     """
-    if config.instruction is None and not any(str(task).strip() for task in tasks):
+    said = {str(task).strip() for task in tasks} - {""}
+    if config.instruction is not None and len(said) > 1:
+        raise AegisError(
+            f"--policy.instruction would stand in for {len(said)} different instructions of the dataset: leave it out."
+        )
+    if config.instruction is None and not said:
         raise AegisError(
             "The dataset has no instruction (its tasks are empty): this policy follows language, so record "
             "every frame with a `task` text, or say --policy.instruction=TEXT."

@@ -1,8 +1,8 @@
-"""The tabletop: coloured shapes, a small arm and instructions that must be understood to be followed.
+"""Simulators: a tabletop with instructions that must be understood to be followed, Meta-World drawn fast, LIBERO.
 
-Importing this registers `aegis_tabletop/Reach-v0`, `Push-v0`, `Pick-v0` and `Bowl-v0` with gymnasium. It
-imports neither torch nor lerobot, so that simulation workers start quickly; LeRobot's
-`--env.type=aegis_tabletop` comes with `aegis_envs.configuration_tabletop`.
+Importing this registers the tabletop's `aegis_tabletop/Reach-v0`, `Push-v0`, `Pick-v0` and `Bowl-v0` with gymnasium.
+It imports neither torch nor lerobot, so that simulation workers start quickly; LeRobot's `--env.type=aegis_...`
+come with `aegis_envs.configuration_tabletop`, `configuration_metaworld` and `configuration_libero`.
 """
 
 import gymnasium

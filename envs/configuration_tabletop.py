@@ -14,6 +14,7 @@ from aegis_envs.episodes import check_split
 from aegis_envs.errors import TabletopError
 from aegis_envs.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE
 from aegis_envs.tasks import parse_tasks
+from aegis_envs.vector import make_vector
 from aegis_policy.errors import AegisError
 
 
@@ -81,15 +82,7 @@ class AegisTabletopEnv(EnvConfig):
         self, n_envs: int, use_async_envs: bool = False
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
         """`{task: {0: vector of n_envs}}`, one suite a task, so that LeRobot reports success per task."""
-        same_step = gym.vector.AutoresetMode.SAME_STEP
-        suites: dict[str, dict[int, gym.vector.VectorEnv]] = {}
-        for task in self.tasks:
-            factories = [partial(TabletopEnv, task, **self.gym_kwargs)] * n_envs
-            if use_async_envs and n_envs > 1:
-                vector: gym.vector.VectorEnv = gym.vector.AsyncVectorEnv(
-                    factories, context="forkserver", autoreset_mode=same_step
-                )
-            else:
-                vector = gym.vector.SyncVectorEnv(factories, autoreset_mode=same_step)
-            suites[task] = {0: vector}
-        return suites
+        return {
+            task: {0: make_vector([partial(TabletopEnv, task, **self.gym_kwargs)] * n_envs, use_async_envs)}
+            for task in self.tasks
+        }

@@ -99,7 +99,8 @@ def demonstrate(recipe: Recipe, slot: int) -> Demonstration:
     """The successful demonstration that belongs to `slot`; tasks take turns over the slots.
 
     Raises:
-        TabletopError: the expert failed `MAX_ATTEMPTS` times, or this machine cannot render.
+        TabletopError: the expert failed `MAX_ATTEMPTS` times.
+        SimulatorError: this machine cannot render.
     """
     task = recipe.tasks[slot % len(recipe.tasks)]
     env = _environment(task, recipe.split, recipe.image_size)

@@ -1,4 +1,4 @@
-"""Meta-World's 50 tasks at the picture size one wants, ten times faster than LeRobot's `--env.type=metaworld`.
+"""Meta-World's 50 tasks at the picture size one wants, many times as fast as LeRobot's `--env.type=metaworld`.
 
 Observations, actions, success and sentences are LeRobot's, so that a policy trained on one runs in the other. What
 makes it fast: pictures are drawn at their size instead of 480 x 480, once a step, without shadow maps, reflections and

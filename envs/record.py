@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """Record demonstrations into a LeRobotDataset; see `aegis_envs.recorder.RecordConfig` for the flags."""
+    """Record demonstrations into a LeRobotDataset; see `aegis_envs.sources.RecordConfig` for the flags."""
     from aegis_envs.recorder import RecordConfig, record
     from aegis_policy import cli
 

@@ -90,10 +90,15 @@ class Canvas:
         return np.ascontiguousarray(image[::-1])
 
     def free(self) -> None:
-        """Give the context back; the canvas is of no use afterwards."""
+        """Give the context back; the canvas is of no use afterwards, and no other is the current one."""
         _owned.discard(self)
-        self._gl.make_current()
-        self._mjr.free()
+        _canvases.forget_current()
+        try:
+            self._gl.make_current()
+        except Exception:  # each platform has its own: it is the current one of another thread
+            _abandoned.append(self._mjr)
+        else:
+            self._mjr.free()
         self._gl.free()
 
 
@@ -116,17 +121,22 @@ class _Canvases(threading.local):
     def yield_to(self, canvas: Canvas) -> Canvas:
         """Make a canvas that is none of these the current one."""
         canvas.make_current()
-        self._current = None
+        self.forget_current()
         return canvas
+
+    def forget_current(self) -> None:
+        """Let the next picture make its canvas current, whatever was."""
+        self._current = None
 
     def free(self) -> None:
         while self._by_size:
             self._by_size.popitem()[1].free()
-        self._current = None
 
 
 _canvases = _Canvases()
 _owned: WeakSet[Canvas] = WeakSet()
+_abandoned: list[Any] = []
+"""What must not be freed, for it would free the numbers of its buffers in the context that is current here."""
 
 
 def own_canvas(model: Any, size: int) -> Canvas:

@@ -15,7 +15,7 @@ from aegis_envs.metaworld_demonstrations import (
     demonstrate_to_file,
 )
 from aegis_envs.metaworld_tasks import parse_tasks
-from aegis_envs.sources import RecordConfig, noise_of
+from aegis_envs.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of
 from aegis_policy.errors import AegisError
 
 _LEROBOT_IMAGE_SIZE = 480
@@ -62,15 +62,17 @@ def _image_size(config: RecordConfig) -> int:
         if config.image_size is not None:
             raise AegisError("--image_size has no meaning here: use --env.image_size.")
         if env.episode_length is not None:
-            raise AegisError(
-                "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
-            )
+            raise AegisError(NO_EPISODE_LENGTH)
         return env.image_size
     assert isinstance(env, LeRobotMetaworldEnv)
     if env.fps != CONTROL_HZ:
         raise AegisError(
             f"--env.fps={env.fps}: Meta-World is controlled {CONTROL_HZ} times a second, always."
         )
+    if env.episode_length != type(env).episode_length:
+        raise AegisError(NO_EPISODE_LENGTH)
     if env.obs_type != "pixels_agent_pos":
         raise AegisError(f"--env.obs_type={env.obs_type} cannot be recorded: use pixels_agent_pos.")
-    return check_image_size("--image_size", config.image_size or _LEROBOT_IMAGE_SIZE)
+    return check_image_size(
+        "--image_size", _LEROBOT_IMAGE_SIZE if config.image_size is None else config.image_size
+    )

@@ -9,7 +9,7 @@ from aegis_envs.configuration_tabletop import AegisTabletopEnv
 from aegis_envs.demonstrations import Demonstration, Recipe, demonstrate_to_file
 from aegis_envs.recordings import SCENES_FILE
 from aegis_envs.sim import CAMERAS, CONTROL_HZ
-from aegis_envs.sources import RecordConfig, noise_of, scatter_of
+from aegis_envs.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of, scatter_of
 from aegis_policy.errors import AegisError
 
 
@@ -41,9 +41,7 @@ class TabletopSource:
         env = config.env
         assert isinstance(env, AegisTabletopEnv)
         if env.episode_length is not None:
-            raise AegisError(
-                "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
-            )
+            raise AegisError(NO_EPISODE_LENGTH)
         if config.image_size is not None:
             raise AegisError("--image_size has no meaning here: use --env.image_size.")
         return Recipe(

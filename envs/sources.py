@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from aegis_envs.configuration_tabletop import AegisTabletopEnv
 from aegis_policy.errors import AegisError
 
+NO_EPISODE_LENGTH = "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
+
 
 @dataclass
 class RecordConfig:

@@ -48,6 +48,14 @@ seen = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 found = [torch.cuda.get_device_properties(i) for i in seen]
 print(json.dumps([[each.name, each.total_memory] for each in found]))
 """
+_METAWORLD = """
+from aegis_envs.errors import MetaworldError
+from aegis_envs.metaworld import require_metaworld
+try:
+    require_metaworld()
+except MetaworldError as error:
+    print(error)
+"""
 _FINGERPRINT = """
 import sys
 from aegis_policy.vlm import VLMBackbone
@@ -211,13 +219,12 @@ def check_simulators() -> Iterator[Finding]:
 
 
 def _metaworld() -> Finding:
-    from aegis_envs.errors import SimulatorError
-    from aegis_envs.metaworld import MEND, require_metaworld
-
-    try:
-        require_metaworld()
-    except SimulatorError as error:
-        return Finding("error", str(error).removesuffix(f": {MEND}."), MEND)
+    works, said = _try(_METAWORLD)
+    if not works:
+        return Finding("warning", f"Meta-World could not be tried ({said})", "mend what is wrong above first")
+    if said:
+        what, _, mend = said.rstrip(".").partition(": ")
+        return Finding("error", what, mend)
     return Finding("ok", "metaworld is installed")
 
 

@@ -67,7 +67,7 @@ def check_dataset(root: Path) -> Iterator[Finding]:
             f"{statistics_file} has no mean and std of {', '.join(bare)}",
             "lerobot-edit-dataset --operation.type=recompute_stats",
         )
-    if not info.get("total_tasks"):
+    if not info.get("total_tasks") or _says_nothing(root / "meta" / "tasks.parquet"):
         yield Finding(
             "warning", f"{root} has no instructions", "say one for all with --policy.instruction=TEXT"
         )
@@ -80,6 +80,18 @@ def check_dataset(root: Path) -> Iterator[Finding]:
             f"cameras {', '.join(_short(cameras))}, state {features['observation.state']['shape'][0]}, "
             f"action {features['action']['shape'][0]}",
         )
+
+
+def _says_nothing(tasks: Path) -> bool:
+    """Whether all instructions of a dataset are blank, as far as can be read."""
+    try:
+        from pyarrow import parquet
+
+        table = parquet.read_table(tasks)
+    except (ImportError, OSError, ValueError):
+        return False
+    texts = [text for name in table.column_names if name != "task_index" for text in table[name].to_pylist()]
+    return not any(str(text).strip() for text in texts)
 
 
 def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:

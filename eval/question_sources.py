@@ -131,7 +131,20 @@ def read_data_set(name: str, splits: Sequence[str], config: str | None = None) -
             f"{name}: split {splits[0]} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: "
             "rename them."
         )
-    return _records(rows, pictures)
+    decoded = _with_pictures(pictures, name)
+    return _records(decoded if pictures is rows else rows, decoded)
+
+
+def _with_pictures(rows: datasets.Dataset, name: str) -> datasets.Dataset:
+    """The same, `image` decoded whatever wrote it: bytes with a path, or the name of a file."""
+    if isinstance(rows.features["image"], datasets.Image):
+        return rows
+    try:
+        return rows.cast_column("image", datasets.Image())
+    except Exception as error:  # from `datasets` and Arrow, anything
+        raise AegisError(
+            f"{name}: its column image ({rows.features['image']}) holds no pictures that datasets.Image decodes."
+        ) from error
 
 
 _ONE_TYPE = "question"
@@ -197,7 +210,13 @@ def _texts(answers: object) -> tuple[str, ...]:
 
 
 def _row_opener(rows: datasets.Dataset, index: int) -> Callable[[], Image.Image]:
-    return lambda: rows[index]["image"]
+    def opened() -> Image.Image:
+        image = rows[index]["image"]
+        if image is None:
+            raise OSError("its row has none")
+        return image
+
+    return opened
 
 
 def _json(path: Path) -> Any:

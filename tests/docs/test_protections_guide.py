@@ -12,7 +12,7 @@ from random_data import write_random_questions
 
 _GUIDE = (Path(__file__).parents[2] / "docs" / "protections.md").read_text()
 _SMALL = {
-    "aegis-anchor": ["--samples=4", "--batch_size=2", "--rank=8"],
+    "aegis-anchor": ["--samples=4", "--batch_size=2"],
     "lerobot-train": [
         "--steps=2",
         "--batch_size=2",

@@ -1,7 +1,9 @@
 """The fast Meta-World: LeRobot's environment in all but the time it takes."""
 
+import gc
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium as gym
 import numpy as np
@@ -133,7 +135,20 @@ def test_environments_of_several_tasks_and_the_tabletop_draw_in_turns(env):
             again, seen = again["front"], seen["front"]
         np.testing.assert_array_equal(again, seen)
     door.close()
+    np.testing.assert_array_equal(table.reset(seed=2)[0]["pixels"]["front"], alone[2]["front"])
     table.close()
+
+
+def test_closing_in_another_thread_than_the_one_that_drew_spoils_nobody_s_pictures(env):
+    """As `lerobot-eval --env.max_parallel_tasks=2` does."""
+    other = MetaworldEnv("door-open-v3", image_size=64)
+    before = env.reset(seed=2)[0]["pixels"]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(other.reset, seed=2).result()
+        other.close()
+    del other
+    gc.collect()
+    np.testing.assert_array_equal(env.reset(seed=2)[0]["pixels"], before)
 
 
 def test_a_closed_environment_starts_again(env):

@@ -98,15 +98,18 @@ def test_a_complete_recording_is_left_alone_and_another_refused(recording, capsy
         record(RecordConfig(root=recording, episodes=3, seed=5))
 
 
-def test_finished_episodes_are_not_simulated_again(recording, tmp_path, monkeypatch):
+def test_finished_episodes_are_not_simulated_again(tmp_path):
     root = tmp_path / "metaworld"
     staging = tmp_path / ".metaworld.recording"
     recipe = MetaworldRecipe(("reach-v3", "drawer-close-v3"), 5, 0.0, 64)
     staging.mkdir()
     (staging / "recipe.json").write_text(json.dumps(recipe.to_dict()))
-    metaworld_demonstrations.demonstrate_to_file(recipe, 1, staging / "episode_000001.npz")
+    done = metaworld_demonstrations.demonstrate(recipe, 1)
+    done.state[:] = 0.25  # no hand is there
+    done.save(staging / "episode_000001.npz")
     record(_config(root))
-    assert len(_frames(root)) == len(_frames(recording))
+    kept = [frame for frame in _frames(root) if frame["episode_index"] == 1]
+    assert len(kept) == len(done.state) and all((frame["observation.state"] == 0.25).all() for frame in kept)
     assert not staging.exists()
 
 
@@ -162,6 +165,8 @@ def test_a_demonstration_survives_its_file(tmp_path):
         (LeRobotMetaworldEnv(task="reach-v3", fps=30), {}, "--env.fps=30"),
         (LeRobotMetaworldEnv(task="reach-v3", obs_type="pixels"), {}, "--env.obs_type=pixels"),
         (LeRobotMetaworldEnv(task="reach-v3"), {"image_size": 63}, "--image_size=63"),
+        (LeRobotMetaworldEnv(task="reach-v3"), {"image_size": 0}, "--image_size=0"),
+        (LeRobotMetaworldEnv(task="reach-v3", episode_length=9), {}, "--env.episode_length has no meaning"),
         (AegisMetaworldEnv(task="reach-v3"), {"image_size": 64}, "use --env.image_size"),
         (AegisMetaworldEnv(task="reach-v3", episode_length=9), {}, "--env.episode_length has no meaning"),
         (AegisMetaworldEnv(task="reach-v3"), {"scatter": 0.5}, "--scatter has no meaning here"),

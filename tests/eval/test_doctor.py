@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_data import write_random_dataset
 from safetensors.torch import save_file
 
 from aegis_eval.anchor import AnchorConfig, make_anchor
@@ -87,6 +88,9 @@ def test_datasets_that_cannot_be_learned_from_are_named(tiny_dataset: Path, tmp_
     old = edited(tiny_dataset, tmp_path / "old", codebase_version="v2.1", total_tasks=0)
     assert "error: " in told(check_dataset(old)) and "has the format v2.1" in told(check_dataset(old))
     assert "warning: " in told(check_dataset(old)) and "has no instructions" in told(check_dataset(old))
+    mute = write_random_dataset(tmp_path / "mute", {}, state=2, action=2, tasks=[" "])
+    assert "has no instructions" in told(check_dataset(mute))
+    assert "has no instructions" not in told(check_dataset(tiny_dataset))
     features = json.loads((tiny_dataset / "meta" / "info.json").read_text())["features"]
     blind = {name: each for name, each in features.items() if "images" not in name and name != "action"}
     found = told(check_dataset(edited(tiny_dataset, tmp_path / "blind", features=blind)))
@@ -182,11 +186,15 @@ def test_a_check_that_fails_does_not_hide_the_others(tiny_dataset: Path, tmp_pat
     )
 
 
-def test_a_mujoco_with_which_meta_world_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_a_mujoco_with_which_meta_world_cannot_start_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     pytest.importorskip("metaworld")
-    import mujoco
-
-    monkeypatch.setattr(mujoco, "mjNEQDATA", 12)
+    (tmp_path / "sitecustomize.py").write_text("import mujoco\nmujoco.mjNEQDATA = 12\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (found,) = [each for each in check_simulators() if "Meta-World" in each.what]
     assert found.status == "error" and found.what.startswith("Meta-World does not run with MuJoCo")
-    assert found.mend.startswith("uv pip install '.[metaworld]'")
+    assert found.mend == "uv pip install '.[metaworld]' in a clone of this project"
+    monkeypatch.setenv("MUJOCO_GL", "wrong")
+    (found,) = [each for each in check_simulators() if "Meta-World" in each.what]
+    assert found.status == "warning" and "could not be tried" in found.what

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from official_files import COLOURS, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
 from PIL import Image
@@ -85,6 +87,33 @@ def test_any_data_set_with_the_columns_is_read(answers: str, tmp_path: Path):
         assert [each.id for each in samples] == ["custom/test/7", "custom/test/8", "custom/test/9"]
         assert samples[1].score("The green.") == 1.0 and samples[1].score("red") == 0.0
         assert samples[2].image.mean() == 240
+
+
+@pytest.mark.parametrize("form", ["bytes", "names"])
+def test_pictures_that_others_wrote_are_decoded(form: str, tmp_path: Path):
+    rows = as_rows()
+    for index, picture in enumerate(rows["image"]):
+        picture.save(tmp_path / f"{index}.png")
+    files = [tmp_path / f"{index}.png" for index in range(3)]
+    written = {
+        "bytes": [{"bytes": file.read_bytes(), "path": file.name} for file in files],
+        "names": [str(file) for file in files],
+    }[form]
+    written[2] = None
+    (tmp_path / "data").mkdir()
+    table = pyarrow.table(rows | {"image": written})
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
+    samples, _ = load_public("custom", str(tmp_path / "data"), None, 100)
+    assert [samples[index].image.mean() for index in (0, 1)] == [80, 160]
+    with pytest.raises(AegisError, match=r"The image of custom/test/9 cannot be read \(its row has none\)"):
+        _ = samples[2].image
+
+
+def test_a_picture_column_without_pictures_is_named(tmp_path: Path):
+    rows = datasets.Dataset.from_dict(as_rows() | {"image": [1, 2, 3]})
+    rows.to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(AegisError, match=r"its column image .* holds no pictures"):
+        load_public("custom", str(tmp_path), None, 100)
 
 
 def test_a_question_without_an_id_of_its_own_is_numbered_and_one_without_an_answer_refused(tmp_path: Path):

@@ -58,6 +58,9 @@ def test_a_dataset_whose_tasks_say_nothing_is_refused(
     with pytest.raises(AegisError, match="no instruction"):
         AegisPolicy(make_config("none"), dataset_meta=meta)
     AegisPolicy(make_config("none", instruction="push the T"), dataset_meta=meta)
+    several = SimpleNamespace(tasks=SimpleNamespace(index=["push", "pull"]), features={})
+    with pytest.raises(AegisError, match="stand in for 2 different instructions"):
+        AegisPolicy(make_config("none", instruction="push the T"), dataset_meta=several)
     with pytest.raises(AegisError, match=r"--policy\.instruction says nothing"):
         make_config("none", instruction=" ")
 

@@ -193,8 +193,8 @@ def test_data_without_language_is_refused(
         make_policy("none").train()(batch)
 
 
-@pytest.mark.parametrize("task", [None, [""] * 4, ["push the T", "", " ", "push the T"]])
-def test_an_instruction_stands_in_where_the_data_has_none(
+@pytest.mark.parametrize("task", [None, [""] * 4, ["push the T", "", " ", "transfer_cube"]])
+def test_an_instruction_stands_in_for_whatever_data_and_environment_say(
     make_policy: MakePolicy, make_batch: MakeBatch, task: list[str] | None
 ) -> None:
     policy = make_policy("none", instruction="push the T").eval()
