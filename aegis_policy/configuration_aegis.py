@@ -82,9 +82,12 @@ class AegisConfig(PreTrainedConfig):
             observation of a training step. The backbone runs once for all of them, the expert once for
             each; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.
         time_alpha, time_beta, time_max: flow times are time_max (1 - Beta(time_alpha, time_beta)).
-        dtype: `float32` or `bfloat16`, the precision of matrix products; weights stay float32.
+        dtype: `float32` or `bfloat16`, the precision of matrix products; weights that learn stay float32.
+        frozen_dtype: of the VLM's weights that do not learn, while training: `float32`, or `bfloat16` beside a
+            `dtype` of bfloat16, which rounds them in every product anyway.
         gradient_checkpointing: recompute the backbone's activations instead of keeping them.
         optimizer_lr, optimizer_lr_backbone: peak learning rates of the action expert and of the backbone.
+        optimizer_bits: 32, or 8 for the moments of AdamW in blocks of 8 bits (arXiv 2110.02861; needs bitsandbytes).
         scheduler_warmup_steps: linear warm-up, at most a tenth of `--steps`, before a cosine that ends there.
         vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
             written by the policy, read from checkpoints.
@@ -133,6 +136,7 @@ class AegisConfig(PreTrainedConfig):
     time_max: float = 0.999
 
     dtype: str = "float32"
+    frozen_dtype: str = "float32"
     gradient_checkpointing: bool = False
 
     normalization_mapping: dict[str, NormalizationMode] = field(
@@ -149,6 +153,7 @@ class AegisConfig(PreTrainedConfig):
     optimizer_eps: float = 1e-8
     optimizer_weight_decay: float = 1e-3
     optimizer_grad_clip_norm: float = 1.0
+    optimizer_bits: int = 32
     scheduler_warmup_steps: int = 100
 
     vlm_fingerprint: str | None = None
@@ -190,6 +195,12 @@ class AegisConfig(PreTrainedConfig):
             raise AegisError("--policy.instruction says nothing: give it a text, or leave it out.")
         if self.dtype not in ("float32", "bfloat16"):
             raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")
+        if self.frozen_dtype not in ("float32", self.dtype):
+            raise AegisError(
+                f"--policy.frozen_dtype={self.frozen_dtype} must be float32, or bfloat16 with --policy.dtype=bfloat16."
+            )
+        if self.optimizer_bits not in (8, 32):
+            raise AegisError(f"--policy.optimizer_bits={self.optimizer_bits} is unknown: choose 8 or 32.")
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise AegisError(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
@@ -295,6 +306,7 @@ class AegisConfig(PreTrainedConfig):
             eps=self.optimizer_eps,
             weight_decay=self.optimizer_weight_decay,
             grad_clip_norm=self.optimizer_grad_clip_norm,
+            bits=self.optimizer_bits,
         )
 
     def get_scheduler_preset(self) -> AegisCosineConfig:

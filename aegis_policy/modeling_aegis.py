@@ -353,6 +353,10 @@ class AegisPolicy(PreTrainedPolicy):
             for name, tensor in self.protection.state().items():
                 if name in self._training_state:
                     tensor.copy_(self._training_state[name])
+            if self.config.frozen_dtype == "bfloat16":
+                for parameter in self.vlm.parameters():
+                    if not parameter.requires_grad:
+                        parameter.data = parameter.data.to(torch.bfloat16)
             if self.config.vqa_probe_freq:
                 self._probe = VQAProbe(self.config)
             self._training_begun = True

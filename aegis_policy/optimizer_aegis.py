@@ -3,6 +3,7 @@ schedule."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from aegis_policy.errors import AegisError
-from aegis_policy.isolation import ProjectedAdamW, Projector
+from aegis_policy.isolation import ProjectedAdamW, ProjectedStep, Projector
 
 
 class PolicyParameters(list[dict[str, Any]]):
@@ -50,12 +51,15 @@ class AegisAdamWConfig(OptimizerConfig):
     eps: float = 1e-8
     weight_decay: float = 1e-3
     grad_clip_norm: float = 1.0
+    bits: int = 32
+    """Of the two moments of every weight: 32, or 8 (bitsandbytes)."""
 
     def build(self, params: Any) -> torch.optim.Optimizer:
         """Make the optimizer.
 
         Raises:
-            AegisError: `params` are bare parameters, which come without the projectors that protect them.
+            AegisError: `params` are bare parameters, which come without the projectors that protect them; or
+                bitsandbytes is missing.
         """
         if not isinstance(params, PolicyParameters):
             raise AegisError(
@@ -68,10 +72,51 @@ class AegisAdamWConfig(OptimizerConfig):
             "eps": self.eps,
             "weight_decay": self.weight_decay,
         }
+        plain, projected = (torch.optim.AdamW, ProjectedAdamW) if self.bits == 32 else adamw_8bit()
         if not params.projectors:
-            return torch.optim.AdamW(params, **options)
+            return plain(params, **options)
         params.projects = True
-        return ProjectedAdamW(params, *params.projectors, **options)
+        return projected(params, *params.projectors, **options)
+
+
+@cache
+def adamw_8bit() -> tuple[type[torch.optim.Optimizer], type[ProjectedStep]]:
+    """AdamW with blockwise 8-bit moments (arXiv 2110.02861), without and with a projected step.
+
+    Raises:
+        AegisError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit as BitsAndBytes
+    except ImportError as error:
+        raise AegisError(
+            "--policy.optimizer_bits=8 needs bitsandbytes: uv pip install '.[low_memory]' in a clone of this project."
+        ) from error
+
+    class AdamW8bit(BitsAndBytes):
+        """Its state in tensors alone, none of them twice: what LeRobot's checkpoints can hold."""
+
+        def state_dict(self) -> dict[str, Any]:
+            whole: dict[str, Any] = super().state_dict()
+            for state in whole["state"].values():
+                state["step"] = torch.tensor(float(state["step"]))
+                moments = state[self._FSDP_WRAPPED_QUANT_STATE_KEY]
+                for name in ("qmap1", "qmap2"):
+                    moments.pop(name, None)
+            return whole
+
+        def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **options: Any) -> None:
+            super().load_state_dict(state_dict, *args, **options)
+            for parameter, state in self.state.items():
+                state["step"] = int(state["step"])
+                if state["state1"].dtype == torch.uint8:
+                    state["qmap1"] = self.name2qmap["dynamic"].to(parameter.device)
+                    state["qmap2"] = self.name2qmap["udynamic"].to(parameter.device)
+
+    class ProjectedAdamW8bit(ProjectedStep, AdamW8bit):
+        """It with a `ProjectedStep`."""
+
+    return AdamW8bit, ProjectedAdamW8bit
 
 
 @LRSchedulerConfig.register_subclass("aegis_cosine")

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from aegis_eval.doctor_files import check_anchor, check_dataset, check_policy, vlm_memory
+from aegis_eval.doctor_files import Training, check_anchor, check_dataset, check_policy, vlm_memory
 from aegis_policy.findings import Finding
 
 _PACKAGE = "lerobot_policy_aegis"
@@ -73,11 +73,18 @@ def main() -> None:
     )
     parser.add_argument("--policy.vlm", dest="vlm", default="embedded", help="the VLM to train")
     parser.add_argument("--policy.protection", dest="protection", default="aegis", help="how it is trained")
+    parser.add_argument(
+        "--policy.frozen_dtype", dest="frozen_dtype", default="float32", help="of what does not learn"
+    )
+    parser.add_argument(
+        "--policy.optimizer_bits", dest="bits", type=int, default=32, help="of AdamW's moments"
+    )
     parser.add_argument("--policy.anchor_path", dest="anchor", type=Path, help="the anchor to train with")
     parser.add_argument("--dataset.root", dest="dataset", type=Path, help="the LeRobotDataset to train on")
     given = parser.parse_args()
     findings: list[Finding] = []
-    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, given.protection):
+    training = Training(given.protection, given.frozen_dtype, given.bits)
+    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, training):
         findings.append(finding)
         print(f"{finding.status:8} {finding.what}", flush=True)
         if finding.mend:
@@ -92,7 +99,7 @@ def examine(
     anchor: Path | None = None,
     dataset: Path | None = None,
     policy: Path | None = None,
-    protection: str = "aegis",
+    training: Training | None = None,
 ) -> Iterator[Finding]:
     """All findings, one by one as they are made.
 
@@ -101,7 +108,7 @@ def examine(
         anchor: file of an anchor of that VLM.
         dataset: folder of a LeRobotDataset.
         policy: `pretrained_model` folder of a checkpoint.
-        protection: to train under, which decides how much memory it takes.
+        training: how the VLM is trained, which decides how much memory it takes.
     """
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", check_python),
@@ -110,7 +117,7 @@ def examine(
         ("rendering", check_rendering),
         ("the video backend", check_video),
         ("the simulators", check_simulators),
-        ("the GPU", lambda: check_gpu(vlm, protection)),
+        ("the GPU", lambda: check_gpu(vlm, training or Training())),
     ]
     if policy is not None:
         checks.append(("the checkpoint", lambda: check_policy(policy, dataset)))
@@ -228,7 +235,7 @@ def _metaworld() -> Finding:
     return Finding("ok", "metaworld is installed")
 
 
-def check_gpu(vlm: str, protection: str) -> Iterator[Finding]:
+def check_gpu(vlm: str, training: Training) -> Iterator[Finding]:
     """Every CUDA device, and whether training the VLM fits."""
     works, said = _try(_GPU)
     if not works:
@@ -246,7 +253,7 @@ def check_gpu(vlm: str, protection: str) -> Iterator[Finding]:
             if small
             else "a VLM of billions of parameters takes days on a CPU: install the driver, or train elsewhere",
         )
-    yield from vlm_memory(vlm, protection, max((memory for _, memory in devices), default=None))
+    yield from vlm_memory(vlm, training, max((memory for _, memory in devices), default=None))
 
 
 def _reinstall(module: str) -> str:

@@ -6,6 +6,7 @@ Only headers and JSON are read, never weights.
 import json
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -154,12 +155,29 @@ def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Ite
         yield Finding("ok", about)
 
 
-def vlm_memory(vlm: str, protection: str, largest: int | None) -> Iterator[Finding]:
-    """What training a VLM takes before activations, counted from its files, against the largest GPU's bytes.
+@dataclass(frozen=True)
+class Training:
+    """The flags of a training that decide how much memory it takes, see `AegisConfig`."""
 
-    Weights, gradients and AdamW's two moments are float32; a projection, or a penalty on weights, holds one more copy
-    of what learns.
-    """
+    protection: str = "aegis"
+    frozen_dtype: str = "float32"
+    optimizer_bits: int = 32
+
+    def bytes(self, frozen: int, learning: int) -> int:
+        """What a VLM takes before activations: of so many parameters, those of the decoder layers last.
+
+        Weights that learn, and gradients, are float32; a projection, or a penalty on weights, holds one more copy of
+        what learns. LoRA's adapters are not counted.
+        """
+        frozen_bytes = 2 if self.frozen_dtype == "bfloat16" else 4
+        if self.protection in _FROZEN:
+            return frozen_bytes * (frozen + learning)
+        copies = 3 if self.protection in ("aegis", "l2_sp", "ewc") else 2
+        return frozen_bytes * frozen + (4 * copies + 2 * self.optimizer_bits // 8) * learning
+
+
+def vlm_memory(vlm: str, training: Training, largest: int | None) -> Iterator[Finding]:
+    """What training a VLM takes before activations, counted from its files, against the largest GPU's bytes."""
     if vlm == "embedded":
         return
     files = sorted(Path(vlm).glob("*.safetensors"))
@@ -175,20 +193,33 @@ def vlm_memory(vlm: str, protection: str, largest: int | None) -> Iterator[Findi
     }
     count = sum(prod(each["shape"]) for each in tensors.values())
     learning = sum(prod(each["shape"]) for name, each in tensors.items() if _learns(name))
-    copies = 0 if protection in _FROZEN else 4 if protection in ("aegis", "l2_sp", "ewc") else 3
-    needed = 4 * count + 4 * copies * learning
+    needed = training.bytes(count - learning, learning)
     about = (
         f"{vlm}: {count / 1e9:.2f} billion parameters, {learning / 1e9:.2f} in its decoder layers; training "
-        f"with --policy.protection={protection} takes about {needed / 2**30:.1f} GiB before activations and expert"
+        f"with --policy.protection={training.protection} takes about {needed / 2**30:.1f} GiB before activations and "
+        "expert"
     )
     if largest is not None and needed > largest:
         yield Finding(
             "error",
             about + f", more than {largest / 2**30:.0f} GiB",
-            "--policy.protection=lora takes a fraction of it; or a GPU with more memory",
+            f"{_less(training)}; or a GPU with more memory",
         )
     else:
         yield Finding("ok", about)
+
+
+def _less(training: Training) -> str:
+    flags = [
+        *(["--policy.optimizer_bits=8"] if training.optimizer_bits == 32 else []),
+        *(
+            ["--policy.frozen_dtype=bfloat16 --policy.dtype=bfloat16"]
+            if training.frozen_dtype == "float32"
+            else []
+        ),
+        *(["--policy.protection=lora"] if training.protection != "lora" else []),
+    ]
+    return f"{', '.join(flags) or 'a smaller VLM'} take less"
 
 
 def read_header(path: Path) -> Json:

@@ -93,7 +93,7 @@ from aegis_policy.isolation._moments import (
     global_moments,
     masked_moments,
 )
-from aegis_policy.isolation._optimizer import ProjectedAdamW
+from aegis_policy.isolation._optimizer import ProjectedAdamW, ProjectedStep
 from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
 from aegis_policy.isolation._projector import PLACES, Projector
@@ -117,6 +117,7 @@ __all__ = [
     "Moments",
     "NoiseAccumulator",
     "ProjectedAdamW",
+    "ProjectedStep",
     "Projector",
     "Spectrum",
     "distance_penalty",

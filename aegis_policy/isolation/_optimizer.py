@@ -1,35 +1,36 @@
-"""AdamW that lets projectors bend its step."""
+"""Optimizers that let projectors bend their step."""
 
 from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from aegis_policy.isolation._projector import Projector
 
 
-class ProjectedAdamW(AdamW):
-    """AdamW whose `step()` lets each projector change the gradients before it, or the update after it.
+class ProjectedStep(Optimizer):
+    """Mixed into an optimizer, as `ProjectedAdamW` is, it lets projectors change the gradients before the step, or the
+    update after it.
 
-    Parameters that no projector knows (an action expert's) step as in plain AdamW. Clipping gradients before `step()`
+    Parameters that no projector knows (an action expert's) step as ever. Clipping gradients before `step()`
     only scales what a projection leaves. `zero_grad()` clears the projectors too, which also covers
     steps that a gradient scaler skipped. Projectors are no part of `state_dict()`: checkpoints are those of
-    AdamW.
+    the optimizer.
 
     A projector that acts on updates costs, inside `step()`, one copy of the parameters it protects.
 
     Args:
-        params: parameters or parameter groups, as for AdamW.
-        projectors: applied in this order, those that act on gradients before AdamW and the others after it.
-        adamw: `lr`, `betas`, `eps`, `weight_decay`, ... of AdamW.
+        params: parameters or parameter groups.
+        projectors: applied in this order, those that act on gradients before the optimizer and the others after it.
+        options: of the optimizer: `lr`, `weight_decay`, ...
     """
 
     projectors: tuple[Projector, ...] | None = None
 
-    def __init__(self, params: ParamsT, *projectors: Projector, **adamw: Any) -> None:
-        super().__init__(params, **adamw)
+    def __init__(self, params: ParamsT, *projectors: Projector, **options: Any) -> None:
+        super().__init__(params, **options)
         self.projectors = projectors
 
     @overload
@@ -50,7 +51,7 @@ class ProjectedAdamW(AdamW):
         """
         if self.projectors is None:
             raise RuntimeError(
-                "This ProjectedAdamW was unpickled or copied and has no projectors: "
+                f"This {type(self).__name__} was unpickled or copied and has no projectors: "
                 "make a new one and give it the old one's state_dict()."
             )
         loss = None
@@ -71,7 +72,7 @@ class ProjectedAdamW(AdamW):
 
     @torch.no_grad()
     def _step_and_project(self, projectors: list[Projector]) -> None:
-        """AdamW's step, then that step again as the projectors leave it.
+        """The optimizer's step, then that step again as the projectors leave it.
 
         Weights close to each other subtract exactly (Sterbenz), so a step that nobody changes comes back bit for bit.
         """
@@ -93,3 +94,7 @@ class ProjectedAdamW(AdamW):
         super().zero_grad(set_to_none)
         for projector in self.projectors or ():
             projector.clear()
+
+
+class ProjectedAdamW(ProjectedStep, AdamW):
+    """AdamW with a `ProjectedStep`."""

@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 
 from aegis_eval.anchor import AnchorConfig, make_anchor
 from aegis_eval.doctor import check_imports, check_rendering, check_simulators, examine
-from aegis_eval.doctor_files import check_anchor, check_dataset, check_policy, read_header, vlm_memory
+from aegis_eval.doctor_files import (
+    Training,
+    check_anchor,
+    check_dataset,
+    check_policy,
+    read_header,
+    vlm_memory,
+)
 from aegis_policy.findings import Finding
 from aegis_policy.vlm import VLMBackbone
 
@@ -157,13 +164,26 @@ def test_memory_is_counted_from_the_files(tmp_path: Path):
     }
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     needed = 4 * (64 * 32 + 16 * 16) + 16 * 64 * 32
-    assert [each.status for each in vlm_memory(str(tmp_path), "aegis", needed)] == ["ok"]
-    assert [each.status for each in vlm_memory(str(tmp_path), "none", needed - 4 * 64 * 32)] == ["ok"]
-    assert [each.status for each in vlm_memory(str(tmp_path), "lora", 4 * (64 * 32 + 16 * 16))] == ["ok"]
-    (found,) = vlm_memory(str(tmp_path), "aegis", needed - 1)
-    assert found.status == "error" and "--policy.protection=lora" in found.mend
-    assert [each.status for each in vlm_memory("google/paligemma2-3b-mix-224", "aegis", None)] == ["warning"]
-    assert list(vlm_memory("embedded", "aegis", None)) == []
+    assert [each.status for each in vlm_memory(str(tmp_path), Training(), needed)] == ["ok"]
+    assert [each.status for each in vlm_memory(str(tmp_path), Training("none"), needed - 4 * 64 * 32)] == [
+        "ok"
+    ]
+    assert [each.status for each in vlm_memory(str(tmp_path), Training("lora"), 4 * (64 * 32 + 16 * 16))] == [
+        "ok"
+    ]
+    (found,) = vlm_memory(str(tmp_path), Training(), needed - 1)
+    assert (
+        found.status == "error" and "--policy.optimizer_bits=8, --policy.frozen_dtype=bfloat16" in found.mend
+    )
+    small = Training(frozen_dtype="bfloat16", optimizer_bits=8)
+    needed = 2 * 16 * 16 + (4 + 4 + 4 + 2) * 64 * 32
+    assert [each.status for each in vlm_memory(str(tmp_path), small, needed)] == ["ok"]
+    (found,) = vlm_memory(str(tmp_path), small, needed - 1)
+    assert found.mend.startswith("--policy.protection=lora take less")
+    assert [each.status for each in vlm_memory("google/paligemma2-3b-mix-224", Training(), None)] == [
+        "warning"
+    ]
+    assert list(vlm_memory("embedded", Training(), None)) == []
 
 
 def test_what_is_no_safetensors_file_is_said(tmp_path: Path):
@@ -179,7 +199,7 @@ def test_a_check_that_fails_does_not_hide_the_others(tiny_dataset: Path, tmp_pat
     (broken / "meta" / "info.json").write_text("{")
     for name in ("check_packages", "check_imports", "check_rendering", "check_video", "check_simulators"):
         monkeypatch.setattr(f"aegis_eval.doctor.{name}", lambda: [Finding("ok", "checked")])
-    monkeypatch.setattr("aegis_eval.doctor.check_gpu", lambda vlm, protection: [])
+    monkeypatch.setattr("aegis_eval.doctor.check_gpu", lambda vlm, training: [])
     found = list(examine(dataset=broken))
     assert (
         found[-1].status == "error" and "the dataset could not be checked (JSONDecodeError" in found[-1].what

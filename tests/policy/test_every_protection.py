@@ -15,24 +15,31 @@ from aegis_policy.protections import PROTECTIONS
 
 _MORE = {
     "aegis": ["--policy.anchor=subspace+gaussian", "--policy.anchor_momentum=0.5"],
+    "aegis in less memory": [
+        "--policy.anchor=subspace",
+        "--policy.dtype=bfloat16",
+        "--policy.frozen_dtype=bfloat16",
+        "--policy.optimizer_bits=8",
+    ],
     "replay": ["--policy.replay_data={vqa}", "--policy.replay_batch_size=2"],
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protection", PROTECTIONS)
+@pytest.mark.parametrize("case", [*PROTECTIONS, "aegis in less memory"])
 def test_training_goes_on_from_a_checkpoint_and_its_backbone_can_be_asked(
     shell: Callable[..., subprocess.CompletedProcess[str]],
     fresh_flags: list[str],
     tiny_vqa: Path,
     tiny_vlm_dir: Path,
     tmp_path: Path,
-    protection: str,
+    case: str,
 ) -> None:
+    protection = case.split()[0]
     wanted = [flag for flag in fresh_flags if not flag.startswith("--policy.anchor=")]
     if not PROTECTIONS[protection].needs_anchor:
         wanted = [flag for flag in wanted if not flag.startswith("--policy.anchor_path=")]
-    wanted += [flag.format(vqa=tiny_vqa) for flag in _MORE.get(protection, [])]
+    wanted += [flag.format(vqa=tiny_vqa) for flag in _MORE.get(case, [])]
     wanted.append(f"--policy.protection={protection}")
     done = shell("lerobot-train", *wanted, f"--output_dir={tmp_path / 'run'}", "--steps=2", "--save_freq=2")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,10 +1,18 @@
 """The optimizer and the schedule that a policy asks `lerobot-train` for."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from training_steps import MakeBatch, MakePolicy, build_optimizer
+from lerobot.optim.optimizers import load_optimizer_state, save_optimizer_state
+from torch import nn
+from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.errors import AegisError
+from aegis_policy.isolation import LowRankProjector
+from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.optimizer_aegis import adamw_8bit
 
 
 @pytest.mark.parametrize("how", ["plain AdamW over the groups", "policy.parameters()"])
@@ -50,3 +58,78 @@ def test_every_rate_decays_to_zero_at_the_last_step(make_policy: MakePolicy) -> 
         assert rates.index(peak) == warmup - 1, "a warm-up takes at most a tenth of the steps"
         assert max(rates[-1]) < 1e-9
         assert all(a / peak[0] == pytest.approx(b / peak[1]) for a, b in rates)
+
+
+def test_moments_of_eight_bits_survive_a_checkpoint_of_lerobot_s(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, _ = adamw_8bit()
+
+    def stepped(layer: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for step in range(steps):
+            torch.manual_seed(step)
+            layer.weight.grad, layer.bias.grad = torch.randn(64, 128), torch.randn(64)
+            optimizer.step()
+
+    torch.manual_seed(0)
+    layer = nn.Linear(128, 64)
+    optimizer = plain(layer.parameters(), lr=1e-2)
+    stepped(layer, optimizer, 3)
+    assert optimizer.state[layer.weight]["state1"].dtype == torch.uint8
+    save_optimizer_state(optimizer, tmp_path)
+    copy = nn.Linear(128, 64)
+    copy.load_state_dict(layer.state_dict())
+    resumed = load_optimizer_state(plain(copy.parameters(), lr=1e-2), tmp_path)
+    stepped(layer, optimizer, 2)
+    stepped(copy, resumed, 2)
+    assert torch.equal(layer.weight, copy.weight) and torch.equal(layer.bias, copy.bias)
+
+
+def test_eight_bits_leave_nothing_in_the_blocks(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    policy = make_policy(
+        "aegis", anchor="subspace", anchor_energy=0.5, optimizer_bits=8, optimizer_lr_backbone=1e-3
+    ).train()
+    before = {id(p): p.detach().clone() for p in policy.parameters()}
+    optimizer = build_optimizer(policy)
+    assert type(optimizer).__name__ == "ProjectedAdamW8bit"
+    for step in range(3):
+        training_step(policy, optimizer, make_batch(seed=step))
+    (projector,) = policy.protection.projectors
+    assert isinstance(projector, LowRankProjector)
+    for weight, block in projector._blocks:
+        change = weight.detach() - before[id(weight)]
+        assert change.norm() > 0
+        assert (change @ block.input_vectors_DK).norm() < 1e-3 * change.norm()
+
+
+def test_without_bitsandbytes_one_sentence_says_what_to_install(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    adamw_8bit.cache_clear()
+    with pytest.raises(
+        AegisError, match=r"optimizer_bits=8 needs bitsandbytes: uv pip install '\.\[low_memory\]'"
+    ):
+        build_optimizer(make_policy("none", optimizer_bits=8))
+
+
+def test_frozen_weights_of_half_the_size_train_alike_and_reload(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        policy = make_policy("aegis", dtype="bfloat16", frozen_dtype=dtype).train()
+        optimizer = build_optimizer(policy)
+        assert {p.dtype for p in policy.parameters() if not p.requires_grad} == {getattr(torch, dtype)}
+        assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(training_step(policy, optimizer, make_batch())["flow_loss"])
+        chunk = policy.predict_action_chunk(make_batch(), noise=torch.zeros(4, 4, 3))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    policy.save_pretrained(tmp_path)
+    again = AegisPolicy.from_pretrained(tmp_path)
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    torch.testing.assert_close(
+        again.predict_action_chunk(make_batch(), noise=torch.zeros(4, 4, 3)), chunk, rtol=0.05, atol=0.02
+    )

@@ -1,0 +1,60 @@
+"""What training a PaliGemma-2-3B takes before activations and expert, in counted bytes, under the aids that save some.
+
+    python benchmarks/memory_table.py
+
+Nothing is measured: parameters are counted on the architecture of the published checkpoint (its config.json), without
+weights, and multiplied as `aegis-doctor` does.
+"""
+
+import torch
+from transformers import AutoModelForImageTextToText, PaliGemmaConfig
+
+from aegis_eval.doctor_files import Training
+
+_TEXT = {
+    "model_type": "gemma2",
+    "vocab_size": 257216,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
+_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 2304,
+    "vision_use_head": False,
+}
+_ROWS = (("none", 32), ("none", 8), ("aegis", 32), ("aegis", 8), ("lora", 32))
+
+
+def main() -> None:
+    config = PaliGemmaConfig(text_config=_TEXT, vision_config=_VISION, projection_dim=2304)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    learning = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    frozen = sum(p.numel() for p in model.parameters()) - learning
+    print(
+        f"{(frozen + learning) / 1e9:.2f} billion parameters, {learning / 1e9:.2f} of them in decoder layers\n"
+    )
+    print(
+        "| `--policy.protection` | `--policy.optimizer_bits` | float32 | `--policy.frozen_dtype=bfloat16` |"
+    )
+    print("|---|---|---|---|")
+    for protection, bits in _ROWS:
+        sizes = [
+            Training(protection, dtype, bits).bytes(frozen, learning) / 1e9
+            for dtype in ("float32", "bfloat16")
+        ]
+        print(f"| `{protection}` | {bits} | " + " | ".join(f"{size:.1f} GB" for size in sizes) + " |")
+
+
+if __name__ == "__main__":
+    main()
