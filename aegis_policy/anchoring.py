@@ -49,7 +49,7 @@ def find_anchor(
     else:
         raise AegisError(
             f"--policy.protection={config.protection} needs the anchor of --policy.vlm={config.vlm}: make it "
-            f"with aegis-anchor --vlm={config.vlm} --out=anchor.safetensors and name it with "
+            f"with aegis-anchor --vlm={config.vlm} --vqa=QUESTIONS --out=anchor.safetensors and name it with "
             "--policy.anchor_path=anchor.safetensors."
         )
     try:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from huggingface_hub import ModelCardData
+from safetensors import safe_open
 
 from aegis_policy.files import atomic_write
 
@@ -137,6 +139,15 @@ def _anchor(info: Mapping[str, str] | None, file: Path | None) -> dict[str, str]
         return {}
     about = f"{info.get('samples')} samples of {info.get('source')}"
     if file is not None and file.is_file():
-        with file.open("rb") as content:
-            about += f", sha256 {hashlib.file_digest(content, 'sha256').hexdigest()[:16]}"
+        about += f", sha256 of its tensors {_tensors_hash(file)}"
     return {"anchor": about}
+
+
+def _tensors_hash(file: Path) -> str:
+    """The same for the same names and values, in whatever order a file has them."""
+    digest = hashlib.sha256()
+    with safe_open(file, framework="pt") as tensors:
+        for name in sorted(tensors.keys()):
+            digest.update(name.encode())
+            digest.update(tensors.get_tensor(name).reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -89,8 +89,9 @@ def _read_folder(folder: Path, named: str, offered: list[str], with_answers: boo
     index = folder / INDEX_FILE
     if not index.is_file():
         raise AegisError(
-            f"{named} is neither one of {', '.join(offered) or 'no offered sources'} nor a folder with a "
-            f'{INDEX_FILE}: write one with lines like {{"image": "0.png", "question": "what is this?"}}.'
+            f"{named} is neither one of {', '.join(offered) or 'no offered sources'} (a public benchmark with the "
+            f"place of its files, as vqav2:FOLDER) nor a folder with a {INDEX_FILE}: write one with lines like "
+            '{"image": "0.png", "question": "what is this?"}.'
         )
     lines = [line for line in index.read_text().splitlines() if line.strip()]
     if not lines:

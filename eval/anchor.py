@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import batched, islice
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_write
 from aegis_policy.isolation import Anchor
 from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm_loading import EMBEDDED_VLM
 from aegis_policy.vqa_data import INDEX_FILE, VQAExample, load_vqa
 
 Batch = Sequence[VQAExample] | Sequence[RobotFrame]
@@ -46,7 +47,8 @@ class AnchorConfig:
         vqa: where the samples come from: a benchmark of this package (its training split), a public one with the place
             of its files (`vqav2:DIR`, see docs/benchmarks.md), a folder with a `questions.jsonl` whose lines are
             {"image": file in that folder, "question": text}, the folder of a LeRobotDataset (its frames and
-            instructions, as the policy sees them), or several joined by `+`.
+            instructions, as the policy sees them), or several joined by `+`. `tabletop` unless given, of the
+            embedded VLM; another one has questions of its own.
         cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.
         kinds: what to gather: `gaussian`, `subspace`, `kronecker` (which brings what `subspace` needs), and `fisher`
             for `--policy.protection=ewc`, as large as the model. The last two need questions.
@@ -59,8 +61,8 @@ class AnchorConfig:
         device: `cuda` or `cpu`, by default CUDA if there is one.
     """
 
-    vlm: str = "embedded"
-    vqa: str = "tabletop"
+    vlm: str = EMBEDDED_VLM
+    vqa: str | None = None
     cameras: str | None = None
     kinds: list[str] = field(default_factory=lambda: ["gaussian", "kronecker"])
     rank: int = 256
@@ -85,7 +87,13 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     cli.require_at_least(config, samples=1, batch_size=1, rank=1, seed=0)
     if not config.kinds or set(config.kinds) - set(KINDS):
         raise AegisError(f"--kinds={config.kinds} must name one or more of {', '.join(KINDS)}.")
-    sources = config.vqa.split("+")
+    if config.vqa is None and config.vlm != EMBEDDED_VLM:
+        raise AegisError(
+            f"--vqa is missing: say what {config.vlm} must go on answering, with --vqa=FOLDER (a questions.jsonl with "
+            "its pictures) or --vqa=vqav2:FOLDER (a benchmark's official files)."
+        )
+    config = replace(config, vqa=config.vqa or "tabletop")
+    sources = _sources(config)
     answered = {"kronecker", "fisher"} & set(config.kinds)
     if answered and all(_is_dataset(source) for source in sources):
         raise AegisError(
@@ -106,9 +114,9 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     )
     anchor.save(config.out)
     size = config.out.stat().st_size / 1e6
-    print(
-        f"wrote {config.out}: {', '.join(config.kinds)} from {anchor.metadata['samples']} samples, {size:.1f} MB"
-    )
+    asked, found = config.samples * len(sources), int(anchor.metadata["samples"])
+    fewer = f" ({asked} were asked for: there are no more)" if found < asked else ""
+    print(f"wrote {config.out}: {', '.join(_kinds(config))} from {found} samples{fewer}, {size:.1f} MB")
     return anchor
 
 
@@ -141,7 +149,7 @@ class _Unfinished:
         self._pass = json.dumps(
             [
                 fingerprint,
-                _described(config.vqa.split("+")),
+                _described(_sources(config)),
                 package_versions(),
                 *(
                     getattr(config, name)
@@ -255,6 +263,16 @@ def _robot_frames(folder: Path, count: int, wanted: str | None) -> Iterator[Robo
     for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist():
         frame = dataset[index]
         yield RobotFrame(tuple(frame[camera] for camera in cameras), frame["task"])
+
+
+def _sources(config: AnchorConfig) -> list[str]:
+    assert config.vqa is not None
+    return config.vqa.split("+")
+
+
+def _kinds(config: AnchorConfig) -> list[str]:
+    """What `--policy.anchor` may name of the file, and `fisher`."""
+    return sorted({*config.kinds, *(["subspace"] if "kronecker" in config.kinds else [])})
 
 
 def _described(sources: Sequence[str]) -> str:

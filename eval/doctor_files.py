@@ -127,7 +127,7 @@ def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
 
 def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Iterator[Finding]:
     """Whether a file is an anchor, and of this VLM; `fingerprint` loads one and hashes its weights."""
-    rebuild = f"make it with aegis-anchor --vlm={vlm} --out={path}"
+    rebuild = f"make it with aegis-anchor --vlm={vlm} --vqa=QUESTIONS --out={path}"
     if not path.is_file():
         yield Finding("error", f"there is no anchor at {path}", rebuild)
         return
@@ -149,7 +149,8 @@ def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Ite
         yield Finding(
             "error",
             f"{about}; its fingerprint is {metadata.get('fingerprint')} and that of {vlm} is {found}",
-            rebuild,
+            f"--policy.vlm={metadata.get('vlm')}, or an anchor of {vlm}: aegis-anchor --vlm={vlm} --vqa=QUESTIONS "
+            "--out=ANOTHER_FILE",
         )
     else:
         yield Finding("ok", about)

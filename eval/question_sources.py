@@ -194,7 +194,7 @@ def _one_of(wanted: Sequence[str], there: Iterable[str]) -> str:
     for split in wanted:
         if split in there:
             return split
-    raise ValueError(f"it has {', '.join(there)}")
+    raise ValueError(f"it has {', '.join(there)}, so ask for one of these")
 
 
 def _first(row: Json, names: Iterable[str], otherwise: object) -> object:

@@ -125,14 +125,14 @@ class Anchor:
         Raises:
             AnchorError: the anchor was made from a model of another depth, width or with other weights.
         """
-        for gaussian in self.gaussians.values():
-            gaussian.check(num_layers, hidden_size)
         made_from = self.metadata.get("fingerprint")
         if fingerprint is not None and made_from is not None and made_from != fingerprint:
             raise AnchorError(
                 f"The anchor of {self.metadata.get('vlm', 'an unnamed model')} was made from weights {made_from} "
-                f"but the model has {fingerprint}: {REBUILD}."
+                f"but the model has {fingerprint}: name the anchor of this model, or {REBUILD}."
             )
+        for gaussian in self.gaussians.values():
+            gaussian.check(num_layers, hidden_size)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {}

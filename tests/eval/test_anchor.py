@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from random_data import write_random_questions
 
 from aegis_eval.anchor import AnchorConfig, build_anchor, make_anchor
 from aegis_eval.anchor_building import AnchorBuilder, drawing
@@ -23,6 +24,7 @@ def _anchor(vlm: Path, out: Path, **options: Any) -> Anchor:
         AnchorConfig(
             **{
                 "vlm": str(vlm),
+                "vqa": "tabletop",
                 "samples": COUNT,
                 "out": out / "anchor.safetensors",
                 "batch_size": 3,
@@ -266,3 +268,20 @@ def test_a_pass_that_was_stopped_is_continued_to_the_same_anchor(
         torch.testing.assert_close(again.outputs.values_K, factors.outputs.values_K, rtol=1e-3, atol=1e-8)
     for name, importance in whole.importance.items():
         torch.testing.assert_close(continued.importance[name], importance, rtol=1e-2, atol=1e-4)
+
+
+def test_another_vlm_than_the_embedded_one_needs_questions_of_its_own(tiny_vlm_dir: Path, tmp_path: Path):
+    with pytest.raises(AegisError, match=r"^--vqa is missing: say what .* must go on answering"):
+        make_anchor(AnchorConfig(vlm=str(tiny_vlm_dir), out=tmp_path / "anchor.safetensors"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_questions_than_asked_for_are_told(
+    tiny_vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    questions = write_random_questions(tmp_path / "vqa")
+    _anchor(tiny_vlm_dir, tmp_path, vqa=str(questions), kinds=["gaussian", "kronecker"])
+    assert (
+        "gaussian, kronecker, subspace from 4 samples (7 were asked for: there are no more)"
+        in capsys.readouterr().out
+    )

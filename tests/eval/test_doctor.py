@@ -38,7 +38,9 @@ def test_it_needs_nothing_but_the_standard_library():
 
 def test_all_is_well_here(tiny_vlm_dir: Path, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path):
     anchor = tmp_path / "anchor.safetensors"
-    make_anchor(AnchorConfig(vlm=str(tiny_vlm_dir), kinds=["gaussian"], samples=4, out=anchor))
+    make_anchor(
+        AnchorConfig(vlm=str(tiny_vlm_dir), vqa="tabletop", kinds=["gaussian"], samples=4, out=anchor)
+    )
     findings = list(examine(str(tiny_vlm_dir), anchor, tiny_dataset))
     assert [str(each) for each in findings if each.status == "error"] == []
     found = told(findings)
@@ -151,7 +153,7 @@ def test_an_anchor_is_compared_with_the_vlm(tiny_vlm_dir: Path, tmp_path: Path):
     assert "is no anchor: make it with aegis-anchor --vlm=embedded" in told(
         check_anchor(path, "embedded", str)
     )
-    make_anchor(AnchorConfig(vlm=str(tiny_vlm_dir), kinds=["gaussian"], samples=4, out=path))
+    make_anchor(AnchorConfig(vlm=str(tiny_vlm_dir), vqa="tabletop", kinds=["gaussian"], samples=4, out=path))
     own = VLMBackbone.from_pretrained(str(tiny_vlm_dir)).fingerprint()
     assert told(check_anchor(path, str(tiny_vlm_dir), lambda _: own)).startswith("ok")
     assert f"its fingerprint is {own} and that of x is y" in told(check_anchor(path, "x", lambda _: "y"))

@@ -105,7 +105,7 @@ def test_the_flag_that_named_the_model_is_the_one_in_the_error(tmp_path: Path):
     with pytest.raises(AegisError, match=r"^--vlm=/nowhere is not a transformers model"):
         evaluate(VqaConfig(vlm="/nowhere", output_dir=tmp_path / "out"))
     with pytest.raises(AegisError, match=r"^--vlm=/nowhere is not a transformers model"):
-        make_anchor(AnchorConfig(vlm="/nowhere", out=tmp_path / "anchor.safetensors"))
+        make_anchor(AnchorConfig(vlm="/nowhere", vqa="tabletop", out=tmp_path / "anchor.safetensors"))
 
 
 def test_answers_do_not_depend_on_the_batches(tiny_vlm_dir: Path):

@@ -33,6 +33,8 @@ def test_a_checkpoint_has_a_card_with_protection_vlm_and_anchor(make_policy: Mak
     ):
         assert part in card.text
     (anchor,) = [line for line in card.text.splitlines() if line.startswith("| anchor |")]
+    AegisPolicy.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert anchor in (tmp_path / "again" / CARD_FILE).read_text(), "the same anchor, the same hash"
     assert anchor in policy.generate_model_card("me/data", "aegis", None, None).text
     make_policy("none").save_pretrained(tmp_path / "none")
     unprotected = (tmp_path / "none" / CARD_FILE).read_text()
