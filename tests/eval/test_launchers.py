@@ -174,7 +174,7 @@ def test_on_ray_a_lost_worker_costs_only_its_job_which_is_run_again(tmp_path: Pa
 
 def test_ray_is_asked_for_by_its_extra(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(AegisError, match="uv pip install 'lerobot_policy_aegis\\[ray\\]'"):
+    with pytest.raises(AegisError, match=r"uv pip install '\.\[ray\]'"):
         run_jobs_on_ray([])
 
 
