@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from environments import packages_beside
 from safetensors.torch import load_file
 
 from aegis_policy.protections import PROTECTIONS
@@ -34,8 +35,11 @@ def test_training_goes_on_from_a_checkpoint_and_its_backbone_can_be_asked(
     tiny_vlm_dir: Path,
     tmp_path: Path,
     case: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     protection = case.split()[0]
+    if "--policy.optimizer_bits=8" in _MORE.get(case, []):
+        monkeypatch.setenv("PYTHONPATH", str(packages_beside(tmp_path / "beside", "bitsandbytes>=0.50")))
     wanted = [flag for flag in fresh_flags if not flag.startswith("--policy.anchor=")]
     if not PROTECTIONS[protection].needs_anchor:
         wanted = [flag for flag in wanted if not flag.startswith("--policy.anchor_path=")]

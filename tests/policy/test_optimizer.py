@@ -1,10 +1,13 @@
 """The optimizer and the schedule that a policy asks `lerobot-train` for."""
 
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from environments import packages_beside
 from lerobot.optim.optimizers import load_optimizer_state, save_optimizer_state
 from torch import nn
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
@@ -58,6 +61,17 @@ def test_every_rate_decays_to_zero_at_the_last_step(make_policy: MakePolicy) -> 
         assert rates.index(peak) == warmup - 1, "a warm-up takes at most a tenth of the steps"
         assert max(rates[-1]) < 1e-9
         assert all(a / peak[0] == pytest.approx(b / peak[1]) for a, b in rates)
+
+
+@pytest.mark.slow
+def test_the_tests_of_eight_bits_pass_with_bitsandbytes(
+    shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not installed for the others: peft imports it where it finds it, which takes a second a command."""
+    monkeypatch.setenv("PYTHONPATH", str(packages_beside(tmp_path, "bitsandbytes>=0.50")))
+    these = ["-m", "not slow", "-k", "moments_of_eight_bits or eight_bits_leave"]
+    done = shell(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *these, __file__)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout[-3000:]
 
 
 def test_moments_of_eight_bits_survive_a_checkpoint_of_lerobot_s(tmp_path: Path) -> None:
