@@ -15,6 +15,7 @@ from typing import Any
 from aegis_envs.env import TabletopEnv
 from aegis_envs.errors import SimulatorError
 from aegis_envs.expert import expert_action
+from aegis_envs.sim import CAMERAS
 from aegis_envs.tasks import TASKS, parse_tasks
 from aegis_eval.compare_plan import (
     BENCHMARKS,
@@ -55,6 +56,7 @@ _OF_THE_COMPARISON = frozenset(
         "optimizer_lr",
         "optimizer_lr_backbone",
         "flow_samples",
+        "input_features",
         "device",
     }
 )
@@ -81,6 +83,7 @@ class CompareConfig:
         lr_grid: learning rates of the backbone from which each protection gets its own as well, chosen on validation
             data: the one with the best sum of success and retention; none by default.
         flow_samples: see `AegisConfig`.
+        cameras: which of the tabletop's cameras the policy sees, with commas; by default all.
         policy: further flags of every training, without the leading `--policy.`.
         device: `cuda` or `cpu`, by default CUDA if there is one.
         eval_episodes: rollouts of each task, split and run.
@@ -107,6 +110,7 @@ class CompareConfig:
     lr_backbone: float = 3e-4
     lr_grid: list[float] = field(default_factory=list)
     flow_samples: int = 2
+    cameras: str | None = None
     policy: list[str] = field(default_factory=list)
     device: str | None = None
     eval_episodes: int = 100
@@ -201,6 +205,7 @@ def _read(key: RunKey, folder: Path) -> ComparedRun:
         drift_per_layer=[layer["drift"] for layer in drift["per_layer"]],
         curves={name: asdict(curve) for name, curve in curves.items()},
         seconds=dict(read_seconds(folder / "logs")),
+        folder=folder.name,
     )
 
 
@@ -273,7 +278,8 @@ def _check(config: CompareConfig) -> None:
     if fixed := [flag for flag in config.policy if flag.split("=")[0] in _OF_THE_COMPARISON]:
         raise AegisError(
             f"--policy={fixed[0]} is for the comparison to set: --protections names protections, --lr, --lr_backbone "
-            "and --lr_grid the learning rates, --flow_samples and --device the rest; the VLM is the embedded one."
+            "and --lr_grid the learning rates, --flow_samples, --cameras and --device the rest; the VLM is the "
+            "embedded one."
         )
     if min([config.lr, config.lr_backbone, *config.lr_grid]) <= 0:
         raise AegisError("--lr, --lr_backbone and --lr_grid must be positive.")
@@ -281,6 +287,8 @@ def _check(config: CompareConfig) -> None:
         raise AegisError(
             f"--lr_grid={config.lr_grid} must hold --lr_backbone={config.lr_backbone}, the rate common to all."
         )
+    if config.cameras and (unknown := set(names_in(config.cameras)) - set(CAMERAS)):
+        raise AegisError(f"--cameras: {min(unknown)} is unknown; the tabletop has {' and '.join(CAMERAS)}.")
     try:
         parse_tasks(config.task)
     except SimulatorError as error:

@@ -9,6 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
+
+from aegis_envs.env import STATE_DIM
+from aegis_envs.sim import IMAGE_SIZE
 from aegis_envs.tasks import parse_tasks
 from aegis_eval import experiment_stages
 from aegis_eval.rollouts import read_rollouts
@@ -22,6 +26,8 @@ BENCHMARKS = ("tabletop", "tabletop_robot")
 ROLLOUT_SEED = 1000
 NOT_TUNED = frozenset({"freeze", "stop_gradient"})
 """Their backbone does not learn, so it has no learning rate."""
+_SAME_TRAINING = {"stop_gradient": "freeze"}
+"""Protection -> another that trains to the same weights, as long as neither vision tower nor projector learn."""
 _VALIDATION_SEED = 1_000_003
 """Of rollouts on `train` scenes, far from any seed of the demonstrations."""
 _TUNING_SEED = 0
@@ -52,6 +58,7 @@ class Settings(Protocol):
     lr_backbone: float
     lr_grid: list[float]
     flow_samples: int
+    cameras: str | None
     policy: list[str]
     device: str | None
     eval_episodes: int
@@ -97,8 +104,14 @@ class Plan:
         self.protections = list(dict.fromkeys(["none", *names_in(settings.protections)]))
 
     def folder(self, key: RunKey) -> Path:
-        """Everything about one run."""
-        return self.root / "runs" / key.name
+        """Everything about one run; protections that are the same training share theirs."""
+        return self.root / "runs" / self._trained(key).name
+
+    def _trained(self, key: RunKey) -> RunKey:
+        """The run that is trained for this one."""
+        same = _SAME_TRAINING.get(key.protection)
+        differ = any(flag.startswith("train_") for flag in self.settings.policy)
+        return key if same not in self.protections or differ else replace(key, protection=same)
 
     def pretrained(self, benchmark: str, split: str = "test") -> Path:
         """What the pretrained model answered."""
@@ -125,7 +138,7 @@ class Plan:
                 benchmark=benchmark,
                 device=settings.device,
             )
-            jobs.append(self._job([replace(stage, cost=_START_S + 0.05 * settings.samples)]))
+            jobs.append(self._job([replace(stage, cost=_START_S + 0.03 * settings.samples)]))
         return jobs
 
     def anchors(self) -> list[Job]:
@@ -160,7 +173,7 @@ class Plan:
         """Everything that is reported, measured on test data."""
         return [
             Job(key.name, [self._training(key), *self._test(key)], self.folder(key) / "logs")
-            for key in dict.fromkeys([*self.common_keys(), *self.tuned_keys()])
+            for key in dict.fromkeys(map(self._trained, [*self.common_keys(), *self.tuned_keys()]))
         ]
 
     def tuning_scores(self) -> list[Validation]:
@@ -286,6 +299,7 @@ class Plan:
             f"--policy.optimizer_lr={settings.lr}",
             f"--policy.optimizer_lr_backbone={key.lr}",
             f"--policy.flow_samples={settings.flow_samples}",
+            *([_inputs(names_in(settings.cameras))] if settings.cameras else []),
         ]
         stage = experiment_stages.training(
             "training",
@@ -320,11 +334,12 @@ class Plan:
             checkpoint=checkpoint,
             samples=settings.samples,
             split="val",
+            pretrained=self.pretrained(BENCHMARKS[0], "val"),
             device=settings.device,
         )
         return [
             replace(rollouts, cost=self._rollout_cost(settings.validation_episodes)),
-            replace(asked, cost=_START_S + 0.05 * settings.samples),
+            replace(asked, cost=_START_S + 0.03 * settings.samples),
         ]
 
     def _test(self, key: RunKey) -> list[Stage]:
@@ -354,9 +369,10 @@ class Plan:
                     samples=settings.samples,
                     split="test",
                     benchmark=benchmark,
+                    pretrained=self.pretrained(benchmark),
                     device=settings.device,
                 ),
-                cost=_START_S + 0.05 * settings.samples,
+                cost=_START_S + 0.03 * settings.samples,
             )
             for benchmark in BENCHMARKS
         ]
@@ -386,6 +402,15 @@ class Plan:
 
     def _rollout_cost(self, episodes: int) -> float:
         return _START_S + 1.2 * episodes * len(parse_tasks(self.settings.task))
+
+
+def _inputs(cameras: Sequence[str]) -> str:
+    """The flag that lets a policy see these of the tabletop's cameras alone, and the state."""
+    seen = {
+        f"{OBS_IMAGES}.{name}": {"type": "VISUAL", "shape": [3, IMAGE_SIZE, IMAGE_SIZE]} for name in cameras
+    }
+    inputs = {**seen, OBS_STATE: {"type": "STATE", "shape": [STATE_DIM]}}
+    return f"--policy.input_features={json.dumps(inputs)}"
 
 
 def names_in(text: str) -> list[str]:

@@ -50,6 +50,7 @@ class ComparedRun:
         swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`.
         drift: mean relative drift of the activations.
         drift_per_layer: the same of every decoder layer.
+        folder: name of the run's folder; protections that are the same training share one.
         curves: of the training log: name -> {"steps", "values"}.
         seconds: stage -> how long it took.
     """
@@ -62,6 +63,7 @@ class ComparedRun:
     swaps: dict[str, dict[str, int]]
     drift: float
     drift_per_layer: list[float]
+    folder: str
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from aegis_eval import page
-from aegis_eval.compare_plan import RunKey
 from aegis_eval.comparison import (
     ALL,
     ComparedRun,
@@ -133,11 +132,16 @@ _HEADER = [
 def _what(results: _Json) -> str:
     config = results["config"]
     names = list(results["protections"])
+    by_folder: dict[str, list[str]] = {}
+    for run in results["runs"]:
+        by_folder.setdefault(run["folder"], []).append(run["protection"])
+    same = dict.fromkeys(" and ".join(shared) for shared in by_folder.values() if len(shared) > 1)
     return (
         f"{len(names)} protections of the same vision-language model, {config['seeds']} seeds each, trained for "
         f"{config['steps']} steps on the same demonstrations of {config['task']}. Each run met the same "
         f"{config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and shape that "
         f"no demonstration does) and the same {config['samples']} questions of each kind."
+        + "".join(f" {names} are the same training where only the decoder may learn." for names in same)
     )
 
 
@@ -286,21 +290,17 @@ def _mean_curve(runs: Sequence[ComparedRun], key: str) -> Curve:
 
 def _films(folder: Path, runs: Sequence[ComparedRun]) -> dict[str, Path]:
     """Where the first seed's test rollouts of every protection lie."""
-    return {run.protection: _folder_of(folder, run) / "rollouts-test" for run in _first_seed(runs)}
+    return {run.protection: folder / run.folder / "rollouts-test" for run in _first_seed(runs)}
 
 
 def _questions(folder: Path, runs: Sequence[ComparedRun]) -> str:
-    asked = {run.protection: _folder_of(folder, run) / "vqa-tabletop" for run in _first_seed(runs)}
+    asked = {run.protection: folder / run.folder / "vqa-tabletop" for run in _first_seed(runs)}
     return questions([RunSummary.read(name, vqa_dir=answers) for name, answers in asked.items()], 6)
 
 
 def _first_seed(runs: Sequence[ComparedRun]) -> Iterable[ComparedRun]:
     first = min(run.seed for run in runs)
     return (run for run in runs if run.seed == first)
-
-
-def _folder_of(folder: Path, run: ComparedRun) -> Path:
-    return folder / RunKey(run.protection, run.lr, run.seed).name
 
 
 def _seconds(runs: Sequence[ComparedRun]) -> dict[str, dict[str, float]]:

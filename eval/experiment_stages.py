@@ -88,12 +88,18 @@ def questions(
     split: str,
     benchmark: str = "tabletop",
     seed: int = 0,
+    pretrained: Path | None = None,
     device: str | None,
 ) -> Stage:
-    """VQA of the backbone in a checkpoint, or of a VLM as it is."""
+    """VQA of the backbone in a checkpoint, or of a VLM as it is.
+
+    `pretrained` is the `output_dir` of a stage that asked the pretrained VLM the same, which need not be asked again.
+    """
     asked = f"--vlm={vlm}" if checkpoint is None else f"--policy.path={checkpoint}"
     command = ["aegis-vqa", asked, f"--benchmark={benchmark}", f"--split={split}", f"--samples={samples}"]
     command += [f"--seed={seed}", f"--output_dir={output_dir}", *_on(device)]
+    if pretrained is not None:
+        command.append(f"--pretrained_answers={pretrained}")
     return Stage(name, f"asking {samples} questions", output_dir / "results.json", command)
 
 

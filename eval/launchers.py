@@ -155,7 +155,7 @@ class Progress:
 @contextmanager
 def _ending_processes() -> Iterator[Processes]:
     """Processes that end with this block, and with a SIGTERM."""
-    processes = Processes()
+    processes = Processes(forked=True)
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:

@@ -81,6 +81,8 @@ class VqaConfig:
         policy: `--policy.path`, a policy checkpoint (a `pretrained_model` folder).
         vlm: a transformers directory, a hub id, or `embedded`.
         pretrained: the VLM to compare with, by default the one the policy was made from.
+        pretrained_answers: the output folder of an `aegis-vqa --vlm=` that asked that VLM the same questions, which
+            is then not asked again.
         benchmark: which questions: `tabletop`, `tabletop_composed`, `tabletop_robot`; `vqav2`, `okvqa`, `textvqa`,
             `gqa`, `pope`; or `custom` for one's own.
         vqa: `--vqa.path`, for the last two kinds.
@@ -99,6 +101,7 @@ class VqaConfig:
     policy: PolicySource = field(default_factory=PolicySource)
     vlm: str | None = None
     pretrained: str | None = None
+    pretrained_answers: Path | None = None
     benchmark: str = "tabletop"
     vqa: QuestionSource = field(default_factory=QuestionSource)
     split: str | None = None
@@ -133,23 +136,24 @@ def evaluate(config: VqaConfig) -> Path:
     asked = ranks.first_alone(lambda: _questions(config))
     vlm, policy_config, checkpoint = _asked_model(config)
     model = str(config.policy.path or config.vlm)
+    before, note = _answered_before(config, policy_config, asked.samples), ""
     answers = _answers_of(vlm, model, "answering", asked.samples, config)
-    del vlm
-    reference, note = load_original_vlm(policy_config, config.pretrained)
-    reference_answers = None
-    if reference is not None:
-        reference.to(torch_device(config.device))
-        reference_answers = _answers_of(reference, reference.name, "pretrained", asked.samples, config)
+    fingerprint_of_asked = vlm.fingerprint()
+    del vlm  # there may be no room for two
+    if before is None:
+        before, note = _ask_pretrained(config, policy_config, asked.samples)
     if ranks.index() > 0:
         return output_dir
+    reference_answers = before.answers if before is not None else None
     scores = score_answers(asked.samples, answers, asked.blind, reference_answers)
     yes_no = yes_no_figures(asked.public, answers) if config.benchmark == "pope" else {}
     seconds = time.monotonic() - started
     results = {
         "model": model,
+        "vlm_fingerprint": fingerprint_of_asked,
         "benchmark": config.benchmark,
         "split": asked.split,
-        "pretrained_model": reference.name if reference is not None else None,
+        "pretrained_model": before.name if before is not None else None,
         **scores.to_dict(),
         **({"yes_no": yes_no} if yes_no else {}),
         "provenance": provenance(
@@ -313,9 +317,59 @@ def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any, Path | None]:
     return policy.vlm.to(torch_device(config.device)), policy.config, Path(folder)
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """What the pretrained VLM of this name said."""
+
+    name: str
+    answers: list[str]
+
+
+def _ask_pretrained(
+    config: VqaConfig, policy_config: Any, samples: Sequence[AskedWithImage]
+) -> tuple[_Answered | None, str]:
+    """Its answers, or None and a sentence why it cannot be asked."""
+    vlm, note = load_original_vlm(policy_config, config.pretrained)
+    if vlm is None:
+        return None, note
+    vlm.to(torch_device(config.device))
+    return _Answered(vlm.name, _answers_of(vlm, vlm.name, "pretrained", samples, config)), note
+
+
+def _answered_before(
+    config: VqaConfig, policy_config: Any, samples: Sequence[AskedWithImage]
+) -> _Answered | None:
+    """The answers that `--pretrained_answers` names, if it is given."""
+    if config.pretrained_answers is None:
+        return None
+    flag = f"--pretrained_answers={config.pretrained_answers}"
+    try:
+        results = json.loads((config.pretrained_answers / "results.json").read_text())
+        lines = (config.pretrained_answers / "samples.jsonl").read_text().splitlines()
+        given = {line["id"]: line["given"] for line in map(json.loads, lines)}
+        questions = results["provenance"]["benchmark_fingerprint"]
+        before = results["model"], results["vlm_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AegisError(
+            f"{flag} is not what aegis-vqa writes ({type(error).__name__}: {error}): name its --output_dir."
+        ) from error
+    if questions != fingerprint(samples):
+        raise AegisError(
+            f"{flag} answers other questions: benchmark, split, samples and seed must be the same."
+        )
+    if policy_config is not None and before[1] != policy_config.vlm_fingerprint:
+        raise AegisError(
+            f"{flag} holds the answers of {before[0]}, which is not the VLM that this policy was made from "
+            f"({policy_config.vlm}): ask that one."
+        )
+    return _Answered(before[0], [given[sample.id] for sample in samples])
+
+
 def _check_pretrained(config: VqaConfig) -> None:
     """Find out before the work that `--pretrained` names no model; its weights are loaded only when needed."""
     if config.pretrained is not None:
+        if config.pretrained_answers is not None:
+            raise AegisError("give at most one of --pretrained and --pretrained_answers.")
         check_vlm(config.pretrained, "--pretrained")
 
 

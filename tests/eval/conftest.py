@@ -89,6 +89,7 @@ def comparison_results() -> dict:
             swaps={"reach": {"pairs": 5, "followed": 8, "changed": 4}},
             drift=0.1,
             drift_per_layer=[0.1, 0.1],
+            folder=f"{'freeze' if name == 'stop_gradient' else name}-lr{lr:g}-seed{seed}",
             curves={"loss": {"steps": [10, 20], "values": [1.0, 0.5 + 0.1 * seed]}},
             seconds={"training": 12.0},
         )

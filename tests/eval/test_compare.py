@@ -72,6 +72,17 @@ def test_each_protection_gets_the_learning_rate_that_was_best_on_validation_data
     assert {job.name for job in plan.runs()} > {"none-lr0.0001-seed1", "aegis-lr0.0003-seed1"}
 
 
+def test_protections_that_are_the_same_training_are_trained_once(tmp_path: Path) -> None:
+    keys = [RunKey(name, 3e-4, 0) for name in ("freeze", "stop_gradient")]
+    plan = Plan(make_config(tmp_path, protections="freeze,stop_gradient", seeds=1))
+    assert [job.name for job in plan.runs()] == ["none-lr0.0003-seed0", "freeze-lr0.0003-seed0"]
+    assert plan.folder(keys[0]) == plan.folder(keys[1]), "and both are read from it"
+    alone = Plan(make_config(tmp_path, protections="stop_gradient", seeds=1))
+    assert [job.name for job in alone.runs()] == ["none-lr0.0003-seed0", "stop_gradient-lr0.0003-seed0"]
+    learns = make_config(tmp_path, protections="freeze,stop_gradient", policy=["train_projector=true"])
+    assert len(Plan(learns).runs()) == 2 * 3, "freeze then lets the projector learn"
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +117,7 @@ def _hours(plan: Plan) -> float:
         ({"lr_backbone": 0.0}, "must be positive"),
         ({"task": "juggle"}, "--task=juggle"),
         ({"policy": ["vlm=mine"]}, "--policy=vlm=mine is for the comparison to set"),
+        ({"cameras": "front,top"}, "--cameras: top is unknown; the tabletop has front and wrist"),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"dataset": Path("/nowhere")}, "--dataset=/nowhere holds no LeRobotDataset"),
     ],

@@ -26,7 +26,9 @@ def make_runs(name: str, success: float, accuracy: float, seeds: int = 3) -> lis
         }
         answers = {name: bit_string(rng, accuracy, 2 * SCENES) for name in ("tabletop", "tabletop_robot")}
         swaps = {"reach": {"pairs": 10, "followed": 15, "changed": 7}}
-        runs.append(ComparedRun(name, 3e-4, seed, rollouts, answers, swaps, 0.1 * (seed + 1), [0.1, 0.2]))
+        runs.append(
+            ComparedRun(name, 3e-4, seed, rollouts, answers, swaps, 0.1 * (seed + 1), [0.1, 0.2], name)
+        )
     return runs
 
 

@@ -44,6 +44,7 @@ def test_the_first_screen_says_what_was_compared_and_what_won(written: Path) -> 
     assert "7 protections of the same vision-language model, 2 seeds each, trained for 20 steps" in start
     assert "aegis keeps its answers" in start or "does not keep its answers" in start or "not surely" in start
     assert "points [" in start
+    assert "freeze and stop_gradient are the same training" in start
     assert any(
         label and label.startswith("Success on test scenes against questions") for label in page.labels
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis_eval.forked_commands import ForkedCommand
 from aegis_eval.launchers import Progress, run_jobs, run_jobs_on_ray
 from aegis_eval.stages import Job, Processes, Stage, run_stage
 from aegis_policy.errors import AegisError
@@ -126,6 +127,30 @@ def test_commands_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     _wait_for(lambda: "sleep 61.5" not in _running())
+
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def test_a_command_of_this_environment_is_forked_with_its_flags_log_and_environment(tmp_path: Path) -> None:
+    processes, log = Processes(forked=True), tmp_path / "log"
+    assert processes.run([PROGRAMS / "aegis-drift", "--help"], log, {"AEGIS_TEST": "1"}) == 0
+    assert "usage: aegis-drift" in log.read_text() and "--samples" in log.read_text()
+    assert processes.run([PROGRAMS / "aegis-drift", "--samples=none"], log, {}) == 2
+    text = log.read_text()
+    assert text.startswith("usage: aegis-drift") and "samples" in text.splitlines()[-1], "appended"
+    assert "AEGIS_TEST" not in os.environ
+    assert processes.run(["true"], log, {}) == 0, "any other is started as it is"
+
+
+def test_a_forked_command_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [PROGRAMS / "aegis-record", "--env.type=aegis_tabletop", f"--root={tmp_path / 'data'}"]
+    started = ForkedCommand.start([*command, "--episodes=100000"], log, {})
+    assert started is not None
+    _wait_for(lambda: log.exists() and "recording" in log.read_text())
+    started.terminate()
+    assert started.wait() != 0
 
 
 def test_progress_counts_costs_and_what_was_done_before(tmp_path: Path) -> None:

@@ -44,6 +44,20 @@ def test_only_what_may_learn_changes(make_policy: MakePolicy, make_batch: MakeBa
     assert changed == (set() if protection in ("freeze", "stop_gradient") else layers)
 
 
+def test_freeze_and_stop_gradient_train_to_the_same_weights(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    trained = []
+    for protection in ("freeze", "stop_gradient"):
+        torch.manual_seed(0)
+        policy = make_policy(protection)
+        optimizer = build_optimizer(policy)
+        for seed in range(2):
+            training_step(policy, optimizer, make_batch(seed=seed))
+        trained.append(policy.state_dict())
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+
+
 @pytest.mark.parametrize("part", ["vision_tower", "projector"])
 @pytest.mark.parametrize("protection", ["none", "freeze", "aegis"])
 def test_tower_and_projector_train_when_asked(

@@ -1,0 +1,93 @@
+"""Commands of this environment as forks of a process that has imported what they need.
+
+`torch`, `transformers` and `lerobot` take about nine seconds to import, and an experiment runs hundreds of commands. This
+is Python's own fork server with those modules loaded beforehand; a command finds its arguments, its environment and
+its log as it would in a process of its own.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Self
+
+_IMPORTED = ("lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "aegis_policy.modeling_aegis")
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+class ForkedCommand:
+    """One running command, with the part of `subprocess.Popen` that is needed of it."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+
+    @classmethod
+    def start(cls, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> Self | None:
+        """Start a command, its output appended to `log`; None if it is no Python command of this environment.
+
+        Variables that are read on import (`OMP_NUM_THREADS`, `HF_HUB_OFFLINE`) hold for all commands as they were
+        when the first was started; the number of threads is set again in each.
+        """
+        program = Path(command[0])
+        entry = _commands().get(program.name)
+        if sys.platform != "linux" or entry is None or program.parent != Path(sys.executable).parent:
+            return None
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(_IMPORTED))
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)  # the server inherits it, if this starts it
+        try:
+            process = context.Process(
+                target=_run, args=(entry, [str(word) for word in command], log, {**os.environ})
+            )
+            process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+        return cls(process)
+
+    def wait(self) -> int:
+        """The exit status, negative for a signal, once it has ended."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._process.terminate()
+
+
+def end_with_parent() -> None:
+    """In a new process, before its command: a parent that is killed does not leave it running."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@cache
+def _commands() -> Mapping[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="console_scripts")}
+
+
+def _run(entry: EntryPoint, command: list[str], log: Path, environment: dict[str, str]) -> None:
+    end_with_parent()
+    os.setsid()  # not in the terminal's group: what stops the experiment stops this, once
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    import torch  # the server has loaded it
+
+    if "OMP_NUM_THREADS" in environment:
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.argv = command
+    sys.exit(entry.load()())
