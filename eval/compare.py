@@ -17,14 +17,14 @@ from aegis_envs.errors import SimulatorError
 from aegis_envs.expert import expert_action
 from aegis_envs.sim import CAMERAS
 from aegis_envs.tasks import TASKS, parse_tasks
-from aegis_eval.compare_plan import (
+from aegis_eval.compare_plan import Plan, read_seconds
+from aegis_eval.compare_stages import (
     BENCHMARKS,
     ROLLOUT_SEED,
     SPLITS,
-    Plan,
     RunKey,
+    answers_folder,
     names_in,
-    read_seconds,
 )
 from aegis_eval.comparison import ComparedRun, Questions
 from aegis_eval.comparison_page import write_comparison
@@ -140,6 +140,7 @@ def compare(config: CompareConfig) -> Path | None:
         config.batch_size, config.eval_episodes, config.validation_episodes = 2, 2, 1
         config.samples, config.pairs = 24, 1
     _check(config)
+    given = json.loads(json.dumps(asdict(config), default=str))
     config.output_dir = config.output_dir.resolve()  # workers of a cluster start elsewhere
     config.dataset = config.dataset and config.dataset.resolve()
     plan = Plan(config)
@@ -148,10 +149,10 @@ def compare(config: CompareConfig) -> Path | None:
         return None
     setting = {key: value for key, value in asdict(config).items() if key not in _FREE}
     with claimed(config.output_dir, "setting.json", setting):
-        return _run(config, plan)
+        return _run(config, plan, given)
 
 
-def _run(config: CompareConfig, plan: Plan) -> Path:
+def _run(config: CompareConfig, plan: Plan, given: dict[str, Any]) -> Path:
     started = time.monotonic()
     plan.write_manifest()
     _launch(plan.preparations(), config, "preparations")
@@ -162,10 +163,12 @@ def _run(config: CompareConfig, plan: Plan) -> Path:
     _launch(plan.runs(), config, "runs")
     plan.write_manifest()
     results = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "config": given,
         "protections": {name: list(VARIANTS[name].flags) for name in plan.protections},
         "expert": {split: _expert_successes(config, split) for split in SPLITS},
-        "questions": {name: asdict(_questions(plan.pretrained(name))) for name in BENCHMARKS},
+        "questions": {
+            name: asdict(_questions(answers_folder(plan.root, name, "test"))) for name in BENCHMARKS
+        },
         "runs": [
             asdict(_read(key, plan.folder(key)))
             for key in dict.fromkeys([*plan.common_keys(), *plan.tuned_keys()])

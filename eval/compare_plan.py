@@ -7,77 +7,30 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
-
-from aegis_envs.env import STATE_DIM
-from aegis_envs.sim import IMAGE_SIZE
-from aegis_envs.tasks import parse_tasks
 from aegis_eval import experiment_stages
+from aegis_eval.compare_stages import (
+    BENCHMARKS,
+    START_S,
+    Run,
+    RunKey,
+    Settings,
+    anchor_file,
+    answers_folder,
+    asking_cost,
+    names_in,
+)
 from aegis_eval.rollouts import read_rollouts
 from aegis_eval.run_summary import read_vqa
 from aegis_eval.stages import Job, Stage
 from aegis_eval.variants import ANCHORS, VARIANTS
 from aegis_policy.files import atomic_write
 
-SPLITS = ("test", "unseen")
-BENCHMARKS = ("tabletop", "tabletop_robot")
-ROLLOUT_SEED = 1000
 NOT_TUNED = frozenset({"freeze", "stop_gradient"})
 """Their backbone does not learn, so it has no learning rate."""
 _SAME_TRAINING = {"stop_gradient": "freeze"}
 """Protection -> another that trains to the same weights, as long as neither vision tower nor projector learn."""
-_VALIDATION_SEED = 1_000_003
-"""Of rollouts on `train` scenes, far from any seed of the demonstrations."""
 _TUNING_SEED = 0
-_DRIFT_SAMPLES = 200
-_START_S = 10.0
-_STEP_OVER_NONE = {
-    "replay": 1.4,
-    "knowledge_insulation": 1.3,
-    "gaussian": 1.2,
-    "freeze": 0.82,
-    "stop_gradient": 0.82,
-}
-"""`benchmarks/step_cost.py`; what is not named costs about as much as `none`."""
-
-
-class Settings(Protocol):
-    """What a plan needs of the flags; see `aegis_eval.compare.CompareConfig`."""
-
-    output_dir: Path
-    protections: str
-    seeds: int
-    task: str
-    dataset: Path | None
-    episodes: int
-    steps: int
-    batch_size: int
-    lr: float
-    lr_backbone: float
-    lr_grid: list[float]
-    flow_samples: int
-    cameras: str | None
-    policy: list[str]
-    device: str | None
-    eval_episodes: int
-    validation_episodes: int
-    samples: int
-    pairs: int
-
-
-@dataclass(frozen=True)
-class RunKey:
-    """Which training: protection, learning rate of the backbone, seed."""
-
-    protection: str
-    lr: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.protection.replace(' ', '_')}-lr{self.lr:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -109,13 +62,9 @@ class Plan:
 
     def _trained(self, key: RunKey) -> RunKey:
         """The run that is trained for this one."""
-        same = _SAME_TRAINING.get(key.protection)
+        same = _SAME_TRAINING.get(key.protection, key.protection)
         differ = any(flag.startswith("train_") for flag in self.settings.policy)
-        return key if same not in self.protections or differ else replace(key, protection=same)
-
-    def pretrained(self, benchmark: str, split: str = "test") -> Path:
-        """What the pretrained model answered."""
-        return self.root / f"pretrained-{benchmark}-{split}"
+        return replace(key, protection=same) if same in self.protections and not differ else key
 
     def preparations(self) -> list[Job]:
         """Demonstrations, and the pretrained model's answers, whose pictures several runs want at once."""
@@ -124,11 +73,11 @@ class Plan:
             recording = experiment_stages.recording(
                 "recording", self._data, split="train", task=settings.task, episodes=settings.episodes, seed=0
             )
-            jobs.append(self._job([replace(recording, cost=_START_S + 0.45 * settings.episodes)]))
+            jobs.append(self._job([replace(recording, cost=START_S + 0.25 * settings.episodes)]))
         asked = [(benchmark, "test") for benchmark in BENCHMARKS]
         asked += [(BENCHMARKS[0], "val")] if settings.lr_grid else []
         for benchmark, split in asked:
-            folder = self.pretrained(benchmark, split)
+            folder = answers_folder(self.root, benchmark, split)
             stage = experiment_stages.questions(
                 folder.name,
                 folder,
@@ -138,7 +87,7 @@ class Plan:
                 benchmark=benchmark,
                 device=settings.device,
             )
-            jobs.append(self._job([replace(stage, cost=_START_S + 0.03 * settings.samples)]))
+            jobs.append(self._job([replace(stage, cost=asking_cost(settings.samples))]))
         return jobs
 
     def anchors(self) -> list[Job]:
@@ -147,7 +96,7 @@ class Plan:
         for name in sorted({anchor for each in self.protections if (anchor := VARIANTS[each].anchor)}):
             flags = [flag.format(data=self._data) for flag in ANCHORS[name]]
             stage = experiment_stages.anchor(
-                name, self._anchor(name), vlm="embedded", device=self.settings.device, flags=flags
+                name, anchor_file(self.root, name), vlm="embedded", device=self.settings.device, flags=flags
             )
             jobs.append(self._job([replace(stage, cost=200.0)]))
         return jobs
@@ -155,7 +104,9 @@ class Plan:
     def tuning(self) -> list[Job]:
         """One training of each protection at every learning rate of the grid, measured on validation data."""
         return [
-            Job(key.name, [self._training(key), *self._validation(key)], self.folder(key) / "logs")
+            Job(
+                key.name, [self._run(key).training(), *self._run(key).validation()], self.folder(key) / "logs"
+            )
             for key in self._tuning_keys()
         ]
 
@@ -172,7 +123,7 @@ class Plan:
     def runs(self) -> list[Job]:
         """Everything that is reported, measured on test data."""
         return [
-            Job(key.name, [self._training(key), *self._test(key)], self.folder(key) / "logs")
+            Job(key.name, [self._run(key).training(), *self._run(key).test()], self.folder(key) / "logs")
             for key in dict.fromkeys(map(self._trained, [*self.common_keys(), *self.tuned_keys()]))
         ]
 
@@ -273,9 +224,6 @@ class Plan:
     def _data(self) -> Path:
         return self.settings.dataset or self.root / "data"
 
-    def _anchor(self, name: str) -> Path:
-        return self.root / "anchors" / f"{name}.safetensors"
-
     def _job(self, stages: list[Stage]) -> Job:
         return Job(stages[0].name, stages, self.root / "logs")
 
@@ -287,135 +235,8 @@ class Plan:
             if protection not in NOT_TUNED
         ]
 
-    def _checkpoint(self, key: RunKey) -> Path:
-        return experiment_stages.last_checkpoint(self.folder(key) / "training", self.settings.steps)
-
-    def _training(self, key: RunKey) -> Stage:
-        settings, variant = self.settings, VARIANTS[key.protection]
-        flags = [
-            *variant.flags,
-            *([f"--policy.anchor_path={self._anchor(variant.anchor)}"] if variant.anchor else []),
-            *(f"--policy.{flag}" for flag in settings.policy),
-            f"--policy.optimizer_lr={settings.lr}",
-            f"--policy.optimizer_lr_backbone={key.lr}",
-            f"--policy.flow_samples={settings.flow_samples}",
-            *([_inputs(names_in(settings.cameras))] if settings.cameras else []),
-        ]
-        stage = experiment_stages.training(
-            "training",
-            self.folder(key) / "training",
-            dataset=self._data,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            seed=key.seed,
-            saves=5,
-            device=settings.device,
-            flags=flags,
-        )
-        step_s = (0.1 + 0.075 * settings.flow_samples) * settings.batch_size / 16
-        cost = _START_S + settings.steps * step_s * _STEP_OVER_NONE.get(key.protection, 1.0)
-        return replace(stage, cost=cost)
-
-    def _validation(self, key: RunKey) -> list[Stage]:
-        settings, folder, checkpoint = self.settings, self.folder(key), self._checkpoint(key)
-        rollouts = experiment_stages.rollouts(
-            "rollouts-val",
-            folder / "rollouts-val",
-            checkpoint=checkpoint,
-            task=settings.task,
-            split="train",
-            episodes=settings.validation_episodes,
-            seed=_VALIDATION_SEED,
-            device=settings.device,
-        )
-        asked = experiment_stages.questions(
-            "vqa-tabletop-val",
-            folder / "vqa-tabletop-val",
-            checkpoint=checkpoint,
-            samples=settings.samples,
-            split="val",
-            pretrained=self.pretrained(BENCHMARKS[0], "val"),
-            device=settings.device,
-        )
-        return [
-            replace(rollouts, cost=self._rollout_cost(settings.validation_episodes)),
-            replace(asked, cost=_START_S + 0.03 * settings.samples),
-        ]
-
-    def _test(self, key: RunKey) -> list[Stage]:
-        settings, folder, checkpoint = self.settings, self.folder(key), self._checkpoint(key)
-        stages = [
-            replace(
-                experiment_stages.rollouts(
-                    f"rollouts-{split}",
-                    folder / f"rollouts-{split}",
-                    checkpoint=checkpoint,
-                    task=settings.task,
-                    split=split,
-                    episodes=settings.eval_episodes,
-                    seed=ROLLOUT_SEED,
-                    device=settings.device,
-                ),
-                cost=self._rollout_cost(settings.eval_episodes),
-            )
-            for split in SPLITS
-        ]
-        stages += [
-            replace(
-                experiment_stages.questions(
-                    f"vqa-{benchmark}",
-                    folder / f"vqa-{benchmark}",
-                    checkpoint=checkpoint,
-                    samples=settings.samples,
-                    split="test",
-                    benchmark=benchmark,
-                    pretrained=self.pretrained(benchmark),
-                    device=settings.device,
-                ),
-                cost=_START_S + 0.03 * settings.samples,
-            )
-            for benchmark in BENCHMARKS
-        ]
-        swap = experiment_stages.swap(
-            "swap",
-            folder / "swap.json",
-            checkpoint=checkpoint,
-            task=settings.task,
-            split="test",
-            pairs=settings.pairs,
-            seed=ROLLOUT_SEED,
-            device=settings.device,
-        )
-        drift = experiment_stages.drift(
-            "drift",
-            folder / "drift.json",
-            checkpoint=checkpoint,
-            samples=min(_DRIFT_SAMPLES, settings.samples),
-            split="test",
-            device=settings.device,
-        )
-        return [
-            *stages,
-            replace(swap, cost=self._rollout_cost(2 * settings.pairs)),
-            replace(drift, cost=2 * _START_S),
-        ]
-
-    def _rollout_cost(self, episodes: int) -> float:
-        return _START_S + 1.2 * episodes * len(parse_tasks(self.settings.task))
-
-
-def _inputs(cameras: Sequence[str]) -> str:
-    """The flag that lets a policy see these of the tabletop's cameras alone, and the state."""
-    seen = {
-        f"{OBS_IMAGES}.{name}": {"type": "VISUAL", "shape": [3, IMAGE_SIZE, IMAGE_SIZE]} for name in cameras
-    }
-    inputs = {**seen, OBS_STATE: {"type": "STATE", "shape": [STATE_DIM]}}
-    return f"--policy.input_features={json.dumps(inputs)}"
-
-
-def names_in(text: str) -> list[str]:
-    """What commas part, without outer blanks."""
-    return [name.strip() for name in text.split(",")]
+    def _run(self, key: RunKey) -> Run:
+        return Run(self.settings, key, self.folder(key), self._data, self.root)
 
 
 def read_seconds(logs: Path) -> Mapping[str, float]:

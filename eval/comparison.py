@@ -92,12 +92,14 @@ class TypeResult:
 class ProtectionResult:
     """One protection over its seeds; differences are to `none` on the same initial states, None for itself.
 
-    `success` and `against_none` are split -> task (or `all`) -> rate, `answers` benchmark -> question type (or `all`).
+    `success` and `against_none` are split -> task (or `all`) -> rate, `against_others` other protection -> difference
+    of the success on test scenes, `answers` benchmark -> question type (or `all`).
     """
 
     lr: float
     success: dict[str, dict[str, Estimate]]
     against_none: dict[str, dict[str, Estimate]] | None
+    against_others: dict[str, Estimate]
     answers: dict[str, dict[str, TypeResult]]
     retained: dict[str, Estimate]
     drift: Estimate
@@ -124,7 +126,7 @@ class Comparison:
         if REFERENCE not in grouped or len({tuple(each) for each in seeds.values()}) != 1:
             raise ValueError(f"every protection needs the same seeds, {REFERENCE} among them: {seeds}")
         drawn = _Drawn(grouped[REFERENCE], questions)
-        return cls({name: _result(group, drawn, grouped[REFERENCE]) for name, group in grouped.items()})
+        return cls({name: _result(group, drawn, grouped) for name, group in grouped.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -158,17 +160,15 @@ class _Drawn:
 
 
 def _result(
-    group: Sequence[ComparedRun], drawn: _Drawn, reference: Sequence[ComparedRun]
+    group: Sequence[ComparedRun], drawn: _Drawn, groups: Mapping[str, Sequence[ComparedRun]]
 ) -> ProtectionResult:
+    reference = groups[REFERENCE]
     success: dict[str, dict[str, Estimate]] = defaultdict(dict)
     against: dict[str, dict[str, Estimate]] = defaultdict(dict)
     for split, task in drawn.tasks:
         episodes = drawn.episodes[split, task]
-        now_KE, none_KE = (
-            np.stack([bits(run.outcomes(split, task)) for run in runs]) for runs in (group, reference)
-        )
-        success[split][task] = rate_estimate(episodes.means(now_KE), episodes.groups)
-        against[split][task] = change_estimate(episodes.means(now_KE - none_KE), now_KE - none_KE)
+        success[split][task] = rate_estimate(episodes.means(_outcomes(group, split, task)), episodes.groups)
+        against[split][task] = _difference(group, reference, drawn, split, task)
     answers: dict[str, dict[str, TypeResult]] = defaultdict(dict)
     retained: dict[str, Estimate] = {}
     for benchmark, kind in drawn.kinds:
@@ -186,6 +186,11 @@ def _result(
         lr=group[0].lr,
         success=dict(success),
         against_none=None if group is reference else dict(against),
+        against_others={
+            name: _difference(group, other, drawn, "test", ALL)
+            for name, other in groups.items()
+            if other is not group
+        },
         answers=dict(answers),
         retained=retained,
         drift=estimate(drawn.over_seeds([run.drift for run in group])),
@@ -196,6 +201,18 @@ def _result(
             for task in tasks
         },
     )
+
+
+def _outcomes(group: Sequence[ComparedRun], split: str, task: str) -> Array:
+    return np.stack([bits(run.outcomes(split, task)) for run in group])
+
+
+def _difference(
+    group: Sequence[ComparedRun], other: Sequence[ComparedRun], drawn: _Drawn, split: str, task: str
+) -> Estimate:
+    """Of success, on the same initial states."""
+    changes_KE = _outcomes(group, split, task) - _outcomes(other, split, task)
+    return change_estimate(drawn.episodes[split, task].means(changes_KE), changes_KE)
 
 
 def _type_result(
@@ -209,63 +226,3 @@ def _type_result(
         p_value=mcnemar_p(changes_KN.ravel(), list(scenes_N) * len(changes_KN)),
         n=len(scenes_N),
     )
-
-
-def verdicts(comparison: Comparison, *, ours: str, benchmark: str, within: float = 0.02) -> list[str]:
-    """What can and what cannot be said of `ours`, in sentences.
-
-    Args:
-        comparison: with `ours`, `none` and, to say whether the task needs a backbone that learns, `freeze`.
-        ours: the protection to judge.
-        benchmark: whose questions count.
-        within: how much accuracy it may lose.
-    """
-    rows = comparison.protections
-    none, row = rows[REFERENCE], rows[ours]
-    sentences = []
-    if "freeze" in rows:
-        gap = _negated(_against(rows["freeze"], "test"))
-        helps = _more(gap, "helps", "hinders")
-        sentences.append(
-            f"A backbone that learns {helps} on test scenes: `none` against `freeze` {_points(gap)}."
-        )
-    lost = none.answers[benchmark][ALL].change
-    gains = _more(lost, "gains", "loses")
-    sentences.append(f"Without protection the backbone {gains} answers: {_points(lost)}.")
-    for split in row.success:
-        change = _against(row, split)
-        sentences.append(
-            f"On {split} scenes `{ours}` {_more(change, 'succeeds more often', 'succeeds less often')} than `none`: "
-            f"{_points(change)}."
-        )
-    kept = row.answers[benchmark][ALL].change
-    if kept.ci[0] >= -within:
-        verdict = "keeps"
-    elif kept.ci[1] < -within:
-        verdict = "does not keep"
-    else:
-        verdict = "is not surely known to keep"
-    sentences.append(
-        f"`{ours}` {verdict} its answers within {100 * within:g} points of the pretrained model: {_points(kept)}."
-    )
-    return sentences
-
-
-def _against(row: ProtectionResult, split: str) -> Estimate:
-    assert row.against_none is not None
-    return row.against_none[split][ALL]
-
-
-def _negated(change: Estimate) -> Estimate:
-    return Estimate(-change.value, (-change.ci[1], -change.ci[0]))
-
-
-def _more(change: Estimate, more: str, less: str) -> str:
-    if change.ci[0] > 0:
-        return more
-    return less if change.ci[1] < 0 else f"neither surely {more} nor {less}"
-
-
-def _points(change: Estimate) -> str:
-    low, high = change.ci
-    return f"{100 * change.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")

@@ -17,8 +17,8 @@ from aegis_eval.comparison import (
     Comparison,
     ProtectionResult,
     Questions,
-    verdicts,
 )
+from aegis_eval.comparison_verdicts import headline, verdicts
 from aegis_eval.figures import Point, curve_figure, scatter_figure
 from aegis_eval.metrics import accuracy_interval, wilson_interval
 from aegis_eval.report_figures import CURVES
@@ -93,6 +93,7 @@ def _html(
     ]
     if "tuned" in summaries:
         parts += ["<h2>Each at its own learning rate</h2>", f'<p class="soft">{escape(_TUNED)}</p>']
+        parts += [_conclusions(summaries["tuned"])]
         parts += [page.table(_HEADER, _rows(summaries["tuned"])), _tuning(results)]
     parts += [_tasks(common), *(_types(common, name) for name in asked), _curves(runs)]
     if folder is not None:
@@ -146,10 +147,15 @@ def _what(results: _Json) -> str:
 
 
 def _conclusions(comparison: Comparison) -> str:
-    if _OURS not in comparison.protections:
-        return ""
-    found = verdicts(comparison, ours=_OURS, benchmark="tabletop")
-    return f"<ul>{''.join(f'<li>{_code(sentence)}</li>' for sentence in found)}</ul>"
+    first, *rest = _sentences(comparison)
+    listed = f"<ul>{''.join(f'<li>{_code(sentence)}</li>' for sentence in rest)}</ul>" if rest else ""
+    return f'<p class="lead">{_code(first)}</p>{listed}'
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    """What won, then what is known of ours."""
+    known = verdicts(comparison, ours=_OURS, benchmark="tabletop") if _OURS in comparison.protections else []
+    return [headline(comparison, benchmark="tabletop"), *known]
 
 
 def _code(sentence: str) -> str:
@@ -309,13 +315,11 @@ def _seconds(runs: Sequence[ComparedRun]) -> dict[str, dict[str, float]]:
 
 def _markdown(results: _Json, summaries: Mapping[str, Comparison]) -> str:
     lines = [_what(results), ""]
-    if _OURS in summaries["common"].protections:
-        lines += [f"- {each}" for each in verdicts(summaries["common"], ours=_OURS, benchmark="tabletop")] + [
-            ""
-        ]
     titles = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
     for name, comparison in summaries.items():
-        lines += [titles[name], "", f"| {' | '.join(_HEADER)} |", f"|{'---|' * len(_HEADER)}"]
+        first, *rest = _sentences(comparison)
+        lines += [titles[name], "", f"**{first}**", "", *(f"- {each}" for each in rest), ""]
+        lines += [f"| {' | '.join(_HEADER)} |", f"|{'---|' * len(_HEADER)}"]
         lines += [f"| {' | '.join(row)} |" for row in _rows(comparison)] + [""]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from aegis_eval import experiment_stages
 from aegis_eval.experiment_folder import claimed
 from aegis_eval.provenance import provenance
 from aegis_eval.report import RunSummary, write_report
-from aegis_eval.stages import Stage, run_stage
+from aegis_eval.stages import Processes, Stage, run_stage
 from aegis_policy import cli
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
@@ -155,7 +155,7 @@ def _run(stage: Stage, number: str, logs: Path) -> None:
         return
     log = logs / f"{stage.name}.log"
     print(f"{number} {stage.title}\n    {' '.join(stage.command)}\n    log: {log}", flush=True)
-    print(f"    {run_stage(stage, logs):.0f} s", flush=True)
+    print(f"    {run_stage(stage, logs, Processes(forked=True)):.0f} s", flush=True)
 
 
 def _table(runs: Sequence[RunSummary]) -> str:

@@ -1,8 +1,8 @@
 """Commands of this environment as forks of a process that has imported what they need.
 
-`torch`, `transformers` and `lerobot` take about nine seconds to import, and an experiment runs hundreds of commands. This
-is Python's own fork server with those modules loaded beforehand; a command finds its arguments, its environment and
-its log as it would in a process of its own.
+`torch`, `transformers` and `lerobot` take about nine seconds to import, and an experiment runs hundreds of commands.
+This is Python's own fork server with those modules loaded beforehand; a command finds its arguments, its environment
+and its log as it would in a process of its own.
 """
 
 import ctypes

@@ -35,6 +35,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 8px 0 4px; }
 h2 { font-size: 1.2rem; margin: 40px 0 8px; }
 h3, .card h2 { font-size: 1rem; margin: 0 0 8px; }
 p { margin: 0 0 12px; max-width: 70ch; }
+.lead { font-size: 1.1rem; font-weight: 600; }
 .films-of { margin-top: 16px; }
 .soft { color: var(--soft); }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); }

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from aegis_eval.compare import CompareConfig, compare
-from aegis_eval.compare_plan import Plan, RunKey
+from aegis_eval.compare_plan import Plan
+from aegis_eval.compare_stages import RunKey
 from aegis_policy.errors import AegisError
 
 

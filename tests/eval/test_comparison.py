@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions, verdicts
+from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions
+from aegis_eval.comparison_verdicts import headline, verdicts
 from aegis_eval.resampling import Resampling, change_estimate, estimate
 
 EPISODES, SCENES = 100, 300
@@ -137,6 +138,24 @@ def test_retention_is_claimed_only_where_the_interval_says_so(questions, accurac
     runs = [*make_runs("none", 0.9, 0.7), *make_runs("aegis", 0.9, accuracy)]
     *_, kept = verdicts(Comparison.of(runs, questions), ours="aegis", benchmark="tabletop")
     assert kept.startswith(f"`aegis` {verdict}")
+
+
+def test_the_headline_names_the_best_that_keeps_its_answers_and_who_is_not_told_apart(questions):
+    runs = [
+        *make_runs("none", 0.9, 0.7),
+        *make_runs("freeze", 0.3, 1.0),
+        *make_runs("lora", 0.8, 0.999),
+        *make_runs("aegis", 0.81, 0.999),
+    ]
+    said = headline(Comparison.of(runs, questions), benchmark="tabletop")
+    assert said.startswith("Of the 3 protections that surely keep their answers within 2 points, `")
+    assert "`freeze` succeeds less often." in said and "cannot be told apart from it" in said
+    assert "none" not in said, "it forgets"
+    for runs, wanted in (
+        ([*make_runs("none", 0.9, 0.7), *make_runs("aegis", 0.5, 1.0)], "Only `aegis` surely keeps"),
+        (make_runs("none", 0.9, 0.7), "No protection surely keeps its answers within 2 points"),
+    ):
+        assert headline(Comparison.of(runs, questions), benchmark="tabletop").startswith(wanted)
 
 
 def test_seeds_that_some_protection_lacks_are_refused(questions):

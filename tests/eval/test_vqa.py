@@ -2,12 +2,13 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aegis_envs.errors import SimulatorError
-from aegis_eval import benchmarks
+from aegis_eval import benchmarks, vqa
 from aegis_eval.anchor import AnchorConfig, make_anchor
 from aegis_eval.benchmarks import load_samples
 from aegis_eval.checkpoints import PolicySource
@@ -121,6 +122,36 @@ def test_a_policy_is_compared_with_the_vlm_it_was_made_from(tiny_checkpoint: Pat
     assert results["model"] == str(tiny_checkpoint)
 
 
+def test_a_policy_is_compared_with_answers_that_its_vlm_gave_before(
+    tiny_vlm_dir: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = evaluate(VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path / "before", samples=6))
+    usual = evaluate(_asking(tiny_checkpoint, tmp_path / "usual"))
+    monkeypatch.setattr(vqa, "load_original_vlm", lambda *_: pytest.fail("the VLM is not needed again"))
+    out = evaluate(_asking(tiny_checkpoint, tmp_path / "out", pretrained_answers=asked))
+    assert (out / "samples.jsonl").read_text() == (usual / "samples.jsonl").read_text()
+    scores = [json.loads((folder / "results.json").read_text())["pretrained"] for folder in (usual, out)]
+    assert scores[0] == scores[1] and scores[0] is not None
+
+
+def test_answers_to_other_questions_or_of_another_model_are_refused(
+    tiny_vlm_dir: Path, tiny_checkpoint: Path, tmp_path: Path
+):
+    asked = evaluate(VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path / "before", samples=5))
+    config = _asking(tiny_checkpoint, tmp_path / "out", pretrained_answers=asked)
+    with pytest.raises(AegisError, match="answers other questions"):
+        evaluate(config)
+    results = json.loads((asked / "results.json").read_text())
+    (asked / "results.json").write_text(json.dumps({**results, "vlm_fingerprint": "of another"}))
+    with pytest.raises(AegisError, match="is not the VLM that this policy was made from"):
+        evaluate(replace(config, samples=5))
+    with pytest.raises(AegisError, match="is not what aegis-vqa writes"):
+        evaluate(replace(config, pretrained_answers=tmp_path))
+    with pytest.raises(AegisError, match="at most one of --pretrained and --pretrained_answers"):
+        evaluate(replace(config, pretrained=str(tiny_vlm_dir)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_policy_whose_vlm_is_gone_is_asked_without_comparison(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -145,5 +176,5 @@ def test_another_vlm_in_the_old_ones_place_is_not_compared_with(
     assert "its fingerprint differs" in capsys.readouterr().out
 
 
-def _asking(checkpoint: Path, output_dir: Path) -> VqaConfig:
-    return VqaConfig(policy=PolicySource(str(checkpoint)), output_dir=output_dir, samples=6)
+def _asking(checkpoint: Path, output_dir: Path, **flags) -> VqaConfig:
+    return VqaConfig(policy=PolicySource(str(checkpoint)), output_dir=output_dir, samples=6, **flags)
