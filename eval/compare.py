@@ -290,8 +290,8 @@ def _check(config: CompareConfig) -> None:
         raise AegisError(
             f"--lr_grid={config.lr_grid} must hold --lr_backbone={config.lr_backbone}, the rate common to all."
         )
-    if config.cameras and (unknown := set(names_in(config.cameras)) - set(CAMERAS)):
-        raise AegisError(f"--cameras: {min(unknown)} is unknown; the tabletop has {' and '.join(CAMERAS)}.")
+    if absent := [name for name in names_in(config.cameras or "") if name and name not in CAMERAS]:
+        raise AegisError(f"--cameras: {absent[0]} is unknown; the tabletop has {' and '.join(CAMERAS)}.")
     try:
         parse_tasks(config.task)
     except SimulatorError as error:

@@ -8,34 +8,26 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from aegis_eval import comparison_table as tables
 from aegis_eval import page
-from aegis_eval.comparison import (
-    ALL,
-    ComparedRun,
-    Comparison,
-    ProtectionResult,
-    Questions,
-)
-from aegis_eval.comparison_verdicts import headline, verdicts
+from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions
+from aegis_eval.comparison_table import Json
 from aegis_eval.figures import Point, curve_figure, scatter_figure
 from aegis_eval.metrics import accuracy_interval, wilson_interval
 from aegis_eval.report_figures import CURVES
 from aegis_eval.report_media import films_side_by_side, questions
-from aegis_eval.resampling import Estimate, bits
+from aegis_eval.resampling import bits
 from aegis_eval.run_summary import RunSummary
 from aegis_eval.training_log import Curve
 from aegis_policy.files import atomic_write
 
 _BENCHMARKS = {"tabletop": "questions about scenes", "tabletop_robot": "questions about the robot's frames"}
-_OURS = "aegis"
 COMPARISON_TITLE = "Robot skill and retained knowledge, by protection"
-_Json = Mapping[str, Any]
 
 
 def write_comparison(
-    results: _Json,
+    results: Json,
     folder: Path,
     *,
     runs: Path | None = None,
@@ -60,23 +52,23 @@ def write_comparison(
     summaries = {"common": Comparison.of(common, asked)}
     if tuned:
         summaries["tuned"] = Comparison.of(tuned, asked)
-    markdown = _markdown(results, summaries)
+    table = tables.markdown(results, summaries)
     written = [folder / name for name in ("report.html", "comparison.md", "summary.json")]
     body = f"<h1>{escape(title)}</h1>\n{_html(results, common, asked, summaries, runs)}"
     texts = (
         page.page(title, body),
-        markdown,
+        table,
         json.dumps({name: each.to_dict() for name, each in summaries.items()}, indent=1) + "\n",
     )
     for path, text in zip(written, texts, strict=True):
         with atomic_write(path) as beside:
             beside.write_text(text)
-    print(f"{markdown}\nwrote {', '.join(str(path) for path in written)}")
+    print(f"{table}\nwrote {', '.join(str(path) for path in written)}")
     return written[0]
 
 
 def _html(
-    results: _Json,
+    results: Json,
     runs: Sequence[ComparedRun],
     asked: Mapping[str, Questions],
     summaries: Mapping[str, Comparison],
@@ -84,17 +76,17 @@ def _html(
 ) -> str:
     common = summaries["common"]
     parts = [
-        f'<p class="soft">{escape(_what(results))}</p>',
+        f'<p class="soft">{escape(tables.what(results))}</p>',
         _conclusions(common),
         f'<div class="card wide">{_scatter(results, runs, asked)}</div>',
         "<h2>All protections at the same learning rate</h2>",
         f'<p class="soft">{escape(_HOW)}</p>',
-        page.table(_HEADER, _rows(common)),
+        page.table(tables.HEADER, tables.rows(common)),
     ]
     if "tuned" in summaries:
         parts += ["<h2>Each at its own learning rate</h2>", f'<p class="soft">{escape(_TUNED)}</p>']
         parts += [_conclusions(summaries["tuned"])]
-        parts += [page.table(_HEADER, _rows(summaries["tuned"])), _tuning(results)]
+        parts += [page.table(tables.HEADER, tables.rows(summaries["tuned"])), _tuning(results)]
     parts += [_tasks(common), *(_types(common, name) for name in asked), _curves(runs)]
     if folder is not None:
         parts += [films_side_by_side(_films(folder, runs)), _questions(folder, runs)]
@@ -108,54 +100,20 @@ def _html(
 
 _HOW = (
     "Brackets are 95 % intervals over seeds and episodes or scenes, resampled together for all protections. "
-    "Differences to none are on the same initial states, those to the pretrained model on the same questions. With so "
-    "few seeds, what lies just outside an interval is not yet a finding."
+    "Differences to none are on the same initial states, those to the pretrained model on the same questions; the last "
+    "column counts rollouts of all seeds as if they were of one (Wilson). With so few seeds, what lies just outside an "
+    "interval is not yet a finding."
 )
 _TUNED = (
     "Chosen from the same grid on validation data: the rate with the best sum of success on new train scenes and share "
     "of validation questions still answered, one seed."
 )
-_HEADER = [
-    "protection",
-    "backbone lr",
-    "success, test %",
-    "against none",
-    "success, unseen %",
-    "against none",
-    "answers %",
-    "against pretrained",
-    "robot frames: answers %",
-    "drift %",
-    "went to the named object",
-]
-
-
-def _what(results: _Json) -> str:
-    config = results["config"]
-    names = list(results["protections"])
-    by_folder: dict[str, list[str]] = {}
-    for run in results["runs"]:
-        by_folder.setdefault(run["folder"], []).append(run["protection"])
-    same = dict.fromkeys(" and ".join(shared) for shared in by_folder.values() if len(shared) > 1)
-    return (
-        f"{len(names)} protections of the same vision-language model, {config['seeds']} seeds each, trained for "
-        f"{config['steps']} steps on the same demonstrations of {config['task']}. Each run met the same "
-        f"{config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and shape that "
-        f"no demonstration does) and the same {config['samples']} questions of each kind."
-        + "".join(f" {names} are the same training where only the decoder may learn." for names in same)
-    )
 
 
 def _conclusions(comparison: Comparison) -> str:
-    first, *rest = _sentences(comparison)
+    first, *rest = tables.sentences(comparison)
     listed = f"<ul>{''.join(f'<li>{_code(sentence)}</li>' for sentence in rest)}</ul>" if rest else ""
     return f'<p class="lead">{_code(first)}</p>{listed}'
-
-
-def _sentences(comparison: Comparison) -> list[str]:
-    """What won, then what is known of ours."""
-    known = verdicts(comparison, ours=_OURS, benchmark="tabletop") if _OURS in comparison.protections else []
-    return [headline(comparison, benchmark="tabletop"), *known]
 
 
 def _code(sentence: str) -> str:
@@ -164,7 +122,7 @@ def _code(sentence: str) -> str:
     return "".join(f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(pieces))
 
 
-def _scatter(results: _Json, runs: Sequence[ComparedRun], asked: Mapping[str, Questions]) -> str:
+def _scatter(results: Json, runs: Sequence[ComparedRun], asked: Mapping[str, Questions]) -> str:
     series: dict[str, list[tuple[Point, Point]]] = {}
     scenes = asked["tabletop"].scenes
     for run in runs:
@@ -195,29 +153,7 @@ def _scatter(results: _Json, runs: Sequence[ComparedRun], asked: Mapping[str, Qu
     )
 
 
-def _rows(comparison: Comparison) -> list[list[str]]:
-    return [[name, *_cells(row)] for name, row in comparison.protections.items()]
-
-
-def _cells(row: ProtectionResult) -> list[str]:
-    cells = [f"{row.lr:g}"]
-    for split in row.success:
-        cells.append(_rate(row.success[split][ALL]))
-        cells.append("" if row.against_none is None else _change(row.against_none[split][ALL]))
-    scenes, frames = row.answers["tabletop"][ALL], row.answers["tabletop_robot"][ALL]
-    followed = sum(counts["followed"] for counts in row.swaps.values())
-    rollouts = 2 * sum(counts["pairs"] for counts in row.swaps.values())
-    return [
-        *cells,
-        _rate(scenes.accuracy),
-        _change(scenes.change),
-        _rate(frames.accuracy),
-        _rate(row.drift),
-        f"{followed}/{rollouts}",
-    ]
-
-
-def _tuning(results: _Json) -> str:
+def _tuning(results: Json) -> str:
     rows = [
         [
             each["protection"],
@@ -237,8 +173,8 @@ def _tasks(comparison: Comparison) -> str:
             name,
             split,
             task,
-            _rate(rate),
-            "" if row.against_none is None else _change(row.against_none[split][task]),
+            tables.rate(rate),
+            "" if row.against_none is None else tables.change(row.against_none[split][task]),
         ]
         for name, row in comparison.protections.items()
         for split, by_task in row.success.items()
@@ -257,7 +193,9 @@ def _types(comparison: Comparison, benchmark: str) -> str:
         row = [kind, str(before.n), f"{100 * before.pretrained:.1f}"]
         for result in comparison.protections.values():
             of = result.answers[benchmark][kind]
-            row.append(f"{100 * of.accuracy.value:.1f} ({_change(of.change)}, p {_p(of.p_value)})")
+            row.append(
+                f"{100 * of.accuracy.value:.1f} ({tables.change(of.change)}, p {tables.p_value(of.p_value)})"
+            )
         rows.append(row)
     text = (
         "In parentheses: points against the pretrained model, and McNemar's p for these trainings, not corrected for "
@@ -311,28 +249,3 @@ def _first_seed(runs: Sequence[ComparedRun]) -> Iterable[ComparedRun]:
 
 def _seconds(runs: Sequence[ComparedRun]) -> dict[str, dict[str, float]]:
     return {f"{run.protection}, lr {run.lr:g}, seed {run.seed}": run.seconds for run in runs}
-
-
-def _markdown(results: _Json, summaries: Mapping[str, Comparison]) -> str:
-    lines = [_what(results), ""]
-    titles = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
-    for name, comparison in summaries.items():
-        first, *rest = _sentences(comparison)
-        lines += [titles[name], "", f"**{first}**", "", *(f"- {each}" for each in rest), ""]
-        lines += [f"| {' | '.join(_HEADER)} |", f"|{'---|' * len(_HEADER)}"]
-        lines += [f"| {' | '.join(row)} |" for row in _rows(comparison)] + [""]
-    return "\n".join(lines)
-
-
-def _rate(estimate: Estimate) -> str:
-    low, high = estimate.ci
-    return f"{100 * estimate.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _change(estimate: Estimate) -> str:
-    low, high = estimate.ci
-    return f"{100 * estimate.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"

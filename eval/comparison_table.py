@@ -1,0 +1,102 @@
+"""What a comparison's page and its Markdown have in common: what was compared, what is known, the table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aegis_eval.comparison import ALL, Comparison, ProtectionResult
+from aegis_eval.comparison_verdicts import headline, verdicts
+from aegis_eval.metrics import wilson_interval
+from aegis_eval.resampling import Estimate
+
+Json = Mapping[str, Any]
+_OURS = "aegis"
+HEADER = [
+    "protection",
+    "backbone lr",
+    "success, test %",
+    "against none",
+    "success, unseen %",
+    "against none",
+    "answers %",
+    "against pretrained",
+    "robot frames: answers %",
+    "drift %",
+    "went to the named object %",
+]
+
+
+def what(results: Json) -> str:
+    """One paragraph on what was compared."""
+    config = results["config"]
+    names = list(results["protections"])
+    by_folder: dict[str, list[str]] = {}
+    for run in results["runs"]:
+        by_folder.setdefault(run["folder"], []).append(run["protection"])
+    seen = f" through the camera {config['cameras']}" if config.get("cameras") else ""
+    same = dict.fromkeys(" and ".join(shared) for shared in by_folder.values() if len(shared) > 1)
+    return (
+        f"{len(names)} protections of the same vision-language model, {config['seeds']} seeds each, trained for "
+        f"{config['steps']} steps on the same demonstrations of {config['task']}{seen}. Each run met the same "
+        f"{config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and shape that "
+        f"no demonstration does) and the same {config['samples']} questions of each kind."
+        + "".join(f" {names} are the same training where only the decoder may learn." for names in same)
+    )
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """What won, then what is known of ours."""
+    known = verdicts(comparison, ours=_OURS, benchmark="tabletop") if _OURS in comparison.protections else []
+    return [headline(comparison, benchmark="tabletop"), *known]
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    """Cells under `HEADER`, a row a protection."""
+    return [[name, *_cells(row)] for name, row in comparison.protections.items()]
+
+
+def _cells(row: ProtectionResult) -> list[str]:
+    cells = [f"{row.lr:g}"]
+    for split in row.success:
+        cells.append(rate(row.success[split][ALL]))
+        cells.append("" if row.against_none is None else change(row.against_none[split][ALL]))
+    scenes, frames = row.answers["tabletop"][ALL], row.answers["tabletop_robot"][ALL]
+    followed = sum(counts["followed"] for counts in row.swaps.values())
+    rollouts = 2 * sum(counts["pairs"] for counts in row.swaps.values())
+    low, high = wilson_interval(followed, rollouts)
+    return [
+        *cells,
+        rate(scenes.accuracy),
+        change(scenes.change),
+        rate(frames.accuracy),
+        rate(row.drift),
+        f"{100 * followed / rollouts:.0f} [{100 * low:.0f}, {100 * high:.0f}] of {rollouts}",
+    ]
+
+
+def markdown(results: Json, summaries: Mapping[str, Comparison]) -> str:
+    """All of it as Markdown; `summaries` are at the `common` learning rate and, if there were several, `tuned`."""
+    lines = [what(results), ""]
+    titles = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
+    for name, comparison in summaries.items():
+        first, *rest = sentences(comparison)
+        lines += [titles[name], "", f"**{first}**", "", *(f"- {each}" for each in rest), ""]
+        lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
+        lines += [f"| {' | '.join(row)} |" for row in rows(comparison)] + [""]
+    return "\n".join(lines)
+
+
+def rate(estimate: Estimate) -> str:
+    """Percent with its interval."""
+    low, high = estimate.ci
+    return f"{100 * estimate.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def change(estimate: Estimate) -> str:
+    """Points, signed, with their interval."""
+    low, high = estimate.ci
+    return f"{100 * estimate.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """To three places."""
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
