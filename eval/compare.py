@@ -290,8 +290,15 @@ def _check(config: CompareConfig) -> None:
         raise AegisError(
             f"--lr_grid={config.lr_grid} must hold --lr_backbone={config.lr_backbone}, the rate common to all."
         )
-    if absent := [name for name in names_in(config.cameras or "") if name and name not in CAMERAS]:
-        raise AegisError(f"--cameras: {absent[0]} is unknown; the tabletop has {' and '.join(CAMERAS)}.")
+    cameras = names_in(config.cameras) if config.cameras is not None else []
+    if absent := [name for name in cameras if name not in CAMERAS]:
+        raise AegisError(f"--cameras: {absent[0]!r} is unknown; the tabletop has {' and '.join(CAMERAS)}.")
+    learns = [flag for flag in config.policy if flag in ("train_vision_tower=true", "train_projector=true")]
+    if learns and "stop_gradient" in names_in(config.protections):
+        raise AegisError(
+            f"--policy={learns[0]} cannot be under stop_gradient, which lets no gradient into the VLM: leave one of "
+            "them out."
+        )
     try:
         parse_tasks(config.task)
     except SimulatorError as error:

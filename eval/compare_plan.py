@@ -29,7 +29,7 @@ from aegis_policy.files import atomic_write
 NOT_TUNED = frozenset({"freeze", "stop_gradient"})
 """Their backbone does not learn, so it has no learning rate."""
 _SAME_TRAINING = {"stop_gradient": "freeze"}
-"""Protection -> another that trains to the same weights, as long as neither vision tower nor projector learn."""
+"""Protection -> another that trains to the same weights, where neither vision tower nor projector learn."""
 _TUNING_SEED = 0
 
 
@@ -63,8 +63,7 @@ class Plan:
     def _trained(self, key: RunKey) -> RunKey:
         """The run that is trained for this one."""
         same = _SAME_TRAINING.get(key.protection, key.protection)
-        differ = any(flag.startswith("train_") for flag in self.settings.policy)
-        return replace(key, protection=same) if same in self.protections and not differ else key
+        return replace(key, protection=same) if same in self.protections else key
 
     def preparations(self) -> list[Job]:
         """Demonstrations, and the pretrained model's answers, whose pictures several runs want at once."""
@@ -95,6 +94,8 @@ class Plan:
         jobs = []
         for name in sorted({anchor for each in self.protections if (anchor := VARIANTS[each].anchor)}):
             flags = [flag.format(data=self._data) for flag in ANCHORS[name]]
+            if self.settings.cameras:
+                flags.append(f"--cameras={','.join(names_in(self.settings.cameras))}")
             stage = experiment_stages.anchor(
                 name, anchor_file(self.root, name), vlm="embedded", device=self.settings.device, flags=flags
             )

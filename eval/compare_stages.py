@@ -99,7 +99,7 @@ class Run:
             f"--policy.optimizer_lr={settings.lr}",
             f"--policy.optimizer_lr_backbone={key.lr}",
             f"--policy.flow_samples={settings.flow_samples}",
-            *([_inputs(names_in(settings.cameras))] if settings.cameras else []),
+            *([_inputs(names_in(settings.cameras), settings.dataset)] if settings.cameras else []),
         ]
         stage = experiment_stages.training(
             "training",
@@ -225,11 +225,13 @@ def asking_cost(samples: int) -> float:
     return START_S + 0.012 * samples
 
 
-def _inputs(cameras: Sequence[str]) -> str:
+def _inputs(cameras: Sequence[str], dataset: Path | None) -> str:
     """The flag that lets a policy see these of the tabletop's cameras alone, and the state."""
-    seen = {
-        f"{OBS_IMAGES}.{name}": {"type": "VISUAL", "shape": [3, IMAGE_SIZE, IMAGE_SIZE]} for name in cameras
-    }
+    size = IMAGE_SIZE
+    if dataset is not None:
+        recorded = json.loads((dataset / "meta" / "info.json").read_text())["features"]
+        size = recorded[f"{OBS_IMAGES}.{cameras[0]}"]["shape"][0]
+    seen = {f"{OBS_IMAGES}.{name}": {"type": "VISUAL", "shape": [3, size, size]} for name in cameras}
     inputs = {**seen, OBS_STATE: {"type": "STATE", "shape": [STATE_DIM]}}
     return f"--policy.input_features={json.dumps(inputs)}"
 

@@ -92,8 +92,9 @@ class TypeResult:
 class ProtectionResult:
     """One protection over its seeds; differences are to `none` on the same initial states, None for itself.
 
-    `success` and `against_none` are split -> task (or `all`) -> rate, `against_others` other protection -> difference
-    of the success on test scenes, `answers` benchmark -> question type (or `all`).
+    `success` and `against_none` are split -> task (or `all`) -> rate, `answers` benchmark -> question type (or `all`).
+    `against_others` holds every protection of another training -> the difference of the success on test scenes, with
+    intervals that hold for all of them together (Bonferroni).
     """
 
     lr: float
@@ -182,14 +183,17 @@ def _result(
         if kind == ALL:
             retained[benchmark] = estimate(scenes.means(correct_KN) / scenes.means(before_KN))
     tasks = group[0].swaps
+    trained = {run.folder for run in group}
+    others = {
+        name: other for name, other in groups.items() if trained.isdisjoint(run.folder for run in other)
+    }
     return ProtectionResult(
         lr=group[0].lr,
         success=dict(success),
         against_none=None if group is reference else dict(against),
         against_others={
-            name: _difference(group, other, drawn, "test", ALL)
-            for name, other in groups.items()
-            if other is not group
+            name: _difference(group, other, drawn, "test", ALL, level=1 - 0.05 / len(others))
+            for name, other in others.items()
         },
         answers=dict(answers),
         retained=retained,
@@ -208,11 +212,16 @@ def _outcomes(group: Sequence[ComparedRun], split: str, task: str) -> Array:
 
 
 def _difference(
-    group: Sequence[ComparedRun], other: Sequence[ComparedRun], drawn: _Drawn, split: str, task: str
+    group: Sequence[ComparedRun],
+    other: Sequence[ComparedRun],
+    drawn: _Drawn,
+    split: str,
+    task: str,
+    level: float = 0.95,
 ) -> Estimate:
     """Of success, on the same initial states."""
     changes_KE = _outcomes(group, split, task) - _outcomes(other, split, task)
-    return change_estimate(drawn.episodes[split, task].means(changes_KE), changes_KE)
+    return change_estimate(drawn.episodes[split, task].means(changes_KE), changes_KE, level=level)
 
 
 def _type_result(

@@ -13,6 +13,7 @@ from aegis_eval import comparison_table as tables
 from aegis_eval import page
 from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions
 from aegis_eval.comparison_table import Json
+from aegis_eval.estimate_text import change, p_value, rate
 from aegis_eval.figures import Point, curve_figure, scatter_figure
 from aegis_eval.metrics import accuracy_interval, wilson_interval
 from aegis_eval.report_figures import CURVES
@@ -173,12 +174,12 @@ def _tasks(comparison: Comparison) -> str:
             name,
             split,
             task,
-            tables.rate(rate),
-            "" if row.against_none is None else tables.change(row.against_none[split][task]),
+            rate(success),
+            "" if row.against_none is None else change(row.against_none[split][task]),
         ]
         for name, row in comparison.protections.items()
         for split, by_task in row.success.items()
-        for task, rate in by_task.items()
+        for task, success in by_task.items()
         if task != ALL
     ]
     table = page.table(["protection", "split", "task", "success %", "against none"], rows)
@@ -193,9 +194,7 @@ def _types(comparison: Comparison, benchmark: str) -> str:
         row = [kind, str(before.n), f"{100 * before.pretrained:.1f}"]
         for result in comparison.protections.values():
             of = result.answers[benchmark][kind]
-            row.append(
-                f"{100 * of.accuracy.value:.1f} ({tables.change(of.change)}, p {tables.p_value(of.p_value)})"
-            )
+            row.append(f"{100 * of.accuracy.value:.1f} ({change(of.change)}, p {p_value(of.p_value)})")
         rows.append(row)
     text = (
         "In parentheses: points against the pretrained model, and McNemar's p for these trainings, not corrected for "

@@ -5,8 +5,8 @@ from typing import Any
 
 from aegis_eval.comparison import ALL, Comparison, ProtectionResult
 from aegis_eval.comparison_verdicts import headline, verdicts
+from aegis_eval.estimate_text import change, rate
 from aegis_eval.metrics import wilson_interval
-from aegis_eval.resampling import Estimate
 
 Json = Mapping[str, Any]
 _OURS = "aegis"
@@ -32,14 +32,16 @@ def what(results: Json) -> str:
     by_folder: dict[str, list[str]] = {}
     for run in results["runs"]:
         by_folder.setdefault(run["folder"], []).append(run["protection"])
-    seen = f" through the camera {config['cameras']}" if config.get("cameras") else ""
+    seen = f", seen by {config['cameras']} alone" if config.get("cameras") else ""
     same = dict.fromkeys(" and ".join(shared) for shared in by_folder.values() if len(shared) > 1)
     return (
         f"{len(names)} protections of the same vision-language model, {config['seeds']} seeds each, trained for "
         f"{config['steps']} steps on the same demonstrations of {config['task']}{seen}. Each run met the same "
         f"{config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and shape that "
         f"no demonstration does) and the same {config['samples']} questions of each kind."
-        + "".join(f" {names} are the same training where only the decoder may learn." for names in same)
+        + "".join(
+            f" {names} are the same training, for vision tower and projector do not learn." for names in same
+        )
     )
 
 
@@ -83,20 +85,3 @@ def markdown(results: Json, summaries: Mapping[str, Comparison]) -> str:
         lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
         lines += [f"| {' | '.join(row)} |" for row in rows(comparison)] + [""]
     return "\n".join(lines)
-
-
-def rate(estimate: Estimate) -> str:
-    """Percent with its interval."""
-    low, high = estimate.ci
-    return f"{100 * estimate.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def change(estimate: Estimate) -> str:
-    """Points, signed, with their interval."""
-    low, high = estimate.ci
-    return f"{100 * estimate.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
-
-
-def p_value(value: float) -> str:
-    """To three places."""
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"

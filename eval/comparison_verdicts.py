@@ -1,38 +1,46 @@
 """What a comparison lets one say, in sentences: which protection to take, and what is not known."""
 
 from aegis_eval.comparison import ALL, REFERENCE, Comparison, ProtectionResult
+from aegis_eval.estimate_text import change, rate
 from aegis_eval.resampling import Estimate
 
 _WITHIN = 0.02
 """How much accuracy may be lost for answers to count as kept."""
+_WITHIN_POINTS = f"{100 * _WITHIN:g}"
 
 
 def headline(comparison: Comparison, *, benchmark: str) -> str:
     """What won: of the protections that surely keep their answers, those whose success is not told apart from the best.
+
+    Differences to the best are corrected for their number. Protections that are the same training count once.
 
     Args:
         comparison: of two protections or more.
         benchmark: whose questions count.
     """
     rows = comparison.protections
-    keep = [name for name, row in rows.items() if _keeps(row, benchmark) == "keeps"]
+    keep: list[str] = []
+    for name, row in rows.items():
+        same = [each for each in keep if each not in row.against_others]
+        if _keeps(row, benchmark) == "keeps" and not same:
+            keep.append(name)
     if not keep:
-        return (
-            f"No protection surely keeps its answers within {100 * _WITHIN:g} points of the pretrained model."
-        )
+        return f"No protection surely keeps the pretrained model's answers about scenes within {_WITHIN_POINTS} points."
     best = max(keep, key=lambda name: rows[name].success["test"][ALL].value)
-    rate = rows[best].success["test"][ALL]
-    apart = {name: rows[best].against_others[name].ci[0] > 0 for name in keep if name != best}
+    succeeds = f"on {rate(rows[best].success['test'][ALL], 0)} % of test scenes"
+    others = {name: rows[best].against_others[name] for name in keep if name != best}
+    alike = [f"`{name}`" for name, more in others.items() if more.ci[0] <= 0]
+    worse = [f"`{name}`" for name, more in others.items() if more.ci[0] > 0]
+    within = f"answers about scenes within {_WITHIN_POINTS} points"
+    if not others:
+        return f"Only `{best}` surely keeps its {within}; it succeeds {succeeds}."
     sentence = (
-        f"Of the {len(keep)} protections that surely keep their answers within {100 * _WITHIN:g} points, `{best}` "
-        f"succeeds most often: on {_percent(rate)} of test scenes."
-        if len(keep) > 1
-        else f"Only `{best}` surely keeps its answers within {100 * _WITHIN:g} points; it succeeds on {_percent(rate)} "
-        "of test scenes."
+        f"Of the {len(keep)} protections that surely keep their {within}, `{best}` succeeds most often: "
     )
-    if alike := [name for name, surely in apart.items() if not surely]:
+    sentence += f"{succeeds}."
+    if alike:
         sentence += f" {_names(alike)} cannot be told apart from it."
-    if worse := [name for name, surely in apart.items() if surely]:
+    if worse:
         sentence += f" {_names(worse)} succeed{'s' if len(worse) == 1 else ''} less often."
     return sentence
 
@@ -58,14 +66,14 @@ def verdicts(comparison: Comparison, *, ours: str, benchmark: str) -> list[str]:
     gains = _more(lost, "gains", "loses")
     sentences.append(f"Without protection the backbone {gains} answers: {_points(lost)}.")
     for split in row.success:
-        change = _against(row, split)
+        over = _against(row, split)
         sentences.append(
-            f"On {split} scenes `{ours}` {_more(change, 'succeeds more often', 'succeeds less often')} than `none`: "
-            f"{_points(change)}."
+            f"On {split} scenes `{ours}` {_more(over, 'succeeds more often', 'succeeds less often')} than `none`: "
+            f"{_points(over)}."
         )
     kept = row.answers[benchmark][ALL].change
     sentences.append(
-        f"`{ours}` {_keeps(row, benchmark)} its answers within {100 * _WITHIN:g} points of the pretrained model: "
+        f"`{ours}` {_keeps(row, benchmark)} its answers within {_WITHIN_POINTS} points of the pretrained model: "
         f"{_points(kept)}."
     )
     return sentences
@@ -83,26 +91,20 @@ def _against(row: ProtectionResult, split: str) -> Estimate:
     return row.against_none[split][ALL]
 
 
-def _negated(change: Estimate) -> Estimate:
-    return Estimate(-change.value, (-change.ci[1], -change.ci[0]))
+def _negated(difference: Estimate) -> Estimate:
+    low, high = difference.ci
+    return Estimate(-difference.value, (-high, -low))
 
 
-def _more(change: Estimate, more: str, less: str) -> str:
-    if change.ci[0] > 0:
+def _more(difference: Estimate, more: str, less: str) -> str:
+    if difference.ci[0] > 0:
         return more
-    return less if change.ci[1] < 0 else f"neither surely {more} nor {less}"
+    return less if difference.ci[1] < 0 else f"neither surely {more} nor {less}"
 
 
-def _points(change: Estimate) -> str:
-    low, high = change.ci
-    return f"{100 * change.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
-
-
-def _percent(rate: Estimate) -> str:
-    low, high = rate.ci
-    return f"{100 * rate.value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+def _points(difference: Estimate) -> str:
+    return f"{change(difference)} points"
 
 
 def _names(names: list[str]) -> str:
-    quoted = [f"`{name}`" for name in names]
-    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

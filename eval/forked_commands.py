@@ -1,8 +1,9 @@
 """Commands of this environment as forks of a process that has imported what they need.
 
 `torch`, `transformers` and `lerobot` take about nine seconds to import, and an experiment runs hundreds of commands.
-This is Python's own fork server with those modules loaded beforehand; a command finds its arguments, its environment
-and its log as it would in a process of its own.
+This is Python's own fork server with those modules loaded beforehand; a command finds its arguments, its variables and
+its log as it would in a process of its own. Where there is a CUDA device commands are not forked: what was imported may
+have touched it, and then no fork can use it.
 """
 
 import ctypes
@@ -10,16 +11,22 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Self
 
+import torch
+
 _IMPORTED = ("lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "aegis_policy.modeling_aegis")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
+_STATUS = threading.Lock()
+"""Starting a process looks at the exit status of all others, which each of them gives only once."""
 
 
 class ForkedCommand:
@@ -37,30 +44,31 @@ class ForkedCommand:
         """
         program = Path(command[0])
         entry = _commands().get(program.name)
-        if sys.platform != "linux" or entry is None or program.parent != Path(sys.executable).parent:
+        if sys.platform != "linux" or torch.cuda.is_available():
+            return None
+        if entry is None or program.parent != Path(sys.executable).parent:
             return None
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(_IMPORTED))
-        before = {name: os.environ.get(name) for name in environment}
-        os.environ.update(environment)  # the server inherits it, if this starts it
-        try:
-            process = context.Process(
-                target=_run, args=(entry, [str(word) for word in command], log, {**os.environ})
-            )
-            process.start()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        words, variables = [str(word) for word in command], {**os.environ, **environment}
+        process = context.Process(target=_run, args=(entry, words, log, variables))
+        with _STATUS:
+            before = dict(os.environ)
+            os.environ.update(environment)  # the server inherits it, if this starts it
+            try:
+                process.start()
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
         return cls(process)
 
     def wait(self) -> int:
         """The exit status, negative for a signal, once it has ended."""
-        self._process.join()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
+        connection.wait([self._process.sentinel])
+        with _STATUS:
+            self._process.join()
+            assert self._process.exitcode is not None
+            return self._process.exitcode
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -78,16 +86,24 @@ def _commands() -> Mapping[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="console_scripts")}
 
 
-def _run(entry: EntryPoint, command: list[str], log: Path, environment: dict[str, str]) -> None:
-    end_with_parent()
+def _run(entry: EntryPoint, command: list[str], log: Path, variables: dict[str, str]) -> None:
+    end_with_parent()  # which is the server
+    threading.Thread(target=_end_with_experiment, daemon=True).start()
     os.setsid()  # not in the terminal's group: what stops the experiment stops this, once
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ.update(environment)
-    import torch  # the server has loaded it
-
-    if "OMP_NUM_THREADS" in environment:
-        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    os.environ.update(variables)
+    if "OMP_NUM_THREADS" in variables:
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     sys.argv = command
     sys.exit(entry.load()())
+
+
+def _end_with_experiment() -> None:
+    """The server lives as long as any command, so that its end does not tell that the experiment was killed."""
+    experiment = multiprocessing.parent_process()
+    assert experiment is not None
+    experiment.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -64,9 +64,9 @@ class Resampling:
         return (means_RK * self._seeds_RK).sum(1) / self._seeds_RK.sum(1)
 
 
-def estimate(draws_R: Array) -> Estimate:
+def estimate(draws_R: Array, level: float = 0.95) -> Estimate:
     """The plain estimate, which comes first, with the percentile interval of the draws behind it."""
-    low, high = np.quantile(draws_R[1:], [0.025, 0.975])
+    low, high = np.quantile(draws_R[1:], [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(draws_R[0]), (float(low), float(high)))
 
 
@@ -78,7 +78,9 @@ def rate_estimate(draws_R: Array, groups: int) -> Estimate:
     return plain
 
 
-def change_estimate(draws_R: Array, changes_KN: Array, groups_N: Sequence[int] | None = None) -> Estimate:
+def change_estimate(
+    draws_R: Array, changes_KN: Array, groups_N: Sequence[int] | None = None, *, level: float = 0.95
+) -> Estimate:
     """`estimate` of the mean of paired changes of -1, 0 or 1, whose interval also knows of changes that were not seen.
 
     A bootstrap resamples only what happened: nothing lost gives no width, one answer lost hardly any. So where fewer
@@ -90,23 +92,24 @@ def change_estimate(draws_R: Array, changes_KN: Array, groups_N: Sequence[int] |
         draws_R: means of these changes.
         changes_KN: of every seed and measurement.
         groups_N: which measurements belong together, by default each for itself.
+        level: how surely the interval holds the mean.
     """
-    plain, count = estimate(draws_R), changes_KN.shape[1]
+    plain, count = estimate(draws_R, level), changes_KN.shape[1]
     _, group_of_N = np.unique(range(count) if groups_N is None else groups_N, return_inverse=True)
     changes_G: Array = np.bincount(group_of_N, weights=changes_KN.mean(0)).astype(float)
     if np.count_nonzero(changes_G) >= _ENOUGH:
         return plain
-    gain, least_gain, most_gain = _share(changes_G[changes_G > 0], len(changes_G), count)
-    loss, least_loss, most_loss = _share(-changes_G[changes_G < 0], len(changes_G), count)
+    gain, least_gain, most_gain = _share(changes_G[changes_G > 0], len(changes_G), count, level)
+    loss, least_loss, most_loss = _share(-changes_G[changes_G < 0], len(changes_G), count, level)
     down = math.hypot(gain - least_gain, most_loss - loss)
     up = math.hypot(most_gain - gain, loss - least_loss)
     low, high = plain.ci
     return Estimate(plain.value, (min(low, plain.value - down), max(high, plain.value + up)))
 
 
-def _share(sizes: Array, groups: int, count: int) -> tuple[float, float, float]:
+def _share(sizes: Array, groups: int, count: int, level: float) -> tuple[float, float, float]:
     """What the groups that changed add to the mean of `count` measurements, at least, and at most."""
-    changed = binomtest(len(sizes), groups).proportion_ci(0.95, method="exact")
+    changed = binomtest(len(sizes), groups).proportion_ci(level, method="exact")
     seen = float(sizes.sum())
     typical = (seen + count / groups) / (len(sizes) + 1)
     least = changed.low * groups * seen / len(sizes) if len(sizes) else 0.0

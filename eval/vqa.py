@@ -348,11 +348,21 @@ def _answered_before(
         lines = (config.pretrained_answers / "samples.jsonl").read_text().splitlines()
         given = {line["id"]: line["given"] for line in map(json.loads, lines)}
         questions = results["provenance"]["benchmark_fingerprint"]
+        flags = results["provenance"]["config"]
         before = results["model"], results["vlm_fingerprint"]
+        asked = {name: flags[name] for name in ("vlm", "batch_size", "max_new_tokens")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AegisError(
             f"{flag} is not what aegis-vqa writes ({type(error).__name__}: {error}): name its --output_dir."
         ) from error
+    if asked["vlm"] is None:
+        raise AegisError(f"{flag} holds the answers of a policy: ask the VLM it was made from, with --vlm.")
+    for name in ("batch_size", "max_new_tokens"):
+        if asked[name] != getattr(config, name):
+            raise AegisError(
+                f"{flag} was asked with --{name}={asked[name]}, not {getattr(config, name)}, on which answers may "
+                "depend."
+            )
     if questions != fingerprint(samples):
         raise AegisError(
             f"{flag} answers other questions: benchmark, split, samples and seed must be the same."
@@ -366,9 +376,14 @@ def _answered_before(
 
 
 def _check_pretrained(config: VqaConfig) -> None:
-    """Find out before the work that `--pretrained` names no model; its weights are loaded only when needed."""
+    """Find out before the work that there is nothing to compare with; weights are loaded only when needed."""
+    answers = config.pretrained_answers
+    if answers is not None and not (answers / "results.json").is_file():
+        raise AegisError(
+            f"--pretrained_answers={answers} holds no results.json: name the output of an aegis-vqa."
+        )
     if config.pretrained is not None:
-        if config.pretrained_answers is not None:
+        if answers is not None:
             raise AegisError("give at most one of --pretrained and --pretrained_answers.")
         check_vlm(config.pretrained, "--pretrained")
 

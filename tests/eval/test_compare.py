@@ -80,8 +80,18 @@ def test_protections_that_are_the_same_training_are_trained_once(tmp_path: Path)
     assert plan.folder(keys[0]) == plan.folder(keys[1]), "and both are read from it"
     alone = Plan(make_config(tmp_path, protections="stop_gradient", seeds=1))
     assert [job.name for job in alone.runs()] == ["none-lr0.0003-seed0", "stop_gradient-lr0.0003-seed0"]
-    learns = make_config(tmp_path, protections="freeze,stop_gradient", policy=["train_projector=true"])
-    assert len(Plan(learns).runs()) == 2 * 3, "freeze then lets the projector learn"
+
+
+def test_cameras_reach_the_policy_and_its_anchor(tmp_path: Path) -> None:
+    config = make_config(tmp_path, protections="gaussian of robot frames", cameras="wrist", seeds=1)
+    flags = [flag for job in Plan(config).runs() for flag in job.stages[0].command]
+    (inputs, _) = (json.loads(flag.partition("=")[2]) for flag in flags if "input_features" in flag)
+    assert {key: value["shape"] for key, value in inputs.items()} == {
+        "observation.images.wrist": [3, 96, 96],
+        "observation.state": [8],
+    }
+    (anchor,) = Plan(config).anchors()
+    assert "--cameras=wrist" in anchor.stages[0].command
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
@@ -118,7 +128,12 @@ def _hours(plan: Plan) -> float:
         ({"lr_backbone": 0.0}, "must be positive"),
         ({"task": "juggle"}, "--task=juggle"),
         ({"policy": ["vlm=mine"]}, "--policy=vlm=mine is for the comparison to set"),
-        ({"cameras": "front,top"}, "--cameras: top is unknown; the tabletop has front and wrist"),
+        ({"cameras": "front,top"}, "--cameras: 'top' is unknown; the tabletop has front and wrist"),
+        ({"cameras": "front,"}, "--cameras: '' is unknown"),
+        (
+            {"protections": "freeze,stop_gradient", "policy": ["train_projector=true"]},
+            "--policy=train_projector=true cannot be under stop_gradient",
+        ),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"dataset": Path("/nowhere")}, "--dataset=/nowhere holds no LeRobotDataset"),
     ],

@@ -104,6 +104,16 @@ def test_where_much_changed_the_bounds_are_the_bootstraps() -> None:
     assert wider == plain
 
 
+def test_differences_to_several_others_are_less_sure_than_to_one(questions):
+    runs = [*make_runs("none", 0.6, 0.9), *make_runs("lora", 0.7, 0.9)]
+    more = [*runs, *make_runs("aegis", 0.5, 0.9), *make_runs("ewc", 0.5, 0.9)]
+    one, several = (
+        Comparison.of(each, questions).protections["lora"].against_others for each in (runs, more)
+    )
+    assert list(several) == ["none", "aegis", "ewc"] and one["none"].value == several["none"].value > 0
+    assert np.ptp(several["none"].ci) > 1.1 * np.ptp(one["none"].ci)
+
+
 def test_seeds_that_differ_widen_the_interval(questions):
     alike = make_runs("none", 0.5, 0.9)
     outcomes = {split: dict.fromkeys(("reach", "pick"), "1" * EPISODES) for split in ("test", "unseen")}
@@ -148,12 +158,16 @@ def test_the_headline_names_the_best_that_keeps_its_answers_and_who_is_not_told_
         *make_runs("aegis", 0.81, 0.999),
     ]
     said = headline(Comparison.of(runs, questions), benchmark="tabletop")
-    assert said.startswith("Of the 3 protections that surely keep their answers within 2 points, `")
+    assert said.startswith(
+        "Of the 3 protections that surely keep their answers about scenes within 2 points, `"
+    )
     assert "`freeze` succeeds less often." in said and "cannot be told apart from it" in said
     assert "none" not in said, "it forgets"
+    twins = [replace(run, protection="stop_gradient") for run in runs if run.protection == "freeze"]
+    assert headline(Comparison.of([*runs, *twins], questions), benchmark="tabletop") == said, "counted once"
     for runs, wanted in (
         ([*make_runs("none", 0.9, 0.7), *make_runs("aegis", 0.5, 1.0)], "Only `aegis` surely keeps"),
-        (make_runs("none", 0.9, 0.7), "No protection surely keeps its answers within 2 points"),
+        (make_runs("none", 0.9, 0.7), "No protection surely keeps the pretrained"),
     ):
         assert headline(Comparison.of(runs, questions), benchmark="tabletop").startswith(wanted)
 

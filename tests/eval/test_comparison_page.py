@@ -43,7 +43,8 @@ def test_the_first_screen_says_what_was_compared_and_what_won(written: Path) -> 
     start = page.text[: page.text.index("All protections at the same learning rate")]
     assert "7 protections of the same vision-language model, 2 seeds each, trained for 20 steps" in start
     assert "aegis keeps its answers" in start or "does not keep its answers" in start or "not surely" in start
-    assert "points [" in start
+    assert "] points" in start
+    assert "protections that surely keep their answers" in start or "surely keeps" in start
     assert "freeze and stop_gradient are the same training" in start
     assert any(
         label and label.startswith("Success on test scenes against questions") for label in page.labels
@@ -54,6 +55,9 @@ def test_every_protection_has_a_row_in_both_tables(written: Path, comparison_res
     table = (written / "comparison.md").read_text()
     for name in comparison_results["protections"]:
         assert f"| {name} | 0.0003 |" in table and f"| {name} | 0.0001 |" in table
+    assert table.count("| 80 [58, 92] of 20 |") == 2 * len(comparison_results["protections"]), (
+        "rollouts that followed"
+    )
     assert set(json.loads((written / "summary.json").read_text())) == {"common", "tuned"}
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from aegis_eval.forked_commands import ForkedCommand
 from aegis_eval.launchers import Progress, run_jobs, run_jobs_on_ray
 from aegis_eval.stages import Job, Processes, Stage, run_stage
 from aegis_policy.errors import AegisError
@@ -132,25 +131,58 @@ def test_commands_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 PROGRAMS = Path(sys.executable).parent
 
 
-def test_a_command_of_this_environment_is_forked_with_its_flags_log_and_environment(tmp_path: Path) -> None:
+def test_a_command_of_this_environment_is_forked_with_its_flags_log_and_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     processes, log = Processes(forked=True), tmp_path / "log"
-    assert processes.run([PROGRAMS / "aegis-drift", "--help"], log, {"AEGIS_TEST": "1"}) == 0
-    assert "usage: aegis-drift" in log.read_text() and "--samples" in log.read_text()
-    assert processes.run([PROGRAMS / "aegis-drift", "--samples=none"], log, {}) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process of its own"))
+        assert processes.run([PROGRAMS / "aegis-drift", "--help"], log, {}) == 0
+        assert processes.run([PROGRAMS / "aegis-drift", "--samples=none"], log, {}) == 2
+        variables = {"COLUMNS": "40"}
+        assert processes.run([PROGRAMS / "aegis-drift", "--help"], tmp_path / "narrow", variables) == 0
     text = log.read_text()
     assert text.startswith("usage: aegis-drift") and "samples" in text.splitlines()[-1], "appended"
-    assert "AEGIS_TEST" not in os.environ
+    assert (tmp_path / "narrow").read_text().count("\n") > text.count("\n") and "COLUMNS" not in os.environ
     assert processes.run(["true"], log, {}) == 0, "any other is started as it is"
 
 
-def test_a_forked_command_ends_when_it_is_told_to(tmp_path: Path) -> None:
+_RECORDING = ["aegis-record", "--env.type=aegis_tabletop", "--episodes=100000"]
+
+
+def test_being_stopped_ends_a_forked_command(tmp_path: Path) -> None:
+    command = [*_RECORDING, f"--root={tmp_path / 'data'}"]
+    job = Job("job", [Stage("recording", "recording", tmp_path / "never", command)], tmp_path)
+    log = tmp_path / "recording.log"
+
+    def stop() -> None:
+        _wait_for(lambda: log.exists() and "recording: " in log.read_text())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([job], at_once=1)
+    assert _has_ended(log)
+
+
+def test_a_forked_command_does_not_outlive_a_killed_experiment(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    command = [PROGRAMS / "aegis-record", "--env.type=aegis_tabletop", f"--root={tmp_path / 'data'}"]
-    started = ForkedCommand.start([*command, "--episodes=100000"], log, {})
-    assert started is not None
-    _wait_for(lambda: log.exists() and "recording" in log.read_text())
-    started.terminate()
-    assert started.wait() != 0
+    command = [str(PROGRAMS / _RECORDING[0]), *_RECORDING[1:], f"--root={tmp_path / 'data'}"]
+    code = (
+        "from pathlib import Path; from aegis_eval.stages import Processes; "
+        f"Processes(forked=True).run({command!r}, Path({str(log)!r}), {{}})"
+    )
+    experiment = subprocess.Popen([sys.executable, "-c", code])
+    _wait_for(lambda: log.exists() and "recording: " in log.read_text())
+    experiment.kill()
+    experiment.wait()
+    assert _has_ended(log)
+
+
+def _has_ended(log: Path) -> bool:
+    """What wrote a progress bar there writes no more."""
+    _wait_for(lambda: time.time() - log.stat().st_mtime > 5)
+    return True
 
 
 def test_progress_counts_costs_and_what_was_done_before(tmp_path: Path) -> None:

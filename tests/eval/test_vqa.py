@@ -145,7 +145,12 @@ def test_answers_to_other_questions_or_of_another_model_are_refused(
     (asked / "results.json").write_text(json.dumps({**results, "vlm_fingerprint": "of another"}))
     with pytest.raises(AegisError, match="is not the VLM that this policy was made from"):
         evaluate(replace(config, samples=5))
-    with pytest.raises(AegisError, match="is not what aegis-vqa writes"):
+    with pytest.raises(AegisError, match="was asked with --max_new_tokens=8, not 4"):
+        evaluate(replace(config, samples=5, max_new_tokens=4))
+    of_policy = evaluate(_asking(tiny_checkpoint, tmp_path / "of policy"))
+    with pytest.raises(AegisError, match="holds the answers of a policy"):
+        evaluate(replace(config, pretrained_answers=of_policy))
+    with pytest.raises(AegisError, match=r"holds no results\.json"):
         evaluate(replace(config, pretrained_answers=tmp_path))
     with pytest.raises(AegisError, match="at most one of --pretrained and --pretrained_answers"):
         evaluate(replace(config, pretrained=str(tiny_vlm_dir)))

@@ -1,0 +1,20 @@
+"""Estimates as a reader sees them: percent, with their intervals."""
+
+from aegis_eval.resampling import Estimate
+
+
+def rate(estimate: Estimate, digits: int = 1) -> str:
+    """Percent with its interval: `84.0 [80.1, 87.2]`."""
+    low, high = estimate.ci
+    return f"{100 * estimate.value:.{digits}f} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
+def change(estimate: Estimate) -> str:
+    """Points, signed, with their interval: `−2.1 [−4.0, +0.1]`."""
+    low, high = estimate.ci
+    return f"{100 * estimate.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """To three places."""
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
