@@ -15,10 +15,10 @@ HEADER = [
     "backbone lr",
     "success, test %",
     "against none",
-    "success, unseen %",
-    "against none",
     "answers %",
     "against pretrained",
+    "success, unseen %",
+    "against none",
     "robot frames: answers %",
     "drift %",
     "went to the named object %",
@@ -57,18 +57,20 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
 
 def _cells(row: ProtectionResult) -> list[str]:
-    cells = [f"{row.lr:g}"]
-    for split in row.success:
-        cells.append(rate(row.success[split][ALL]))
-        cells.append("" if row.against_none is None else change(row.against_none[split][ALL]))
+    def success(split: str) -> list[str]:
+        against = "" if row.against_none is None else change(row.against_none[split][ALL])
+        return [rate(row.success[split][ALL]), against]
+
     scenes, frames = row.answers["tabletop"][ALL], row.answers["tabletop_robot"][ALL]
     followed = sum(counts["followed"] for counts in row.swaps.values())
     rollouts = 2 * sum(counts["pairs"] for counts in row.swaps.values())
     low, high = wilson_interval(followed, rollouts)
     return [
-        *cells,
+        f"{row.lr:g}",
+        *success("test"),
         rate(scenes.accuracy),
         change(scenes.change),
+        *success("unseen"),
         rate(frames.accuracy),
         rate(row.drift),
         f"{100 * followed / rollouts:.0f} [{100 * low:.0f}, {100 * high:.0f}] of {rollouts}",

@@ -67,10 +67,7 @@ def verdicts(comparison: Comparison, *, ours: str, benchmark: str) -> list[str]:
     sentences.append(f"Without protection the backbone {gains} answers: {_points(lost)}.")
     for split in row.success:
         over = _against(row, split)
-        sentences.append(
-            f"On {split} scenes `{ours}` {_more(over, 'succeeds more often', 'succeeds less often')} than `none`: "
-            f"{_points(over)}."
-        )
+        sentences.append(f"On {split} scenes `{ours}` {_than_none(over)}: {_points(over)}.")
     kept = row.answers[benchmark][ALL].change
     sentences.append(
         f"`{ours}` {_keeps(row, benchmark)} its answers within {_WITHIN_POINTS} points of the pretrained model: "
@@ -100,6 +97,13 @@ def _more(difference: Estimate, more: str, less: str) -> str:
     if difference.ci[0] > 0:
         return more
     return less if difference.ci[1] < 0 else f"neither surely {more} nor {less}"
+
+
+def _than_none(difference: Estimate) -> str:
+    low, high = difference.ci
+    if low <= 0 <= high:
+        return "cannot be told apart from `none` in success"
+    return f"succeeds {'more' if low > 0 else 'less'} often than `none`"
 
 
 def _points(difference: Estimate) -> str:

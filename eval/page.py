@@ -53,6 +53,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; color: var(--soft); }
+thead th { white-space: normal; vertical-align: bottom; }
 tr.total td { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; max-width: 600px; margin: 0 auto; }
 video { width: 100%; border-radius: 8px; background: #000; display: block; }
