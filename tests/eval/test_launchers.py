@@ -134,7 +134,7 @@ PROGRAMS = Path(sys.executable).parent
 def test_a_command_of_this_environment_is_forked_with_its_flags_log_and_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processes, log = Processes(forked=True), tmp_path / "log"
+    processes, log, before = Processes(forked=True), tmp_path / "log", dict(os.environ)
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process of its own"))
         assert processes.run([PROGRAMS / "aegis-drift", "--help"], log, {}) == 0
@@ -143,7 +143,12 @@ def test_a_command_of_this_environment_is_forked_with_its_flags_log_and_variable
         assert processes.run([PROGRAMS / "aegis-drift", "--help"], tmp_path / "narrow", variables) == 0
     text = log.read_text()
     assert text.startswith("usage: aegis-drift") and "samples" in text.splitlines()[-1], "appended"
-    assert (tmp_path / "narrow").read_text().count("\n") > text.count("\n") and "COLUMNS" not in os.environ
+    assert (
+        max(map(len, (tmp_path / "narrow").read_text().splitlines()[:5]))
+        <= 40
+        < max(map(len, text.splitlines()[:5]))
+    )
+    assert dict(os.environ) == before
     assert processes.run(["true"], log, {}) == 0, "any other is started as it is"
 
 

@@ -1,0 +1,42 @@
+"""The result's page quotes what its raw JSON says, and one command makes every table and number from it."""
+
+import json
+import re
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import draccus
+import pytest
+
+from aegis_eval.compare import CompareConfig
+from aegis_eval.report import ReportConfig, report
+
+_ROOT = Path(__file__).parents[2]
+_PAGE = (_ROOT / "docs" / "results.md").read_text()
+_RESULTS = _ROOT / "benchmarks" / "results" / "2026-11-27-comparison"
+
+
+def test_the_command_of_the_page_makes_its_tables_from_the_json_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(_ROOT)
+    ((runs, _),) = re.findall(r"^aegis-report --runs=(\S+) --output_dir=(\S+)$", _PAGE, re.M)
+    made = report(ReportConfig(Path(runs), output_dir=tmp_path)).parent
+    for name in ("comparison.md", "summary.json"):
+        assert (made / name).read_text() == (_RESULTS / name).read_text()
+    for row in (_RESULTS / "comparison.md").read_text().splitlines():
+        assert not row.startswith("|") or row in _PAGE
+
+
+def test_the_comparison_of_the_page_is_the_one_whose_results_are_there() -> None:
+    (command,) = re.findall(r"^aegis-compare ((?:.*\\\n)*.*)$", _PAGE, re.M)
+    arguments = shlex.split(command.replace("\\\n", " "))
+    given = json.loads((_RESULTS / "comparison.json").read_text())["config"]
+    asked = draccus.parse(config_class=CompareConfig, args=arguments)
+    assert json.loads(json.dumps(asdict(asked), default=str)) == given
+
+
+def test_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", _PAGE):
+        assert (_ROOT / "docs" / link).exists(), link
