@@ -79,6 +79,7 @@ def _html(
     parts = [
         f'<p class="soft">{escape(tables.what(results))}</p>',
         _conclusions(common),
+        _also_tuned(summaries),
         f'<div class="card wide">{_scatter(results, runs, asked)}</div>',
         "<h2>All protections at the same learning rate</h2>",
         f'<p class="soft">{escape(_HOW)}</p>',
@@ -115,6 +116,14 @@ def _conclusions(comparison: Comparison) -> str:
     first, *rest = tables.sentences(comparison)
     listed = f"<ul>{''.join(f'<li>{_code(sentence)}</li>' for sentence in rest)}</ul>" if rest else ""
     return f'<p class="lead">{_code(first)}</p>{listed}'
+
+
+def _also_tuned(summaries: Mapping[str, Comparison]) -> str:
+    """What won where each had its own learning rate, so that nobody stops reading before."""
+    if "tuned" not in summaries:
+        return ""
+    won = tables.sentences(summaries["tuned"])[0]
+    return f"<p>All that is at one learning rate. With each protection at its own: {_code(won)}</p>"
 
 
 def _code(sentence: str) -> str:
