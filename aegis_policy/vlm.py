@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -32,11 +30,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from aegis_policy.errors import AegisError
 from aegis_policy.vlm_families import family_of
 from aegis_policy.vlm_loading import first_line, load_config, load_processor, resolve
+from aegis_policy.vlm_prompts import NO_LABEL, Picture, Prompts
 
 _FINGERPRINT_VALUES = 256
 _FREE_TOKEN = re.compile("reserved|unused")
-NO_LABEL = -100
-"""What labels hold where there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,7 @@ class VLMBackbone(nn.Module):
                     "mend the paths of its Family."
                 ) from error
         self.family = family
+        self.prompts = Prompts(processor, family)
 
     @classmethod
     def from_pretrained(
@@ -182,11 +180,7 @@ class VLMBackbone(nn.Module):
             images: one tensor (B, 3, H, W) a camera, floats in [0, 1].
             texts: B instructions.
         """
-        # As integers, like the pictures of questions: resizing floats overshoots where integers are clipped.
-        views = [(image * 255).round().clamp(0, 255).to(torch.uint8) for image in images]
-        samples = [list(cameras) for cameras in zip(*views, strict=True)]
-        prompts = [self._prompt(_one_line(text), len(images)) for text in texts]
-        return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
+        return self._here(self.prompts.of_cameras(images, texts))
 
     def reserved_tokens(self, count: int) -> Tensor:
         """The last `count` words of the vocabulary that no prompt is made of, ascending ids (count,).
@@ -259,7 +253,7 @@ class VLMBackbone(nn.Module):
     @torch.no_grad()
     def answer(
         self,
-        images: Sequence[np.ndarray | Image.Image],
+        images: Sequence[Picture],
         questions: Sequence[str],
         max_new_tokens: int = 16,
     ) -> list[str]:
@@ -280,15 +274,13 @@ class VLMBackbone(nn.Module):
         answers = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
-    def question_inputs(
-        self, images: Sequence[np.ndarray | Image.Image], questions: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def question_inputs(self, images: Sequence[Picture], questions: Sequence[str]) -> dict[str, Tensor]:
         """Model inputs of N image-question pairs, left-padded as `generate` wants them."""
-        return self._process(_pictures(images), self._questions(questions), "left")
+        return self._here(self.prompts.of_questions(images, questions))
 
     def answer_inputs(
         self,
-        images: Sequence[np.ndarray | Image.Image],
+        images: Sequence[Picture],
         questions: Sequence[str],
         answers: Sequence[str],
     ) -> dict[str, Tensor]:
@@ -299,17 +291,7 @@ class VLMBackbone(nn.Module):
             questions: N questions.
             answers: N answers, which the model reads as if it had given them.
         """
-        pictures, prompts = _pictures(images), self._questions(questions)
-        if not self.family.chat:
-            return self._process(pictures, prompts, "left", suffix=list(answers))
-        asked = [self.family.question.format(_one_line(question)) for question in questions]
-        whole = [self._prompt(text, 1, answer) for text, answer in zip(asked, answers, strict=True)]
-        inputs = self._process(pictures, whole, "left")
-        labels_NT = torch.full_like(inputs["input_ids"], NO_LABEL)
-        for row, (before, after) in enumerate(zip(prompts, whole, strict=True)):
-            count = self._words(after) - self._words(before)
-            labels_NT[row, -count:] = inputs["input_ids"][row, -count:]
-        return {**inputs, "labels": labels_NT}
+        return self._here(self.prompts.of_answers(images, questions, answers))
 
     def answer_logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the model would say at each token of the answers of `answer_inputs`, differentiable.
@@ -341,45 +323,7 @@ class VLMBackbone(nn.Module):
     def _part(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)
 
-    def _questions(self, questions: Sequence[str]) -> list[str]:
-        return [self._prompt(self.family.question.format(_one_line(question)), 1) for question in questions]
-
-    def _prompt(self, text: str, images: int, answer: str | None = None) -> str:
-        """What the processor is given for so many images and a text, with the model's answer if there is one."""
-        if not self.family.chat:
-            return "<image>" * images + text
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-        turns = [{"role": "user", "content": content}]
-        quiet = {"processor_kwargs": {"padding": False}}  # without any, SmolVLM's processor warns of its own
-        prompt = self.processor.apply_chat_template(turns, add_generation_prompt=True, **quiet)
-        if answer is None:
-            return prompt
-        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        answered = self.processor.apply_chat_template(turns, **quiet).rstrip()
-        # A template may write its own answers otherwise than it asks for them; what `generate` goes on from counts.
-        return (
-            answered if answered.startswith(prompt) else prompt + answer + self.processor.tokenizer.eos_token
-        )
-
-    def _words(self, text: str) -> int:
-        """How many tokens a text has before its images are spread over many."""
-        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _process(
-        self, samples: list[list[Any]], prompts: list[str], padding_side: str, **options: Any
-    ) -> dict[str, Tensor]:
-        if self.family.chat:
-            options["add_special_tokens"] = False  # the template wrote them
-        tokenizer = self.processor.tokenizer
-        its_own, tokenizer.padding_side = tokenizer.padding_side, padding_side
-        try:
-            inputs = self.processor(
-                images=samples, text=prompts, padding=True, return_tensors="pt", **options
-            )
-        finally:
-            tokenizer.padding_side = its_own
-        if not options.get("suffix"):
-            inputs.pop("labels", None)
+    def _here(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.device) for key, value in inputs.items()}
 
     def _positions(self, mask_NT: Tensor) -> dict[str, Tensor]:
@@ -416,12 +360,3 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
             module.merge()
             model.set_submodule(name, module.get_base_layer())
     return model
-
-
-def _pictures(images: Sequence[np.ndarray | Image.Image]) -> list[list[Image.Image]]:
-    """One image a sample."""
-    return [[Image.fromarray(image) if isinstance(image, np.ndarray) else image] for image in images]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

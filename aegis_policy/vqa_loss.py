@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aegis_policy import ranks
-from aegis_policy.vlm import NO_LABEL, VLMBackbone
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm_prompts import NO_LABEL
 from aegis_policy.vqa_data import VQAExample
 
 

@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
 # Do both skills survive on Meta-World? Records demonstrations of TASKS, trains the embedded VLM on them under each of
-# PROTECTIONS, rolls 20 new scenes a task out, and asks the backbone 1,000 questions. Everything lands in OUT; given
-# again, the command goes on where it stopped.
+# PROTECTIONS (JOBS at once), rolls ROLLOUTS new scenes a task out, asks the backbone SAMPLES questions, and writes one
+# page about all of it. Everything lands in OUT; given again, the command goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-outputs/metaworld} STEPS=${STEPS:-2000} EPISODES=${EPISODES:-250} SEED=${SEED:-0}
-ROLLOUTS=${ROLLOUTS:-20} SAMPLES=${SAMPLES:-1000} PROTECTIONS=${PROTECTIONS:-none aegis}
-TASKS=${TASKS:-reach-v3,drawer-close-v3,button-press-topdown-v3,window-open-v3,door-open-v3}
-export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 MUJOCO_GL=${MUJOCO_GL:-egl}
+export OUT=${OUT:-outputs/metaworld} STEPS=${STEPS:-3000} EPISODES=${EPISODES:-250} SEED=${SEED:-0}
+export ROLLOUTS=${ROLLOUTS:-20} SAMPLES=${SAMPLES:-1000}
+export TASKS=${TASKS:-reach-v3,drawer-close-v3,button-press-topdown-v3,window-open-v3,door-open-v3}
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 MUJOCO_GL=${MUJOCO_GL:-egl} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-[[ -d $OUT/data ]] ||
-    aegis-record --env.type=aegis_metaworld --env.task="$TASKS" --env.image_size=96 --noise=0.3 \
-        --episodes="$EPISODES" --root="$OUT/data" --seed="$SEED"
+aegis-record --env.type=aegis_metaworld --env.task="$TASKS" --env.image_size=96 --noise=0.3 \
+    --episodes="$EPISODES" --root="$OUT/data" --seed="$SEED"
 
-for protection in $PROTECTIONS; do
-    run=$OUT/$protection
-    checkpoint=$run/training/checkpoints/last/pretrained_model
+run_protection() {
+    local run=$OUT/$1 training
+    local checkpoint=$run/training/checkpoints/last/pretrained_model
     if [[ ! -d $run/training/checkpoints/$(printf %06d "$STEPS") ]]; then
         if [[ -d $checkpoint ]]; then
             training=(--config_path="$checkpoint/train_config.json" --resume=true)
         else
             rm -rf "$run/training" # stopped before the first checkpoint
-            training=(--policy.type=aegis --policy.device=cpu --policy.protection="$protection"
-                --policy.optimizer_lr_backbone=1e-3 --policy.n_action_steps=8
+            training=(--policy.type=aegis --policy.device=cpu --policy.protection="$1"
+                --policy.optimizer_lr=1e-3 --policy.optimizer_lr_backbone=1e-3 --policy.n_action_steps=8
+                --policy.expert_width=128 --policy.expert_depth=4 --policy.expert_heads=4
                 --dataset.repo_id=local/metaworld --dataset.root="$OUT/data" --output_dir="$run/training"
-                --steps="$STEPS" --batch_size=16 --num_workers=0 --save_freq=200 --log_freq=50 --seed="$SEED")
+                --steps="$STEPS" --batch_size=8 --num_workers=0 --save_freq=500 --log_freq=50 --seed="$SEED")
         fi
-        lerobot-train "${training[@]}" 2>&1 | tee -a "$run.log"
+        mkdir -p "$run"
+        lerobot-train "${training[@]}" 2>&1 | tee -a "$run/training.log"
     fi
     [[ -e $run/rollouts/eval_info.json ]] ||
         lerobot-eval --policy.path="$checkpoint" --policy.device=cpu --env.type=aegis_metaworld \
@@ -35,4 +36,8 @@ for protection in $PROTECTIONS; do
     [[ -e $run/vqa/results.json ]] ||
         aegis-vqa --policy.path="$checkpoint" --benchmark=tabletop --split=test --samples="$SAMPLES" \
             --output_dir="$run/vqa"
-done
+}
+export -f run_protection
+xargs -P "${JOBS:-2}" -n 1 bash -euo pipefail -c 'run_protection "$0"' <<<"${PROTECTIONS:-none aegis freeze}"
+
+aegis-report --runs="$OUT"

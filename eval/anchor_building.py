@@ -23,7 +23,8 @@ from aegis_policy.isolation import (
     NoiseAccumulator,
     global_moments,
 )
-from aegis_policy.vlm import NO_LABEL, VLMBackbone
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm_prompts import NO_LABEL
 from aegis_policy.vqa_data import VQAExample
 
 KINDS = ("gaussian", "subspace", "kronecker", "fisher")

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aegis_eval.question_batches import STANDARD_EVERY, STANDARD_TAIL
-from aegis_eval.retention import Scores
-from aegis_eval.vqa import format_table
+from aegis_eval.retention import Scores, format_table
 
 _CARD = """\
 ---

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from aegis_envs.tasks import TASKS
 from aegis_eval.anchor import AnchorConfig, build_anchor
+from aegis_eval.answering import answer_samples
 from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, load_samples
 from aegis_eval.metrics import BlindBaseline
 from aegis_eval.model_card import model_card
@@ -27,11 +28,10 @@ from aegis_eval.packing import PackedBatch
 from aegis_eval.provenance import provenance
 from aegis_eval.question_batches import QuestionBatches
 from aegis_eval.questions import all_words
-from aegis_eval.retention import Scores, score_answers
+from aegis_eval.retention import Scores, format_table, score_answers
 from aegis_eval.scene_store import default_cache_dir, scene_images
 from aegis_eval.training_state import TrainingState
 from aegis_eval.vision_warmup import PatchNamer
-from aegis_eval.vqa import answer_samples, format_table
 from aegis_policy import cli, ranks
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory

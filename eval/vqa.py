@@ -11,16 +11,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from itertools import batched
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from accelerate import PartialState
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from aegis_eval.answer_log import AnswerLog
+from aegis_eval.answering import AskedWithImage, answer_samples
 from aegis_eval.benchmarks import (
     BENCHMARKS,
     MAX_BLIND_SCENES,
@@ -32,6 +29,7 @@ from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
 from aegis_eval.devices import torch_device
 from aegis_eval.lmms_eval_files import write_lmms_eval
 from aegis_eval.metrics import BlindBaseline
+from aegis_eval.pretrained_answers import PretrainedAnswers
 from aegis_eval.provenance import provenance
 from aegis_eval.public_benchmarks import (
     CUSTOM,
@@ -41,7 +39,7 @@ from aegis_eval.public_benchmarks import (
     reported_split,
     yes_no_figures,
 )
-from aegis_eval.retention import Asked, Score, format_table, score_answers
+from aegis_eval.retention import Score, format_table, score_answers
 from aegis_policy import cli, ranks
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, require_new_directory
@@ -50,15 +48,6 @@ from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vlm_loading import check_vlm
 
 _LONGEST_WAIT = timedelta(hours=12)
-
-
-class AskedWithImage(Asked, Protocol):
-    """A question to ask; `image` is (H, W, 3) uint8."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def image(self) -> NDArray[np.uint8]: ...
 
 
 @dataclass
@@ -136,7 +125,15 @@ def evaluate(config: VqaConfig) -> Path:
     asked = ranks.first_alone(lambda: _questions(config))
     vlm, policy_config, checkpoint = _asked_model(config)
     model = str(config.policy.path or config.vlm)
-    before, note = _answered_before(config, policy_config, asked.samples), ""
+    before, note = None, ""
+    if config.pretrained_answers is not None:
+        before = PretrainedAnswers.read(
+            config.pretrained_answers,
+            asked.samples,
+            policy_config,
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+        )
     answers = _answers_of(vlm, model, "answering", asked.samples, config)
     fingerprint_of_asked = vlm.fingerprint()
     del vlm  # there may be no room for two
@@ -189,51 +186,6 @@ def evaluate(config: VqaConfig) -> Path:
         print(note)
     print(f"wrote {output_dir / 'results.json'} and {output_dir / 'samples.jsonl'}")
     return output_dir
-
-
-def answer_samples(
-    vlm: VLMBackbone,
-    samples: Sequence[AskedWithImage],
-    batch_size: int = 32,
-    max_new_tokens: int = 8,
-    description: str | None = None,
-    log: AnswerLog | None = None,
-    *,
-    across_ranks: bool = False,
-) -> list[str]:
-    """One answer a sample, in order; questions of similar length share a batch.
-
-    Args:
-        vlm: answers.
-        samples: questions with images.
-        batch_size: questions at a time.
-        max_new_tokens: longest answer.
-        description: names the progress bar; without it there is none.
-        log: gets the answers batch by batch; what it holds already is not asked again.
-        across_ranks: all ranks call this with the same samples, share the batches, and get all answers.
-    """
-    ordered = sorted(samples, key=lambda sample: (sample.type, len(sample.question)))
-    own = list(batched(ordered, batch_size))
-    if across_ranks:
-        own = own[ranks.index() :: ranks.count()]
-    answers = dict(log.answers) if log is not None else {}
-    silent = description is None or ranks.index() > 0
-    with tqdm(total=sum(map(len, own)), desc=description, unit="question", disable=silent) as bar:
-        for batch in own:
-            if not all(sample.id in answers for sample in batch):
-                given = vlm.answer(
-                    [sample.image for sample in batch],
-                    [sample.question for sample in batch],
-                    max_new_tokens=max_new_tokens,
-                )
-                new = [(sample.id, answer) for sample, answer in zip(batch, given, strict=True)]
-                answers |= new
-                if log is not None:
-                    log.add(new)
-            bar.update(len(batch))
-    if across_ranks:
-        answers = ranks.gather(answers)
-    return [answers[sample.id] for sample in samples]
 
 
 @dataclass(frozen=True)
@@ -317,62 +269,15 @@ def _asked_model(config: VqaConfig) -> tuple[VLMBackbone, Any, Path | None]:
     return policy.vlm.to(torch_device(config.device)), policy.config, Path(folder)
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """What the pretrained VLM of this name said."""
-
-    name: str
-    answers: list[str]
-
-
 def _ask_pretrained(
     config: VqaConfig, policy_config: Any, samples: Sequence[AskedWithImage]
-) -> tuple[_Answered | None, str]:
+) -> tuple[PretrainedAnswers | None, str]:
     """Its answers, or None and a sentence why it cannot be asked."""
     vlm, note = load_original_vlm(policy_config, config.pretrained)
     if vlm is None:
         return None, note
     vlm.to(torch_device(config.device))
-    return _Answered(vlm.name, _answers_of(vlm, vlm.name, "pretrained", samples, config)), note
-
-
-def _answered_before(
-    config: VqaConfig, policy_config: Any, samples: Sequence[AskedWithImage]
-) -> _Answered | None:
-    """The answers that `--pretrained_answers` names, if it is given."""
-    if config.pretrained_answers is None:
-        return None
-    flag = f"--pretrained_answers={config.pretrained_answers}"
-    try:
-        results = json.loads((config.pretrained_answers / "results.json").read_text())
-        lines = (config.pretrained_answers / "samples.jsonl").read_text().splitlines()
-        given = {line["id"]: line["given"] for line in map(json.loads, lines)}
-        questions = results["provenance"]["benchmark_fingerprint"]
-        flags = results["provenance"]["config"]
-        before = results["model"], results["vlm_fingerprint"]
-        asked = {name: flags[name] for name in ("vlm", "batch_size", "max_new_tokens")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AegisError(
-            f"{flag} is not what aegis-vqa writes ({type(error).__name__}: {error}): name its --output_dir."
-        ) from error
-    if asked["vlm"] is None:
-        raise AegisError(f"{flag} holds the answers of a policy: ask the VLM it was made from, with --vlm.")
-    for name in ("batch_size", "max_new_tokens"):
-        if asked[name] != getattr(config, name):
-            raise AegisError(
-                f"{flag} was asked with --{name}={asked[name]}, not {getattr(config, name)}, on which answers may "
-                "depend."
-            )
-    if questions != fingerprint(samples):
-        raise AegisError(
-            f"{flag} answers other questions: benchmark, split, samples and seed must be the same."
-        )
-    if policy_config is not None and before[1] != policy_config.vlm_fingerprint:
-        raise AegisError(
-            f"{flag} holds the answers of {before[0]}, which is not the VLM that this policy was made from "
-            f"({policy_config.vlm}): ask that one."
-        )
-    return _Answered(before[0], [given[sample.id] for sample in samples])
+    return PretrainedAnswers(vlm.name, _answers_of(vlm, vlm.name, "pretrained", samples, config)), note
 
 
 def _check_pretrained(config: VqaConfig) -> None:

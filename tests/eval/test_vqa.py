@@ -10,9 +10,10 @@ import pytest
 from aegis_envs.errors import SimulatorError
 from aegis_eval import benchmarks, vqa
 from aegis_eval.anchor import AnchorConfig, make_anchor
+from aegis_eval.answering import answer_samples
 from aegis_eval.benchmarks import load_samples
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.vqa import VqaConfig, answer_samples, evaluate, main
+from aegis_eval.vqa import VqaConfig, evaluate, main
 from aegis_policy.errors import AegisError
 from aegis_policy.vlm import VLMBackbone
 

@@ -17,8 +17,9 @@ from aegis_eval.export import ExportConfig, export
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.vlm import NO_LABEL, VLMBackbone
+from aegis_policy.vlm import VLMBackbone
 from aegis_policy.vlm_families import FAMILIES
+from aegis_policy.vlm_prompts import NO_LABEL
 from aegis_policy.vqa_data import VQAExample
 
 QUESTIONS = ["what colour is it", "how many red cubes are there on the table"]

@@ -13,7 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig,
 
 from aegis_policy.errors import AegisError
 from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
-from aegis_policy.vlm import NO_LABEL, VLMBackbone
+from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm_prompts import NO_LABEL
 
 _TINY = {
     "image_size": 32,
