@@ -57,7 +57,7 @@ class AegisPolicy(PreTrainedPolicy):
         config: what the user set. A fresh policy loads `config.vlm` with its weights.
         checkpoint: the folder that `from_pretrained` restores; the VLM is built from its `vlm/` instead,
             and the weights are left to the caller.
-        dataset_stats, dataset_meta: what LeRobot knows of the data; only checked.
+        dataset_stats, dataset_meta: what LeRobot knows of the data: checked, and named on the checkpoint's card.
 
     Raises:
         AegisError: the VLM, the anchor or the data cannot be used.
@@ -78,6 +78,7 @@ class AegisPolicy(PreTrainedPolicy):
     ) -> None:
         super().__init__(config)
         config.validate_features()
+        self._dataset: str | None = dataset_meta.repo_id if dataset_meta is not None else None
         if dataset_meta is not None:
             check_language(config, dataset_meta.tasks.index)
             read_chunks_by_column()
@@ -187,19 +188,19 @@ class AegisPolicy(PreTrainedPolicy):
         save_training_state(save_directory, {**state, **figures})
         self._anchor_file = save_directory / ANCHOR_FILE
         with atomic_write(save_directory / CARD_FILE) as card:
-            card.write_text(self._card())
+            card.write_text(self._card(self._dataset))
 
     def generate_model_card(self, dataset_repo_id: str, *_: Any, **__: Any) -> ModelCard:
         """What LeRobot puts beside a policy that it pushes to the hub."""
-        return ModelCard(self._card(dataset=dataset_repo_id))
+        return ModelCard(self._card(dataset_repo_id))
 
-    def _card(self, **about: Any) -> str:
+    def _card(self, dataset: str | None) -> str:
         return card_text(
             self.config,
             steps=self._training_steps,
             probed=self._probed(),
             anchor_file=self._anchor_file,
-            **about,
+            dataset=dataset,
         )
 
     def _probed(self) -> VQAScore | None:

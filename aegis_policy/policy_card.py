@@ -73,6 +73,7 @@ def card_text(
         "VLM": f"{config.vlm}, fingerprint {config.vlm_fingerprint}",
         "protection": config.protection + (f", {config.anchor}" if config.protection == "aegis" else ""),
         **_anchor(config.anchor_info, anchor_file),
+        **({"demonstrations": dataset} if dataset else {}),
         "training": f"{steps} steps, learning rates {config.optimizer_lr:g} (expert) and "
         f"{config.optimizer_lr_backbone:g} (backbone)",
         "inputs": inputs,

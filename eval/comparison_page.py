@@ -46,7 +46,9 @@ def write_comparison(
         The page.
     """
     asked = {name: Questions(**each) for name, each in results["questions"].items()}
+    order = list(results["protections"])
     everything = [ComparedRun(**run) for run in results["runs"]]
+    everything.sort(key=lambda run: order.index(run.protection))
     lr = results["config"]["lr_backbone"]
     common = [run for run in everything if run.lr == lr]
     tuned = [run for run in everything if run.lr == results["tuned"].get(run.protection)]

@@ -66,8 +66,8 @@ def _kept(run: RunSummary) -> str:
     tone = "bad" if high < 0 else "good" if low > 0 else ""
     return (
         f'<p class="{tone}" style="margin: 12px 0 0">{_points(paired["difference"])} points against the '
-        f"pretrained model [{_points(low)} to {_points(high)}]: {paired['lost']} answers lost, "
-        f"{paired['gained']} gained.</p>"
+        f"pretrained model [{_points(low)} to {_points(high)}]: answers lost {paired['lost']}, "
+        f"gained {paired['gained']}.</p>"
     )
 
 

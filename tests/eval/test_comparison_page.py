@@ -61,6 +61,15 @@ def test_every_protection_has_a_row_in_both_tables(written: Path, comparison_res
     assert set(json.loads((written / "summary.json").read_text())) == {"common", "tuned"}
 
 
+def test_protections_keep_their_order_however_the_runs_lie(comparison_results: dict, tmp_path: Path) -> None:
+    shuffled = {**comparison_results, "runs": comparison_results["runs"][::-1]}
+    (tmp_path / "comparison.json").write_text(json.dumps(shuffled))
+    report(ReportConfig(tmp_path))
+    names = list(comparison_results["protections"])
+    lines = (tmp_path / "comparison.md").read_text().splitlines()
+    assert [name for line in lines for name in names if line.startswith(f"| {name} |")] == names * 2
+
+
 def test_the_json_alone_gives_the_same_page_again(written: Path, tmp_path: Path) -> None:
     report(ReportConfig(written / "comparison.json", output_dir=tmp_path / "titled", title="mine & yours"))
     assert "<h1>mine &amp; yours</h1>" in (tmp_path / "titled" / "report.html").read_text()

@@ -54,11 +54,11 @@ def test_a_renamed_state_whose_statistics_keep_the_old_name_is_refused(
 def test_a_dataset_whose_tasks_say_nothing_is_refused(
     make_config: Callable[..., AegisConfig], tasks: list[str]
 ) -> None:
-    meta = SimpleNamespace(tasks=SimpleNamespace(index=tasks), features={})
+    meta = SimpleNamespace(repo_id="me/data", tasks=SimpleNamespace(index=tasks), features={})
     with pytest.raises(AegisError, match="no instruction"):
         AegisPolicy(make_config("none"), dataset_meta=meta)
     AegisPolicy(make_config("none", instruction="push the T"), dataset_meta=meta)
-    several = SimpleNamespace(tasks=SimpleNamespace(index=["push", "pull"]), features={})
+    several = SimpleNamespace(repo_id="me/data", tasks=SimpleNamespace(index=["push", "pull"]), features={})
     with pytest.raises(AegisError, match="stand in for 2 different instructions"):
         AegisPolicy(make_config("none", instruction="push the T"), dataset_meta=several)
     with pytest.raises(AegisError, match=r"--policy\.instruction says nothing"):
