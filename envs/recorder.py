@@ -34,6 +34,7 @@ from aegis_envs.recordings import PROVENANCE_FILE
 from aegis_envs.source_metaworld import MetaworldSource
 from aegis_envs.source_tabletop import TabletopSource
 from aegis_envs.sources import Demonstration, Recipe, RecordConfig, Source
+from aegis_policy.child_processes import watch_parent
 from aegis_policy.cli import require_at_least
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory, atomic_write
@@ -138,7 +139,7 @@ def _simulated(
     slots = range(config.episodes)
     missing = [slot for slot in slots if not _staged(staging, slot).exists()]
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(config.num_workers, context, initializer=_ignore_interrupt) as pool:
+    with ProcessPoolExecutor(config.num_workers, context, initializer=_begin_work) as pool:
         try:
             running = {
                 slot: pool.submit(source.demonstrate_to_file, recipe, slot, _staged(staging, slot))
@@ -152,7 +153,8 @@ def _simulated(
             pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
+def _begin_work() -> None:
+    watch_parent()
     # The parent decides what happens on Ctrl-C; workers finish the episode they are in.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -2,8 +2,8 @@
 
 `torch`, `transformers` and `lerobot` take about nine seconds to import, and an experiment runs hundreds of commands.
 This is Python's own fork server with those modules loaded beforehand; a command finds its arguments, its variables and
-its log as it would in a process of its own. Where there is a CUDA device commands are not forked: what was imported may
-have touched it, and then no fork can use it.
+its log as it would in a process of its own, and ends without `atexit` handlers. Where there is a CUDA device commands
+are not forked: what was imported may have touched it, and then no fork can use it.
 """
 
 import ctypes
@@ -12,15 +12,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Self
 
 import torch
+
+from aegis_policy.child_processes import watch_parent
 
 _IMPORTED = ("lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "aegis_policy.modeling_aegis")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -37,7 +41,10 @@ class ForkedCommand:
 
     @classmethod
     def start(cls, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> Self | None:
-        """Start a command, its output appended to `log`; None if it is no Python command of this environment.
+        """Start a command, its output appended to `log`; None if it cannot be forked.
+
+        That is what is no Python command of this environment, and everything where the imports fail or there is a
+        CUDA device.
 
         Variables that are read on import (`OMP_NUM_THREADS`, `HF_HUB_OFFLINE`) hold for all commands as they were
         when the first was started; the number of threads is set again in each.
@@ -53,13 +60,13 @@ class ForkedCommand:
         words, variables = [str(word) for word in command], {**os.environ, **environment}
         process = context.Process(target=_run, args=(entry, words, log, variables))
         with _STATUS:
-            before = dict(os.environ)
-            os.environ.update(environment)  # the server inherits it, if this starts it
-            try:
-                process.start()
-            finally:
-                os.environ.clear()
-                os.environ.update(before)
+            with _inherited(environment):
+                forkserver.ensure_running()
+            with _without_main():
+                try:
+                    process.start()
+                except EOFError:  # the server has ended
+                    return None
         return cls(process)
 
     def wait(self) -> int:
@@ -81,6 +88,34 @@ def end_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+@contextmanager
+def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
+    """What starts meanwhile has these variables too, and Ctrl-C, which is the experiment's, does not reach it."""
+    before = {name: os.environ.get(name) for name in environment}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A new process would import the script that the experiment was started from, which commands do not need."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 @cache
 def _commands() -> Mapping[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="console_scripts")}
@@ -88,7 +123,7 @@ def _commands() -> Mapping[str, EntryPoint]:
 
 def _run(entry: EntryPoint, command: list[str], log: Path, variables: dict[str, str]) -> None:
     end_with_parent()  # which is the server
-    threading.Thread(target=_end_with_experiment, daemon=True).start()
+    watch_parent()  # which is the experiment
     os.setsid()  # not in the terminal's group: what stops the experiment stops this, once
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
@@ -96,14 +131,6 @@ def _run(entry: EntryPoint, command: list[str], log: Path, variables: dict[str, 
     os.close(output)
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:
-        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"].split(",")[0]))
     sys.argv = command
     sys.exit(entry.load()())
-
-
-def _end_with_experiment() -> None:
-    """The server lives as long as any command, so that its end does not tell that the experiment was killed."""
-    experiment = multiprocessing.parent_process()
-    assert experiment is not None
-    experiment.join()
-    os.kill(os.getpid(), signal.SIGTERM)

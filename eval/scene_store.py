@@ -28,6 +28,7 @@ from aegis_envs.scene import Scene
 from aegis_envs.sim import IMAGE_SIZE, TabletopSim
 from aegis_eval.robot_frames import robot_frame
 from aegis_eval.scene_images import SPLITS, SceneImage, render_scene
+from aegis_policy.child_processes import watch_parent
 from aegis_policy.errors import AegisError
 from aegis_policy.files import atomic_directory
 
@@ -136,7 +137,8 @@ def _render_all(directory: Path, source: str, split: str, count: int, seed: int,
         chunks: Iterable[_Rendered] = map(_render_range, jobs)
         if min(num_workers, len(jobs)) > 1:
             context = multiprocessing.get_context("forkserver")
-            workers = stack.enter_context(ProcessPoolExecutor(min(num_workers, len(jobs)), context))
+            pool = ProcessPoolExecutor(min(num_workers, len(jobs)), context, initializer=watch_parent)
+            workers = stack.enter_context(pool)
             chunks = workers.map(_render_range, jobs)
         for (_, _, _, start, stop), (pictures, lines) in zip(jobs, chunks, strict=True):
             images[start:stop] = pictures

@@ -107,8 +107,8 @@ class Processes:
 
     def stop(self) -> None:
         """End what is running and start nothing more."""
+        self._stopped = True  # before the lock, which a command that starts may hold for seconds
         with self._lock:
-            self._stopped = True
             for process in self._running:
                 process.terminate()
 

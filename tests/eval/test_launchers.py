@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -161,7 +163,7 @@ def test_being_stopped_ends_a_forked_command(tmp_path: Path) -> None:
     log = tmp_path / "recording.log"
 
     def stop() -> None:
-        _wait_for(lambda: log.exists() and "recording: " in log.read_text())
+        _wait_for(lambda: _records(log))
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
@@ -177,17 +179,32 @@ def test_a_forked_command_does_not_outlive_a_killed_experiment(tmp_path: Path) -
         "from pathlib import Path; from aegis_eval.stages import Processes; "
         f"Processes(forked=True).run({command!r}, Path({str(log)!r}), {{}})"
     )
-    experiment = subprocess.Popen([sys.executable, "-c", code])
-    _wait_for(lambda: log.exists() and "recording: " in log.read_text())
-    experiment.kill()
-    experiment.wait()
+    with subprocess.Popen([sys.executable, "-c", code]) as experiment:
+        try:
+            _wait_for(lambda: _records(log))
+        finally:
+            experiment.kill()
     assert _has_ended(log)
 
 
+def _records(log: Path) -> bool:
+    """Its workers have made an episode."""
+    return log.exists() and re.search(r" [1-9]\d*/100000 ", log.read_text()) is not None
+
+
 def _has_ended(log: Path) -> bool:
-    """What wrote a progress bar there writes no more."""
-    _wait_for(lambda: time.time() - log.stat().st_mtime > 5)
+    """No process has its output there any more, neither the command nor a worker that it started."""
+    _wait_for(lambda: not _writers(log))
     return True
+
+
+def _writers(log: Path) -> list[Path]:
+    writers = []
+    for output in Path("/proc").glob("[0-9]*/fd/1"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if output.readlink() == log:
+                writers.append(output)
+    return writers
 
 
 def test_progress_counts_costs_and_what_was_done_before(tmp_path: Path) -> None:
@@ -244,7 +261,7 @@ def _running() -> str:
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "waited in vain"
