@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 _BEGIN, _END = "<!-- vqa -->", "<!-- /vqa -->"
 _HEADER = "| questions | n | before, % | after, % | change, points |\n|---|---|---|---|---|"
+_LOCAL = "local/"
+"""Owner of datasets that are on no hub, in this package's guides and experiments."""
 _BETWEEN = re.compile(f"(?<={_BEGIN}\n).*?(?={_END})", re.DOTALL)
 
 
@@ -84,7 +86,7 @@ def card_text(
         library_name="lerobot",
         pipeline_tag="robotics",
         license=config.license,
-        datasets=dataset,
+        datasets=dataset if dataset and not dataset.startswith(_LOCAL) else None,
         tags=sorted({"aegis", "lerobot", "robotics", *(config.tags or [])}),
     )
     return f"""---

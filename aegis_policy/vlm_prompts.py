@@ -24,7 +24,11 @@ NO_LABEL = -100
 
 @dataclass(frozen=True)
 class Prompts:
-    """Makes model inputs, on the CPU, with the processor of a model of this family."""
+    """Makes model inputs with the processor of a model of this family.
+
+    They are `input_ids` and `attention_mask` (N, T), pixels, and what else its processor gives; on the CPU, but for
+    pictures that came from elsewhere. A processor's own errors pass through.
+    """
 
     processor: Any
     family: Family

@@ -14,10 +14,12 @@ aegis-record --env.type=aegis_metaworld --env.task="$TASKS" --env.image_size=96 
 
 run_protection() {
     local run=$OUT/$1 training
-    local checkpoint=$run/training/checkpoints/last/pretrained_model
-    if [[ ! -d $run/training/checkpoints/$(printf %06d "$STEPS") ]]; then
-        if [[ -d $checkpoint ]]; then
-            training=(--config_path="$checkpoint/train_config.json" --resume=true)
+    local saved=$run/training/checkpoints last
+    last=$saved/$(printf %06d "$STEPS")
+    local checkpoint=$last/pretrained_model
+    if [[ ! -e $last/training_state/scheduler_state.json ]]; then # which is written last
+        if [[ -d $saved/last ]]; then
+            training=(--config_path="$saved/last/pretrained_model/train_config.json" --resume=true)
         else
             rm -rf "$run/training" # stopped before the first checkpoint
             training=(--policy.type=aegis --policy.device=cpu --policy.protection="$1"

@@ -17,13 +17,14 @@ from aegis_envs.errors import SimulatorError
 from aegis_envs.expert import expert_action
 from aegis_envs.sim import CAMERAS
 from aegis_envs.tasks import TASKS, parse_tasks
-from aegis_eval.compare_plan import Plan, read_seconds
+from aegis_eval.compare_plan import Plan, learning_parts, read_seconds
 from aegis_eval.compare_stages import (
     BENCHMARKS,
     ROLLOUT_SEED,
     SPLITS,
     RunKey,
     answers_folder,
+    cameras_in,
     names_in,
 )
 from aegis_eval.comparison import ComparedRun, Questions
@@ -293,7 +294,7 @@ def _check(config: CompareConfig) -> None:
     cameras = names_in(config.cameras) if config.cameras is not None else []
     if absent := [name for name in cameras if name not in CAMERAS]:
         raise AegisError(f"--cameras: {absent[0]!r} is unknown; the tabletop has {' and '.join(CAMERAS)}.")
-    learns = [flag for flag in config.policy if flag in ("train_vision_tower=true", "train_projector=true")]
+    learns = learning_parts(config.policy)
     if learns and "stop_gradient" in names_in(config.protections):
         raise AegisError(
             f"--policy={learns[0]} cannot be under stop_gradient, which lets no gradient into the VLM: leave one of "
@@ -305,6 +306,12 @@ def _check(config: CompareConfig) -> None:
         raise AegisError(str(error).replace("--env.", "--")) from error
     if config.dataset is not None and not (config.dataset / "meta" / "info.json").is_file():
         raise AegisError(f"--dataset={config.dataset} holds no LeRobotDataset: record or name another one.")
+    recorded = cameras_in(config.dataset) if config.dataset is not None else list(CAMERAS)
+    if absent := [name for name in cameras if name not in recorded]:
+        raise AegisError(
+            f"--cameras={config.cameras}: --dataset={config.dataset} has no camera {absent[0]!r}; "
+            f"it has {', '.join(recorded) or 'none'}."
+        )
 
 
 def _launch(jobs: list[Job], config: CompareConfig, title: str) -> None:

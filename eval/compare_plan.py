@@ -28,8 +28,8 @@ from aegis_policy.files import atomic_write
 
 NOT_TUNED = frozenset({"freeze", "stop_gradient"})
 """Their backbone does not learn, so it has no learning rate."""
-_SAME_TRAINING = {"stop_gradient": "freeze"}
-"""Protection -> another that trains to the same weights, where neither vision tower nor projector learn."""
+_SAME_TRAINING = ("freeze", "stop_gradient")
+"""These train to the same weights, where neither vision tower nor projector learn."""
 _TUNING_SEED = 0
 
 
@@ -62,8 +62,11 @@ class Plan:
 
     def _trained(self, key: RunKey) -> RunKey:
         """The run that is trained for this one."""
-        same = _SAME_TRAINING.get(key.protection, key.protection)
-        return replace(key, protection=same) if same in self.protections else key
+        if key.protection not in _SAME_TRAINING or learning_parts(self.settings.policy):
+            return key
+        same = [replace(key, protection=name) for name in _SAME_TRAINING if name in self.protections]
+        begun = [each for each in same if (self.root / "runs" / each.name).is_dir()]
+        return (begun or same)[0]
 
     def preparations(self) -> list[Job]:
         """Demonstrations, and the pretrained model's answers, whose pictures several runs want at once."""
@@ -238,6 +241,12 @@ class Plan:
 
     def _run(self, key: RunKey) -> Run:
         return Run(self.settings, key, self.folder(key), self._data, self.root)
+
+
+def learning_parts(policy: Sequence[str]) -> list[str]:
+    """Those of the `--policy` flags by which more of the VLM than its decoder learns."""
+    parts = ("train_vision_tower", "train_projector")
+    return [flag for flag in policy if flag.split("=")[0] in parts and not flag.lower().endswith("=false")]
 
 
 def read_seconds(logs: Path) -> Mapping[str, float]:

@@ -1,10 +1,10 @@
 """What one run of `aegis-compare` does: a training, then what is measured of its checkpoint, each with its cost."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
@@ -21,6 +21,7 @@ ROLLOUT_SEED = 1000
 _VALIDATION_SEED = 1_000_003
 """Of rollouts on `train` scenes, far from any seed of the demonstrations."""
 _DRIFT_SAMPLES = 200
+_CAMERA = f"{OBS_IMAGES}."
 START_S = 2.0
 """Before a command does anything."""
 _STEP_OVER_NONE = {
@@ -227,13 +228,19 @@ def asking_cost(samples: int) -> float:
 
 def _inputs(cameras: Sequence[str], dataset: Path | None) -> str:
     """The flag that lets a policy see these of the tabletop's cameras alone, and the state."""
-    size = IMAGE_SIZE
-    if dataset is not None:
-        recorded = json.loads((dataset / "meta" / "info.json").read_text())["features"]
-        size = recorded[f"{OBS_IMAGES}.{cameras[0]}"]["shape"][0]
-    seen = {f"{OBS_IMAGES}.{name}": {"type": "VISUAL", "shape": [3, size, size]} for name in cameras}
+    size = IMAGE_SIZE if dataset is None else _recorded(dataset)[f"{_CAMERA}{cameras[0]}"]["shape"][0]
+    seen = {f"{_CAMERA}{name}": {"type": "VISUAL", "shape": [3, size, size]} for name in cameras}
     inputs = {**seen, OBS_STATE: {"type": "STATE", "shape": [STATE_DIM]}}
     return f"--policy.input_features={json.dumps(inputs)}"
+
+
+def cameras_in(dataset: Path) -> list[str]:
+    """Of the LeRobotDataset in this folder."""
+    return [key.removeprefix(_CAMERA) for key in _recorded(dataset) if key.startswith(_CAMERA)]
+
+
+def _recorded(dataset: Path) -> Mapping[str, Any]:
+    return json.loads((dataset / "meta" / "info.json").read_text())["features"]
 
 
 def names_in(text: str) -> list[str]:

@@ -5,6 +5,7 @@ episodes or scenes (`aegis_eval.resampling`); those of a single run are Wilson's
 is too narrow rather than too wide: what lies just outside an interval is not yet a finding.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -94,7 +95,7 @@ class ProtectionResult:
 
     `success` and `against_none` are split -> task (or `all`) -> rate, `answers` benchmark -> question type (or `all`).
     `against_others` holds every protection of another training -> the difference of the success on test scenes, with
-    intervals that hold for all of them together (Bonferroni).
+    intervals that hold for all pairs of trainings together (Bonferroni), whichever of them is then looked at.
     """
 
     lr: float
@@ -172,27 +173,28 @@ def _result(
         against[split][task] = _difference(group, reference, drawn, split, task)
     answers: dict[str, dict[str, TypeResult]] = defaultdict(dict)
     retained: dict[str, Estimate] = {}
+    unmoved = all(run.drift == 0.0 for run in group)
     for benchmark, kind in drawn.kinds:
         asked, chosen = drawn.questions[benchmark], drawn.kinds[benchmark, kind]
         correct_KN = np.stack([bits(run.answers[benchmark])[chosen] for run in group])
         before_KN = np.repeat(bits(asked.pretrained)[None, chosen], len(group), axis=0)
         scenes = drawn.scenes[benchmark, kind]
         answers[benchmark][kind] = _type_result(
-            correct_KN, before_KN, scenes, np.array(asked.scenes)[chosen].tolist()
+            correct_KN, before_KN, scenes, np.array(asked.scenes)[chosen].tolist(), unmoved=unmoved
         )
         if kind == ALL:
             retained[benchmark] = estimate(scenes.means(correct_KN) / scenes.means(before_KN))
     tasks = group[0].swaps
-    trained = {run.folder for run in group}
-    others = {
-        name: other for name, other in groups.items() if trained.isdisjoint(run.folder for run in other)
-    }
+    folders = {name: frozenset(run.folder for run in other) for name, other in groups.items()}
+    trained = frozenset(run.folder for run in group)
+    others = {name: other for name, other in groups.items() if trained.isdisjoint(folders[name])}
+    pairs = math.comb(len(set(folders.values())), 2)
     return ProtectionResult(
         lr=group[0].lr,
         success=dict(success),
         against_none=None if group is reference else dict(against),
         against_others={
-            name: _difference(group, other, drawn, "test", ALL, level=1 - 0.05 / len(others))
+            name: _difference(group, other, drawn, "test", ALL, level=1 - 0.05 / pairs)
             for name, other in others.items()
         },
         answers=dict(answers),
@@ -225,13 +227,18 @@ def _difference(
 
 
 def _type_result(
-    correct_KN: Array, before_KN: Array, drawn: Resampling, scenes_N: Sequence[int]
+    correct_KN: Array, before_KN: Array, drawn: Resampling, scenes_N: Sequence[int], *, unmoved: bool
 ) -> TypeResult:
+    """Of activations that did not move at all, answers that are as before are no sample of anything: they must be."""
     changes_KN = correct_KN - before_KN
+    if unmoved and not changes_KN.any():
+        difference = Estimate(0.0, (0.0, 0.0))
+    else:
+        difference = change_estimate(drawn.means(changes_KN), changes_KN, scenes_N)
     return TypeResult(
         accuracy=rate_estimate(drawn.means(correct_KN), drawn.groups),
         pretrained=float(before_KN[0].mean()),
-        change=change_estimate(drawn.means(changes_KN), changes_KN, scenes_N),
+        change=difference,
         p_value=mcnemar_p(changes_KN.ravel(), list(scenes_N) * len(changes_KN)),
         n=len(scenes_N),
     )

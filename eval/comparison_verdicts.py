@@ -12,7 +12,8 @@ _WITHIN_POINTS = f"{100 * _WITHIN:g}"
 def headline(comparison: Comparison, *, benchmark: str) -> str:
     """What won: of the protections that surely keep their answers, those whose success is not told apart from the best.
 
-    Differences to the best are corrected for their number. Protections that are the same training count once.
+    Differences are corrected for the number of pairs of trainings, since any of them may turn out the best. Protections
+    that are the same training count once.
 
     Args:
         comparison: of two protections or more.

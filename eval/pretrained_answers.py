@@ -49,7 +49,7 @@ class PretrainedAnswers:
             flags = results["provenance"]["config"]
             name, asked = results["model"], results["vlm_fingerprint"]
             vlm = flags["vlm"]
-            before = {flag: flags[flag] for flag in ("batch_size", "max_new_tokens")}
+            before = {option: flags[option] for option in ("batch_size", "max_new_tokens")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AegisError(
                 f"{flag} is not what aegis-vqa writes ({type(error).__name__}: {error}): name its --output_dir."

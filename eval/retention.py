@@ -1,6 +1,6 @@
 """What a model can answer and how much of it was kept: accuracy per question type, paired with a reference.
 
-Takes answers, gives numbers; where the answers come from is `aegis_eval.vqa`'s business.
+Takes answers, gives numbers; where the answers come from is `aegis_eval.answering`'s business.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The result's page quotes what its raw JSON says, and one command makes every table and number from it."""
+"""The tables of the result's page are what its raw JSON says, and one command makes them from it."""
 
 import json
 import re

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running_processes import wait_for, writers_under
 
 from aegis_eval.compare import CompareConfig, compare
 from aegis_eval.compare_plan import Plan
@@ -80,6 +81,16 @@ def test_protections_that_are_the_same_training_are_trained_once(tmp_path: Path)
     assert plan.folder(keys[0]) == plan.folder(keys[1]), "and both are read from it"
     alone = Plan(make_config(tmp_path, protections="stop_gradient", seeds=1))
     assert [job.name for job in alone.runs()] == ["none-lr0.0003-seed0", "stop_gradient-lr0.0003-seed0"]
+    alone.folder(keys[1]).mkdir(parents=True)
+    assert plan.folder(keys[0]) == alone.folder(keys[1]), "nor again, when the other one is added"
+
+
+def test_they_are_not_the_same_training_where_the_projector_learns(tmp_path: Path) -> None:
+    for value, runs in (("True", 3), ("false", 2)):
+        config = make_config(
+            tmp_path, protections="freeze,stop_gradient", seeds=1, policy=[f"train_projector={value}"]
+        )
+        assert len(Plan(config).runs()) == runs
 
 
 def test_cameras_reach_the_policy_and_its_anchor(tmp_path: Path) -> None:
@@ -136,9 +147,16 @@ def _hours(plan: Plan) -> float:
         ),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"dataset": Path("/nowhere")}, "--dataset=/nowhere holds no LeRobotDataset"),
+        ({"dataset": "of one camera", "cameras": "wrist"}, "has no camera 'wrist'; it has front"),
     ],
 )
 def test_flags_that_cannot_be_are_named(tmp_path: Path, options, sentence) -> None:
+    if options.get("dataset") == "of one camera":
+        meta = tmp_path / "data" / "meta"
+        meta.mkdir(parents=True)
+        features = {"observation.images.front": {"shape": [64, 64, 3]}, "observation.state": {"shape": [8]}}
+        (meta / "info.json").write_text(json.dumps({"features": features}))
+        options = {**options, "dataset": meta.parent}
     with pytest.raises(AegisError, match=sentence):
         compare(make_config(tmp_path / "new", **options))
     assert not (tmp_path / "new").exists()
@@ -167,6 +185,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     first.wait()
+    wait_for(lambda: not writers_under(folder))
     before = early.stat().st_mtime_ns
     done = subprocess.run(_command(folder), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -150,6 +150,16 @@ def test_retention_is_claimed_only_where_the_interval_says_so(questions, accurac
     assert kept.startswith(f"`aegis` {verdict}")
 
 
+def test_answers_of_activations_that_did_not_move_are_known_to_be_kept(questions):
+    runs = [*make_runs("none", 0.9, 0.7), *make_runs("freeze", 0.9, 1.0)]
+    frozen = [replace(run, drift=0.0) if run.protection == "freeze" else run for run in runs]
+    for group, low in ((runs, -0.02), (frozen, 0.0)):
+        change = Comparison.of(group, questions).protections["freeze"].answers["tabletop"]["shape"].change
+        assert change.value == 0 and low <= change.ci[0] <= low / 4
+    moved = [replace(run, drift=0.0) for run in runs]
+    assert Comparison.of(moved, questions).protections["none"].answers["tabletop"][ALL].change.ci[0] < -0.2
+
+
 def test_the_headline_names_the_best_that_keeps_its_answers_and_who_is_not_told_apart(questions):
     runs = [
         *make_runs("none", 0.9, 0.7),

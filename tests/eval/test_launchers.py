@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from running_processes import wait_for, writers_under
 
 from aegis_eval.launchers import Progress, run_jobs, run_jobs_on_ray
 from aegis_eval.stages import Job, Processes, Stage, run_stage
@@ -76,7 +75,7 @@ def test_being_stopped_ends_the_commands(tmp_path: Path) -> None:
         run_jobs(jobs, at_once=1)
     assert time.monotonic() - started < 30
     assert not any(job.done for job in jobs)
-    _wait_for(lambda: str(tmp_path) not in _running())
+    wait_for(lambda: str(tmp_path) not in _running())
 
 
 def test_a_training_that_saved_goes_on(tmp_path: Path) -> None:
@@ -124,10 +123,10 @@ def test_commands_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
         f"Processes().run(['sleep', '61.5'], Path({str(tmp_path / 'log')!r}), {{}})"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
-    _wait_for(lambda: "sleep 61.5" in _running())
+    wait_for(lambda: "sleep 61.5" in _running())
     parent.kill()
     parent.wait()
-    _wait_for(lambda: "sleep 61.5" not in _running())
+    wait_for(lambda: "sleep 61.5" not in _running())
 
 
 PROGRAMS = Path(sys.executable).parent
@@ -163,13 +162,13 @@ def test_being_stopped_ends_a_forked_command(tmp_path: Path) -> None:
     log = tmp_path / "recording.log"
 
     def stop() -> None:
-        _wait_for(lambda: _records(log))
+        wait_for(lambda: _records(log))
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
     with pytest.raises(KeyboardInterrupt):
         run_jobs([job], at_once=1)
-    assert _has_ended(log)
+    wait_for(lambda: not writers_under(log))
 
 
 def test_a_forked_command_does_not_outlive_a_killed_experiment(tmp_path: Path) -> None:
@@ -181,30 +180,15 @@ def test_a_forked_command_does_not_outlive_a_killed_experiment(tmp_path: Path) -
     )
     with subprocess.Popen([sys.executable, "-c", code]) as experiment:
         try:
-            _wait_for(lambda: _records(log))
+            wait_for(lambda: _records(log))
         finally:
             experiment.kill()
-    assert _has_ended(log)
+    wait_for(lambda: not writers_under(log))
 
 
 def _records(log: Path) -> bool:
     """Its workers have made an episode."""
     return log.exists() and re.search(r" [1-9]\d*/100000 ", log.read_text()) is not None
-
-
-def _has_ended(log: Path) -> bool:
-    """No process has its output there any more, neither the command nor a worker that it started."""
-    _wait_for(lambda: not _writers(log))
-    return True
-
-
-def _writers(log: Path) -> list[Path]:
-    writers = []
-    for output in Path("/proc").glob("[0-9]*/fd/1"):
-        with suppress(OSError):  # it has ended, or is somebody else's
-            if output.readlink() == log:
-                writers.append(output)
-    return writers
 
 
 def test_progress_counts_costs_and_what_was_done_before(tmp_path: Path) -> None:
@@ -259,10 +243,3 @@ def test_ray_is_asked_for_by_its_extra(monkeypatch) -> None:
 
 def _running() -> str:
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.1)

@@ -100,4 +100,7 @@ def test_a_line_says_what_is_known():
 
 def test_the_hub_gets_the_same_card(make_policy: MakePolicy):
     card = make_policy("none").generate_model_card("me/data", "aegis", None, None)
-    assert card.data.datasets == "me/data" and "What the VLM still answers" in card.text
+    assert card.data.datasets == "me/data" and "| demonstrations | me/data |" in card.text
+    unpublished = make_policy("none").generate_model_card("local/data", "aegis", None, None)
+    assert unpublished.data.datasets is None and "| demonstrations | local/data |" in unpublished.text
+    assert "What the VLM still answers" in card.text
