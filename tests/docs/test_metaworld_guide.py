@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from aegis_eval.rollouts import read_rollouts
 
 pytest.importorskip("metaworld")
 
@@ -29,6 +31,32 @@ _SMALL = {
         "--eval.batch_size=2",
     ],
 }
+
+
+def test_the_table_of_both_skills_is_what_the_raw_json_says() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-27-metaworld"
+    names, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.findall(r"^\| \| `none`.*?(?=\n\n)", _GUIDE, re.M | re.S)[0].splitlines()
+        if "---" not in line
+    )
+    for column, name in enumerate(names):
+        if not name:
+            continue
+        run = folder / name.strip("`")
+        rolled = read_rollouts(run)
+        figures = {task.task.removesuffix("-v3"): _percent(task.rate, task.ci, 0) for task in rolled.tasks}
+        figures["all"] = _percent(rolled.overall.rate, rolled.overall.ci, 0)
+        kept = json.loads((run / "vqa.json").read_text())["pretrained"]["paired"]
+        low, high = kept["ci"]
+        lost = "0" if low == high == 0 else _percent(-kept["difference"], (-high, -low), 1)
+        figures["answers lost, points"] = lost
+        assert {row[0]: row[column] for row in rows} == figures
+
+
+def _percent(value: float, ci: Sequence[float], digits: int) -> str:
+    low, high = (f"{100 * end:.{digits}f}".replace("-", "−") for end in ci)
+    return f"{100 * value:.{digits}f} [{low}, {high}]"
 
 
 @pytest.mark.slow
