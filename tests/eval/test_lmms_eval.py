@@ -91,7 +91,7 @@ def test_an_export_is_scored(
     programs = new_environment(
         tmp_path / "lmms",
         "lmms-eval==0.7.3",
-        # filelock 4.3 has no longer what lmms-eval imports of it.
+        # filelock 4.3.1 has no longer what lmms-eval imports of it.
         *(f"{name}=={version(name)}" for name in ("torch", "transformers", "filelock")),
     )
     vlm = save_tiny_vlm("gemma3", tmp_path / "gemma3")
