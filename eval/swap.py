@@ -25,8 +25,8 @@ class SwapConfig:
         task: tabletop task, or several with commas, or all.
         split: of the tabletop, `test` or `unseen`.
         pairs: scenes a task, each run with two targets.
-        seed: of the scenes.
-        batch_size: rollouts at a time.
+        seed: of the scenes and of the policy's noise.
+        batch_size: rollouts at a time; another one draws other noise.
         device: `cuda` or `cpu`, by default what the policy was trained on.
         output: a JSON file, replaced once the new one is complete.
     """

@@ -77,9 +77,12 @@ def probe_controller(
         pairs: number of scenes, two rollouts each.
         task: tabletop task.
         split: tabletop split the scenes come from.
-        seed: of the scenes: `seed`, `seed + 1`, ...
-        batch_size: rollouts at a time.
+        seed: of the scenes (`seed`, `seed + 1`, ...) and of what the controller draws.
+        batch_size: rollouts at a time; with another one a policy draws other noise.
     """
+    from lerobot.utils.random_utils import set_seed
+
+    set_seed(seed)
     jobs = [(seed + pair, swapped) for pair in range(pairs) for swapped in (False, True)]
     followed, nearest = 0, []
     envs = [TabletopEnv(task, split) for _ in range(min(batch_size, len(jobs)))]

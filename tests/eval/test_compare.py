@@ -174,12 +174,6 @@ def _raw(folder: Path) -> list[dict]:
     return [{key: value for key, value in run.items() if key not in timed} for run in runs]
 
 
-def _resumed(folder: Path, run: dict) -> bool:
-    """Whether its training went on from a checkpoint."""
-    log = (folder / "runs" / run["folder"] / "logs" / "training.log").read_text()
-    return any(step != "0" for step in re.findall(r"^# begun .* at step (\d+)$", log, re.M))
-
-
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that was killed in the middle of a job and given again."""
@@ -236,17 +230,11 @@ def test_two_ray_workers_give_the_same_table_and_a_killed_one_costs_its_job(
         while not early.exists():
             assert running.poll() is None
             time.sleep(0.2)
-        time.sleep(3)
+        time.sleep(3)  # before its first checkpoint: a training that goes on from one draws other samples
         cluster.remove_node(nodes[0], allow_graceful=False)
         cluster.add_node(num_cpus=1)
         assert running.wait(timeout=1200) == 0
-        there, here = _raw(folder / "out"), _raw(compared)
-        assert [run["folder"] for run in there] == [run["folder"] for run in here]
-        # LeRobot draws samples in another order after a resume: a training that lost its worker is another one.
-        whole = [not _resumed(folder / "out", run) and not _resumed(compared, run) for run in here]
-        assert sum(whole) >= len(here) - 2, "one job was on the machine that was lost, one was killed locally"
-        for same, on_ray, locally in zip(whole, there, here, strict=True):
-            assert on_ray == locally or not same
+        assert _raw(folder / "out") == _raw(compared)
     finally:
         cluster.shutdown()
         assert ray is not None

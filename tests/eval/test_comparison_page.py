@@ -43,7 +43,8 @@ def test_the_first_screen_says_what_was_compared_and_what_won(written: Path) -> 
     start = page.text[: page.text.index("All protections at the same learning rate")]
     assert "7 protections of the same vision-language model, 2 seeds each, trained for 20 steps" in start
     assert "aegis keeps its answers" in start or "does not keep its answers" in start or "not surely" in start
-    assert "] points" in start and "With each protection at its own:" in start
+    tuned = start[start.index("With each protection at its own:") :]
+    assert "] points" in start and "within 2 points of the pretrained model" in tuned
     assert "protections that surely keep their answers" in start or "surely keeps" in start
     assert "freeze and stop_gradient are the same training" in start
     assert any(

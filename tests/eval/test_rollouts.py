@@ -98,16 +98,26 @@ def test_a_checkpoint_is_probed_with_its_own_processors(tiny_checkpoint: Path):
     np.testing.assert_allclose(action, 0.3 + 0.1 * noise, atol=1e-6)
 
 
-def test_the_command_probes_a_checkpoint_as_its_controller(tiny_checkpoint: Path, tmp_path: Path):
-    source = PolicySource(str(tiny_checkpoint))
-    torch.manual_seed(0)
-    expected = probe_controller(policy_controller(source, "cpu"), 1, task="pick", batch_size=2)
-    torch.manual_seed(0)
+def test_the_command_probes_a_checkpoint_as_its_controller_and_again_alike(
+    tiny_checkpoint: Path, tmp_path: Path
+):
+    source, drawn = PolicySource(str(tiny_checkpoint)), []
+    controller = policy_controller(source, "cpu")
+
+    def remembering(envs, observations, first):
+        actions = controller(envs, observations, first)
+        drawn.append(actions)
+        return actions
+
+    probes = [probe_controller(remembering, 1, task="pick", batch_size=2) for _ in range(2)]
+    steps = len(drawn) // 2
+    np.testing.assert_array_equal(drawn[:steps], drawn[steps:])
     config = SwapConfig(
         source, task="pick", pairs=1, batch_size=2, device="cpu", output=tmp_path / "swap.json"
     )
     written = json.loads(swap(config).read_text())["tasks"]["pick"]
-    assert written == json.loads(json.dumps(expected.to_dict()))
+    assert probes[0] == probes[1]
+    assert written == json.loads(json.dumps(probes[0].to_dict()))
 
 
 @pytest.mark.parametrize(
