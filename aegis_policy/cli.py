@@ -40,6 +40,13 @@ def require_at_least(config: Any, **least: int) -> None:
             raise AegisError(f"--{name}={given} must be at least {value}.")
 
 
+def shrink(config: Any, **small: Any) -> None:
+    """Give the flags of a dataclass that were left at their defaults these values instead."""
+    for field in fields(config):
+        if field.name in small and getattr(config, field.name) == field.default:
+            setattr(config, field.name, small[field.name])
+
+
 def _spelled_out(config_class: type, arguments: Sequence[str]) -> list[str]:
     """The arguments, where `--flag` alone of a flag that is a yes or no becomes `--flag=true`, as draccus wants it."""
     switches = {f"--{field.name}" for field in fields(config_class) if field.type is bool}

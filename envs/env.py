@@ -4,6 +4,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from aegis_envs.episodes import SPLITS, check_split, retarget, sample_episode
@@ -15,6 +16,17 @@ from aegis_envs.tasks import TASKS, Episode, Judge, nearest_object, parse_tasks
 RENDER_SIZE = 320
 STATE_DIM = 8
 ACTION_DIM = 4
+
+
+def seeded_episode(task: str, split: str, seed: int) -> Episode:
+    """The episode that `TabletopEnv(task, split).reset(seed=seed)` begins."""
+    return _draw(task, split, seeding.np_random(seed)[0])
+
+
+def _draw(task: str, split: str, rng: np.random.Generator) -> Episode:
+    # The split is part of the seed: no seed shows the same scene in `train` and `test`.
+    seed = [list(SPLITS).index(split), list(TASKS).index(task), int(rng.integers(2**31))]
+    return sample_episode(task, split, np.random.default_rng(seed))
 
 
 class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
@@ -65,16 +77,8 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
-        options = options or {}
-        # The split is part of the seed: no seed shows the same scene in `train` and `test`.
-        draw = np.random.default_rng(
-            [
-                list(SPLITS).index(self.split),
-                list(TASKS).index(self.task),
-                int(self.np_random.integers(2**31)),
-            ]
-        )
-        self.start(self._chosen_episode(sample_episode(self.task, self.split, draw), options))
+        drawn = _draw(self.task, self.split, self.np_random)
+        self.start(self._chosen_episode(drawn, options or {}))
         return self.observe(), self._info(None, with_scene=True)
 
     @staticmethod

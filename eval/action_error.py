@@ -37,7 +37,7 @@ from aegis_policy.files import atomic_write
 class DatasetSource:
     """The held-out demonstrations: a LeRobotDataset by its id, or in a folder."""
 
-    repo_id: str = "local/held_out"
+    repo_id: str | None = None
     root: Path | None = None
 
 
@@ -80,6 +80,10 @@ def action_error(config: ActionErrorConfig) -> Path:
     """
     started = time.monotonic()
     cli.require_at_least(config, frames=1, draws=1, batch_size=1, seed=0)
+    if config.dataset.root is None and config.dataset.repo_id is None:
+        raise AegisError(
+            "--dataset.root is missing: name a folder of demonstrations, or give --dataset.repo_id."
+        )
     device = torch_device(config.device)
     policy, folder = load_policy(config.policy)
     policy.to(device)
@@ -133,9 +137,10 @@ def _open(source: DatasetSource, policy_config: Any) -> LeRobotDataset:
     if source.root is not None and not (source.root / "meta" / "info.json").is_file():
         raise AegisError(f"--dataset.root={source.root} holds no LeRobotDataset: record or name another one.")
     read_chunks_by_column()
-    metadata = LeRobotDatasetMetadata(source.repo_id, root=source.root)
+    repo_id = source.repo_id or "local/held_out"
+    metadata = LeRobotDatasetMetadata(repo_id, root=source.root)
     return LeRobotDataset(
-        source.repo_id,
+        repo_id,
         root=source.root,
         delta_timestamps=resolve_delta_timestamps(policy_config, metadata),
     )

@@ -73,7 +73,7 @@ class CompareConfig:
             may be added.
         protections: names in `aegis_eval.variants.VARIANTS`, with commas; `none` always runs.
         seeds: trainings of each.
-        quick: a few steps of everything, to see that it works; the numbers mean nothing.
+        quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that are given stay.
         task: tabletop task, or several with commas.
         dataset: a recording of `aegis-record` to train on; by default one is made.
         episodes: demonstrations to record.
@@ -137,9 +137,8 @@ def compare(config: CompareConfig) -> Path | None:
         AegisError: flags that cannot be, a folder of other flags, or jobs that failed.
     """
     if config.quick:
-        config.protections, config.seeds, config.episodes, config.steps = "none,aegis", 2, 4, 4
-        config.batch_size, config.eval_episodes, config.validation_episodes = 2, 2, 1
-        config.samples, config.pairs = 24, 1
+        cli.shrink(config, protections="none,aegis", seeds=2, episodes=4, steps=4, batch_size=2)
+        cli.shrink(config, eval_episodes=2, validation_episodes=1, samples=24, pairs=1)
     _check(config)
     given = json.loads(json.dumps(asdict(config), default=str))
     config.output_dir = config.output_dir.resolve()  # workers of a cluster start elsewhere

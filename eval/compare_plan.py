@@ -209,9 +209,10 @@ class Plan:
         if self.settings.lr_grid and not self.chosen_lrs():
             lines.append("and, once learning rates are chosen, a run of each protection and seed at its own")
         pace = self._pace([job for jobs in groups.values() for job in jobs])
-        hours = (pace or 1.0) * seconds / 3600 / at_once
+        minutes = (pace or 1.0) * seconds / 60 / at_once
+        time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{max(minutes, 1):.0f} minutes"
         basis = "as fast as what has finished here" if pace else "if each has two CPU cores; GPUs differ"
-        lines.append(f"about {hours:.1f} hours with {at_once} at once, {basis}")
+        lines.append(f"about {time} with {at_once} at once, {basis}")
         return "\n".join(lines)
 
     def _pace(self, jobs: Sequence[Job]) -> float | None:

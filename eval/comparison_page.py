@@ -5,10 +5,11 @@ are at hand.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from aegis_envs.env import seeded_episode
 from aegis_eval import comparison_table as tables
 from aegis_eval import page
 from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions
@@ -93,7 +94,7 @@ def _html(
         parts += [page.table(tables.HEADER, tables.rows(summaries["tuned"])), _tuning(results)]
     parts += [_tasks(common), *(_types(common, name) for name in asked), _curves(runs)]
     if folder is not None:
-        parts += [films_side_by_side(_films(folder, runs)), _questions(folder, runs)]
+        parts += [films_side_by_side(_films(folder, runs), _told(results)), _questions(folder, runs)]
     described = {key: results[key] for key in ("provenance", "config", "protections")}
     parts.append(
         "<h2>Provenance</h2><details><summary>Command, commit, seeds, hardware, flags, time of every stage</summary>"
@@ -246,6 +247,12 @@ def _mean_curve(runs: Sequence[ComparedRun], key: str) -> Curve:
 def _films(folder: Path, runs: Sequence[ComparedRun]) -> dict[str, Path]:
     """Where the first seed's test rollouts of every protection lie."""
     return {run.protection: folder / run.folder / "rollouts-test" for run in _first_seed(runs)}
+
+
+def _told(results: Json) -> Callable[[str, int], str]:
+    """What a policy was told in each test rollout."""
+    first = results["provenance"]["seed"]
+    return lambda task, episode: seeded_episode(task, "test", first + episode).instruction
 
 
 def _questions(folder: Path, runs: Sequence[ComparedRun]) -> str:

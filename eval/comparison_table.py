@@ -34,8 +34,11 @@ def what(results: Json) -> str:
         by_folder.setdefault(run["folder"], []).append(run["protection"])
     seen = f", seen by {config['cameras']} alone" if config.get("cameras") else ""
     same = dict.fromkeys(" and ".join(shared) for shared in by_folder.values() if len(shared) > 1)
+    quick = (
+        "A quick run, to see that everything works: its numbers mean nothing. " if config.get("quick") else ""
+    )
     return (
-        f"{len(names)} protections of the same vision-language model, {config['seeds']} seeds each, trained for "
+        f"{quick}{len(names)} protections of the same vision-language model, {config['seeds']} seeds each, trained for "
         f"{config['steps']} steps on the same demonstrations of {config['task']}{seen}. Each run met the same "
         f"{config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and shape that "
         f"no demonstration does) and the same {config['samples']} questions of each kind."

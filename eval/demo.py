@@ -27,7 +27,7 @@ class DemoConfig:
 
     Attributes:
         output_dir: everything goes there; a finished stage is not run again.
-        quick: a few steps of everything, to see that it works; the numbers mean nothing.
+        quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that are given stay.
         task: tabletop task, or several with commas.
         episodes: demonstrations to record.
         steps: training steps of each policy.
@@ -62,8 +62,7 @@ def demo(config: DemoConfig) -> Path:
         AegisError: a stage failed, or `--output_dir` holds a demo made with other flags.
     """
     if config.quick:
-        config.episodes, config.steps, config.batch_size = 4, 4, 2
-        config.eval_episodes, config.samples = 2, 24
+        cli.shrink(config, episodes=4, steps=4, batch_size=2, eval_episodes=2, samples=24)
     started = time.monotonic()
     setting = {key: value for key, value in asdict(config).items() if key != "output_dir"}
     with claimed(config.output_dir, "demo.json", setting):

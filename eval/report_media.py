@@ -1,6 +1,6 @@
 """Sections of the report to look at: rollout videos, and questions with their images."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -29,11 +29,14 @@ def films(runs: Sequence[RunSummary], per_task: int) -> str:
     return f"<h2>Rollouts</h2>{''.join(blocks)}" if blocks else ""
 
 
-def films_side_by_side(rollouts: Mapping[str, Path], episodes: int = 2) -> str:
+def films_side_by_side(
+    rollouts: Mapping[str, Path], instruction: Callable[[str, int], str], episodes: int = 2
+) -> str:
     """The same initial states under every protection, those first that tell the protections apart.
 
     Args:
         rollouts: name -> output folder of `lerobot-eval`, all with the same seed.
+        instruction: (task, episode) -> what the policies were told.
         episodes: initial states of each task.
     """
     videos = {
@@ -54,7 +57,8 @@ def films_side_by_side(rollouts: Mapping[str, Path], episodes: int = 2) -> str:
                 alt = f"Rollout of {name}, task {task}, episode {key[1]}: {outcome}"
                 caption = f'{escape(name)}: <span class="{tone}">{outcome}</span>'
                 shown.append(page.film(found[key].path, alt, caption))
-            heading = f'<h3 class="films-of">{escape(task)}, initial state {key[1]}</h3>'
+            told = escape(instruction(*key))
+            heading = f'<h3 class="films-of">{escape(task)}, initial state {key[1]}: “{told}”</h3>'
             blocks.append(f'{heading}<div class="films">{"".join(shown)}</div>')
     if not blocks:
         return ""

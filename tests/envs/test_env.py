@@ -11,7 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import aegis_envs
-from aegis_envs.env import TabletopEnv
+from aegis_envs.env import TabletopEnv, seeded_episode
 from aegis_envs.episodes import retarget
 from aegis_envs.errors import TabletopError
 from aegis_envs.expert import expert_action
@@ -78,6 +78,7 @@ def test_the_seed_decides_the_episode_and_the_split_is_part_of_it():
         env = TabletopEnv("pick", split)
         observation, info = env.reset(seed=seed)
         env.close()
+        assert env.episode == seeded_episode("pick", split, seed)
         return observation, info
 
     observation, info = first("train", 7)

@@ -105,8 +105,12 @@ def test_the_action_error_of_a_checkpoint_repeats(ablation: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "--policy.path is missing"),
-        ({"policy": PolicySource("nowhere/at/all")}, "--policy.path=nowhere/at/all does not exist"),
+        ({}, "--dataset.root is missing"),
+        ({"dataset": DatasetSource("some/data")}, "--policy.path is missing"),
+        (
+            {"dataset": DatasetSource("some/data"), "policy": PolicySource("nowhere/at/all")},
+            "--policy.path=nowhere/at/all does not exist",
+        ),
         ({"frames": 0}, "--frames=0 must be at least 1"),
     ],
 )

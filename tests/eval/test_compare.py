@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from running_processes import wait_for, writers_under
 
+from aegis_envs.env import TabletopEnv
 from aegis_eval.compare import CompareConfig, compare
 from aegis_eval.compare_plan import Plan
-from aegis_eval.compare_stages import RunKey
+from aegis_eval.compare_stages import ROLLOUT_SEED, RunKey
 from aegis_policy.errors import AegisError
 
 
@@ -110,7 +112,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 ) -> None:
     assert compare(make_config(tmp_path / "new", dry_run=True)) is None
     text = capsys.readouterr().out
-    assert "runs: 6 jobs, 42 of 42 stages to run" in text and "hours" in text
+    assert "runs: 6 jobs, 42 of 42 stages to run" in text and re.search(r"about \d+ minutes", text)
     assert not (tmp_path / "new").exists()
 
 
@@ -128,6 +130,19 @@ def test_the_time_left_is_estimated_from_what_has_finished(tmp_path: Path) -> No
 
 def _hours(plan: Plan) -> float:
     return float(re.findall(r"about ([\d.]+) hours", plan.describe(1))[0])
+
+
+def test_a_quick_comparison_keeps_the_flags_that_were_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CompareConfig(
+        tmp_path / "new", protections="none,lora", seeds=1, steps=7, quick=True, dry_run=True
+    )
+    compare(config)
+    assert (config.protections, config.seeds, config.steps, config.batch_size) == ("none,lora", 1, 7, 2)
+    text = capsys.readouterr().out
+    assert "lora-lr0.0003-seed0" in text and "seed1" not in text
+    assert re.search(r"about [1-9]\d? minutes with 1 at once", text)
 
 
 @pytest.mark.parametrize(
@@ -168,10 +183,10 @@ def _command(folder: Path, *flags: str) -> list[str]:
 
 
 def _raw(folder: Path) -> list[dict]:
-    """What was measured, without the times it took."""
+    """What was counted, without the times it took; drift, whose last digits may differ, is in the table."""
     runs = json.loads((folder / "comparison.json").read_text())["runs"]
-    timed = ("seconds", "curves")
-    return [{key: value for key, value in run.items() if key not in timed} for run in runs]
+    left = ("seconds", "curves", "drift", "drift_per_layer")
+    return [{key: value for key, value in run.items() if key not in left} for run in runs]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +224,10 @@ def test_a_comparison_that_was_killed_ends_with_everything(compared: Path) -> No
         assert (
             list((run / "rollouts-unseen").rglob("*.mp4")) and (run / "vqa-tabletop/samples.jsonl").exists()
         )
-    assert "<video" in (compared / "report.html").read_text()
+    page = (compared / "report.html").read_text()
+    with closing(TabletopEnv("reach", "test")) as env:
+        told = [env.reset(seed=ROLLOUT_SEED + state)[1]["instruction"] for state in range(2)]
+    assert "<video" in page and all(f": “{instruction}”</h3>" in page for instruction in told)
 
 
 @pytest.mark.slow
@@ -235,6 +253,8 @@ def test_two_ray_workers_give_the_same_table_and_a_killed_one_costs_its_job(
         cluster.add_node(num_cpus=1)
         assert running.wait(timeout=1200) == 0
         assert _raw(folder / "out") == _raw(compared)
+        tables = [(where / "comparison.md").read_text() for where in (folder / "out", compared)]
+        assert tables[0] == tables[1]
     finally:
         cluster.shutdown()
         assert ray is not None

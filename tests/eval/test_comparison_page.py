@@ -52,6 +52,14 @@ def test_the_first_screen_says_what_was_compared_and_what_won(written: Path) -> 
     )
 
 
+def test_a_quick_run_says_that_its_numbers_mean_nothing(comparison_results: dict, tmp_path: Path) -> None:
+    quick = {**comparison_results, "config": {**comparison_results["config"], "quick": True}}
+    (tmp_path / "comparison.json").write_text(json.dumps(quick))
+    report(ReportConfig(tmp_path))
+    for name in ("report.html", "comparison.md"):
+        assert "its numbers mean nothing" in (tmp_path / name).read_text()
+
+
 def test_every_protection_has_a_row_in_both_tables(written: Path, comparison_results: dict) -> None:
     table = (written / "comparison.md").read_text()
     for name in comparison_results["protections"]:
