@@ -115,7 +115,7 @@ def comparison_results() -> dict:
         "runs": [asdict(run) for run in runs],
         "tuned": dict.fromkeys(protections, 1e-4),
         "tuning": [{"protection": "aegis", "lr": lr, "success": 0.5, "retained": 0.9} for lr in (1e-4, 3e-4)],
-        "provenance": {"command": "aegis-compare --seeds=2", "git_commit": "abc"},
+        "provenance": {"command": "aegis-compare --seeds=2", "git_commit": "abc", "seed": 1000},
     }
 
 
