@@ -58,6 +58,14 @@ class TabletopSim:
             name: getattr(self.model, name).copy()
             for name in ("light_dir", "light_diffuse", "cam_pos", "cam_quat", "cam_fovy", "geom_rgba")
         }
+        # An empty slot is as it was compiled: mj_setConst derives the rasteriser's range from all of them.
+        self._empty_geoms = {
+            name: getattr(self.model, name).copy()
+            for name in ("geom_type", "geom_size", "geom_rbound", "geom_aabb")
+        }
+        self._empty_bodies = {
+            name: getattr(self.model, name).copy() for name in ("body_mass", "body_inertia")
+        }
         self._tint: NDArray[np.float64] = np.ones((MAX_OBJECTS, 3))
         for dof in self._object_dofs:
             # Rolling and sliding die out within a fraction of a second, as on felt.
@@ -95,6 +103,10 @@ class TabletopSim:
         if thing is None:
             self.data.qpos[address : address + 7] = (2.0 + slot, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0)
             model.geom_rgba[geom, 3] = 0.0
+            for name, compiled in self._empty_geoms.items():
+                getattr(model, name)[geom] = compiled[geom]
+            for name, compiled in self._empty_bodies.items():
+                getattr(model, name)[body] = compiled[body]
             return
         size = np.array(NOMINAL_SIZE[thing.shape]) * thing.scale
         kinds = self._mujoco.mjtGeom

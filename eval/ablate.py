@@ -292,7 +292,7 @@ def _seen(config: AblateConfig) -> list[str]:
     recorded = LeRobotDatasetMetadata("local/ablation", root=config.output_dir / "data" / "train").features
     if missing := sorted(wanted - recorded.keys()):
         raise AegisError(f"--cameras={config.cameras}: the demonstrations hold no {missing[0]}.")
-    features = dataset_to_policy_features({key: recorded[key] for key in wanted})
+    features = dataset_to_policy_features({key: recorded[key] for key in recorded if key in wanted})
     inputs = {
         key: {"type": feature.type.value, "shape": list(feature.shape)} for key, feature in features.items()
     }

@@ -27,8 +27,9 @@ class SwapProbe:
     """Outcome over `pairs` scenes, each run with two targets.
 
     `followed` of the `2 * pairs` rollouts ended nearest to the object that was named; in `changed` pairs the
-    swap changed which object that was. A policy that looks at the scene alone follows at most half the time
-    and changes nothing. Intervals are Wilson's.
+    swap changed which object that was. A policy that looks at the scene alone follows about half the time at most;
+    it changes objects only as far as its noise does, which the two rollouts of a pair do not share. Intervals are
+    Wilson's.
     """
 
     task: str

@@ -103,6 +103,18 @@ def test_the_same_actions_give_the_same_frames():
     np.testing.assert_array_equal(one["pixels"]["wrist"], two["pixels"]["wrist"])
 
 
+def test_a_picture_does_not_know_the_episodes_before_it():
+    used = TabletopEnv("reach", "train")
+    for seed in range(12):
+        fresh = TabletopEnv("reach", "train")
+        observations = [env.reset(seed=seed)[0]["pixels"] for env in (fresh, used)]
+        for camera in observations[0]:
+            np.testing.assert_array_equal(observations[0][camera], observations[1][camera])
+        assert fresh.sim.model.stat.extent == used.sim.model.stat.extent
+        fresh.close()
+    used.close()
+
+
 def test_swapping_the_target_shows_the_same_picture_under_another_instruction():
     env = TabletopEnv("reach")
     observation, info = env.reset(seed=5)

@@ -248,7 +248,7 @@ def test_two_ray_workers_give_the_same_table_and_a_killed_one_costs_its_job(
         while not early.exists():
             assert running.poll() is None
             time.sleep(0.2)
-        time.sleep(3)  # before its first checkpoint: a training that goes on from one draws other samples
+        time.sleep(3)  # before its first checkpoint: a training that goes on from one draws other noise
         cluster.remove_node(nodes[0], allow_graceful=False)
         cluster.add_node(num_cpus=1)
         assert running.wait(timeout=1200) == 0
