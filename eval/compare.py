@@ -73,7 +73,8 @@ class CompareConfig:
             may be added.
         protections: names in `aegis_eval.variants.VARIANTS`, with commas; `none` always runs.
         seeds: trainings of each.
-        quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that are given stay.
+        quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that differ from their
+            defaults stay.
         task: tabletop task, or several with commas.
         dataset: a recording of `aegis-record` to train on; by default one is made.
         episodes: demonstrations to record.

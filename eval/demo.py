@@ -27,7 +27,8 @@ class DemoConfig:
 
     Attributes:
         output_dir: everything goes there; a finished stage is not run again.
-        quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that are given stay.
+        quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that differ from their
+            defaults stay.
         task: tabletop task, or several with commas.
         episodes: demonstrations to record.
         steps: training steps of each policy.
