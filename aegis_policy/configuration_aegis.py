@@ -5,10 +5,10 @@ from pathlib import Path
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import GRANULARITIES, PLACES
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
 from aegis_policy.protections import PROTECTIONS, protection_named
+from aegis_policy.support.errors import AegisError
 
 _GAUSSIAN_ONLY = ("anchor_tokens", "anchor_whiten", "anchor_momentum", "anchor_refresh", "anchor_restoring")
 _BLOCKS_ONLY = ("anchor_energy", "anchor_soft")
@@ -43,7 +43,8 @@ class AegisConfig(PreTrainedConfig):
             too (a folder with a `questions.jsonl`, or a benchmark, as `aegis-anchor --vqa` takes them), how many of
             them, and how many a step and process.
         action_tokenizer, action_bins: of `knowledge_insulation`, what turns action chunks into tokens (see
-            `aegis_policy.action_tokens`), and how many tokens at the end of the vocabulary are reserved for it.
+            `aegis_policy.protections.action_tokens`), and how many tokens at the end of the vocabulary are reserved
+            for it.
         anchor: what `aegis` protects: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the
             components of their weights that carry the answers), `gaussian` (the moments of every decoder layer's
             output, arXiv 2604.16067), or several joined by `+`.

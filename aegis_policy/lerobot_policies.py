@@ -17,10 +17,10 @@ from typing import Any
 from lerobot.policies import PreTrainedPolicy
 from torch import nn
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor
 from aegis_policy.optimizer_aegis import PolicyParameters
 from aegis_policy.protections.blocks import DEFAULT_ENERGY, block_layers
+from aegis_policy.support.errors import AegisError
 
 _BACKBONES = {
     "smolvla": "model.vlm_with_expert.vlm",

@@ -23,10 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor
 
-from aegis_policy import flow_matching, ranks
-from aegis_policy.action_expert import ActionExpert, PrefixCache
-from aegis_policy.action_tokens import ActionChunks
-from aegis_policy.anchoring import (
+from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
+from aegis_policy.checkpoint.files import (
     ANCHOR_FILE,
     find_anchor,
     find_reference,
@@ -34,16 +32,19 @@ from aegis_policy.anchoring import (
     save_beside,
     save_training_state,
 )
-from aegis_policy.chunk_reading import read_chunks_by_column
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.dataset_checks import check_batch, check_language, check_statistics, instructions
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_policy.data.checks import check_batch, check_language, check_statistics, instructions
+from aegis_policy.data.chunk_reading import read_chunks_by_column
+from aegis_policy.model import flow_matching
+from aegis_policy.model.expert import ActionExpert, PrefixCache
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
-from aegis_policy.policy_card import CARD_FILE, VQAScore, card_text
-from aegis_policy.probe import VQAProbe
 from aegis_policy.protections import protection_named
-from aegis_policy.vlm import Prefix, VLMBackbone
+from aegis_policy.protections.action_tokens import ActionChunks
+from aegis_policy.support import ranks
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
+from aegis_policy.vlm.backbone import Prefix, VLMBackbone
+from aegis_policy.vqa.probe import VQAProbe
 
 _VLM_FOLDER = "vlm"
 _STEPS = "steps"

@@ -12,8 +12,8 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig, L
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import ProjectedAdamW, ProjectedStep, Projector
+from aegis_policy.support.errors import AegisError
 
 
 class PolicyParameters(list[dict[str, Any]]):

@@ -7,7 +7,7 @@ from lerobot.processor import PolicyProcessorPipeline, make_default_pre_post_pro
 from torch import Tensor
 
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.dataset_checks import check_statistics
+from aegis_policy.data.checks import check_statistics
 
 
 def make_aegis_pre_post_processors(

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
-from aegis_eval.anchor import build_anchor
+from aegis_eval.commands.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_loading import EMBEDDED_VLM
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.loading import EMBEDDED_VLM
+from aegis_policy.vqa.examples import VQAExample
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 STATE_DIM, ACTION_DIM = 8, 4

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import Gemma2Config
 
-from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.small import SmallVLMSize, build_small_vlm
 
 WIDE = SmallVLMSize(text_width=1280, vision_width=1280, heads=10)
 """Ten times as wide as the embedded VLM, and as deep."""

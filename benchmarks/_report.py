@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from aegis_eval.provenance import provenance
-from aegis_policy.files import atomic_write
+from aegis_eval.results.provenance import provenance
+from aegis_policy.support.files import atomic_write
 
 _STARTED = time.perf_counter()
 

@@ -14,8 +14,8 @@ import numpy as np
 from _random_vlm import random_vlm
 from _report import report
 
-from aegis_eval.anchor_building import AnchorBuilder
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.anchors.building import AnchorBuilder
+from aegis_policy.vqa.examples import VQAExample
 
 
 def memory(key: str) -> float:

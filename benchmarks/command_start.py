@@ -17,7 +17,7 @@ from statistics import median
 
 from _report import report
 
-from aegis_eval.forked_commands import ForkedCommand
+from aegis_eval.experiments.forked_commands import ForkedCommand
 
 _COMMAND = [str(Path(sys.executable).with_name("aegis-vqa")), "--help"]
 

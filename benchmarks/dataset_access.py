@@ -3,8 +3,8 @@
     python benchmarks/dataset_access.py [--root=DIR] [--video-root=DIR] [--frames=600] [--chunk=16] [--json=FILE]
 
 Target: 300 frames a second from image features. A frame is both cameras, the state and a chunk of actions; LeRobot's
-own way of reading the chunk is printed beside that of `aegis_policy.chunk_reading`. Without `--root` a small dataset
-is recorded first, and left in a temporary folder only while the benchmark runs.
+own way of reading the chunk is printed beside that of `aegis_policy.data.chunk_reading`. Without `--root` a small
+dataset is recorded first, and left in a temporary folder only while the benchmark runs.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import torch
 from _report import report
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from aegis_envs.configuration_tabletop import AegisTabletopEnv
-from aegis_envs.recorder import RecordConfig, record
-from aegis_policy.chunk_reading import read_chunks_by_column
+from aegis_envs.recording.recorder import RecordConfig, record
+from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_policy.data.chunk_reading import read_chunks_by_column
 
 
 def frames_per_cpu_second(root: Path, frames: int, chunk: int) -> float:

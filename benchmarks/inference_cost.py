@@ -17,7 +17,7 @@ import torch
 from _random_policy import ACTION_DIM, make_policy, random_batch
 from _report import report
 
-from aegis_policy import flow_matching
+from aegis_policy.model import flow_matching
 from aegis_policy.modeling_aegis import AegisPolicy
 
 _WARM_UP = 3

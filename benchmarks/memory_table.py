@@ -9,7 +9,7 @@ weights, and multiplied as `aegis-doctor` does.
 import torch
 from transformers import AutoModelForImageTextToText, PaliGemmaConfig
 
-from aegis_eval.doctor_files import Training
+from aegis_eval.doctor.files import Training
 
 _TEXT = {
     "model_type": "gemma2",

@@ -24,9 +24,9 @@ import numpy as np
 from _report import report
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from aegis_envs.metaworld import MetaworldEnv
-from aegis_envs.metaworld_demonstrations import MetaworldDemonstration, MetaworldRecipe, demonstrate_to_file
-from aegis_envs.metaworld_tasks import descriptions
+from aegis_envs.metaworld.demonstrations import MetaworldDemonstration, MetaworldRecipe, demonstrate_to_file
+from aegis_envs.metaworld.env import MetaworldEnv
+from aegis_envs.metaworld.tasks import descriptions
 
 LEROBOT_SIZE = 480
 _PICTURES = 8

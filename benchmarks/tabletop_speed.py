@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from _report import report
 
-from aegis_envs.env import TabletopEnv
-from aegis_envs.episodes import SPLITS
-from aegis_envs.expert import expert_action
-from aegis_envs.sim import CAMERAS
-from aegis_envs.tasks import TASKS
+from aegis_envs.tabletop.env import TabletopEnv
+from aegis_envs.tabletop.episodes import SPLITS
+from aegis_envs.tabletop.expert import expert_action
+from aegis_envs.tabletop.sim import CAMERAS
+from aegis_envs.tabletop.tasks import TASKS
 
 
 def per_cpu_second(act: Callable[[], Any], count: int) -> float:

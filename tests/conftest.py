@@ -22,7 +22,7 @@ _STATE_DIM, _ACTION_DIM = 5, 3
 @pytest.fixture(scope="session")
 def tiny_vlm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PaliGemma-2-shaped model with random weights (2 layers of 32), saved as a plain transformers directory."""
-    from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
+    from aegis_policy.vlm.small import SmallVLMSize, build_small_vlm
 
     directory = tmp_path_factory.mktemp("vlm") / "tiny-paligemma2"
     size = SmallVLMSize(

@@ -39,10 +39,10 @@ def test_every_command_exists() -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("aegis_envs.env", ["torch", "lerobot", "transformers"]),
+        ("aegis_envs.tabletop.env", ["torch", "lerobot", "transformers"]),
         ("aegis_policy.isolation", ["lerobot", "transformers", "draccus"]),
-        ("aegis_policy.files", ["torch", "lerobot"]),
-        ("aegis_eval.scene_store", ["torch", "lerobot"]),
+        ("aegis_policy.support.files", ["torch", "lerobot"]),
+        ("aegis_eval.questions.store", ["torch", "lerobot"]),
     ],
 )
 def test_light_modules_import_nothing_heavy(module: str, heavy: list[str]) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import (
     EPS,
     Anchor,
@@ -23,9 +22,10 @@ from aegis_policy.isolation import (
     NoiseAccumulator,
     global_moments,
 )
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_prompts import NO_LABEL
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.prompts import NO_LABEL
+from aegis_policy.vqa.examples import VQAExample
 
 KINDS = ("gaussian", "subspace", "kronecker", "fisher")
 TOKEN_GROUPS = ("all", "image", "text")

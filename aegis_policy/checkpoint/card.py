@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import ModelCardData
 from safetensors import safe_open
 
-from aegis_policy.files import atomic_write
+from aegis_policy.support.files import atomic_write
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig

@@ -7,11 +7,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_loading import EMBEDDED_VLM, embedded_anchor
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.loading import EMBEDDED_VLM, embedded_anchor
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig

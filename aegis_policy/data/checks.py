@@ -10,7 +10,7 @@ import torch
 from lerobot.configs import NormalizationMode
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig

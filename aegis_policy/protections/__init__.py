@@ -5,7 +5,6 @@ backbone's decoder layers where the protection trains them, the vision tower and
 for it; what narrows or widens that says so.
 """
 
-from aegis_policy.errors import AegisError
 from aegis_policy.protections.aegis import Aegis
 from aegis_policy.protections.base import Protection
 from aegis_policy.protections.knowledge_insulation import KnowledgeInsulation
@@ -13,6 +12,7 @@ from aegis_policy.protections.lora import Lora
 from aegis_policy.protections.penalties import EWC, L2SP, W2Penalty
 from aegis_policy.protections.replay import Replay
 from aegis_policy.protections.simple import Freeze, NoProtection, StopGradient
+from aegis_policy.support.errors import AegisError
 
 __all__ = ["PROTECTIONS", "Protection", "protection_named"]
 

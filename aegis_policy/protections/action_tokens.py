@@ -13,7 +13,7 @@ import torch
 from lerobot.configs import NormalizationMode
 from torch import Tensor
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig

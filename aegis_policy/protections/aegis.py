@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from aegis_policy import ranks
-from aegis_policy.action_tokens import ActionChunks
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import (
     Anchor,
     AnchorError,
@@ -20,11 +17,14 @@ from aegis_policy.isolation import (
     LowRankProjector,
     Projector,
 )
+from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.protections.base import Protection
 from aegis_policy.protections.blocks import DEFAULT_ENERGY, block_layers
+from aegis_policy.support import ranks
+from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm import Prefix, VLMBackbone
+    from aegis_policy.vlm.backbone import Prefix, VLMBackbone
 
 _NOISE_STEPS = 20
 _NOISE_RATIO = 2.0

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from aegis_policy.action_tokens import ActionChunks
 from aegis_policy.isolation import Anchor, Projector
+from aegis_policy.protections.action_tokens import ActionChunks
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
-    from aegis_policy.vlm import Prefix, VLMBackbone
+    from aegis_policy.vlm.backbone import Prefix, VLMBackbone
 
 
 class Protection:

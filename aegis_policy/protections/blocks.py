@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, LowRankProjector, select_blocks
+from aegis_policy.support.errors import AegisError
 
 DEFAULT_ENERGY = {"subspace": 0.9, "kronecker": 0.95}
 """Share to protect, by kind: what kept the answers and most of the learning (docs/ablation.md)."""

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aegis_policy import ranks
-from aegis_policy.action_tokens import ActionChunks, action_tokenizer
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor
+from aegis_policy.protections.action_tokens import ActionChunks, action_tokenizer
 from aegis_policy.protections.base import Protection
-from aegis_policy.vlm import Prefix
+from aegis_policy.support import ranks
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import Prefix
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm import VLMBackbone
+    from aegis_policy.vlm.backbone import VLMBackbone
 
 
 class KnowledgeInsulation(Protection):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from aegis_policy.protections.base import Protection
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm import VLMBackbone
+    from aegis_policy.vlm.backbone import VLMBackbone
 
 
 class Lora(Protection):

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from aegis_policy.action_tokens import ActionChunks
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, AnchorError, GaussianAnchor, distance_penalty, weight_penalty
+from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.protections.base import Protection
+from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm import Prefix, VLMBackbone
+    from aegis_policy.vlm.backbone import Prefix, VLMBackbone
 
 
 class W2Penalty(Protection):

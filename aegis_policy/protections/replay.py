@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from aegis_policy import ranks
 from aegis_policy.isolation import Anchor
 from aegis_policy.protections.base import Protection
-from aegis_policy.vqa_data import load_vqa
-from aegis_policy.vqa_loss import answer_loss
+from aegis_policy.support import ranks
+from aegis_policy.vqa.examples import load_vqa
+from aegis_policy.vqa.loss import answer_loss
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm import VLMBackbone
+    from aegis_policy.vlm.backbone import VLMBackbone
 
 
 class Replay(Protection):

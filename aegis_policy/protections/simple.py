@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from aegis_policy.action_tokens import ActionChunks
+from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.protections.base import Protection
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm import Prefix, VLMBackbone
+    from aegis_policy.vlm.backbone import Prefix, VLMBackbone
 
 
 class NoProtection(Protection):

@@ -10,7 +10,7 @@ from typing import Any
 import draccus
 from draccus.utils import DraccusException
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 
 def run[Config](config_class: type[Config], command: Callable[[Config], Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 
 @contextmanager

@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from aegis_policy.errors import AegisError
-from aegis_policy.vlm_families import family_of
-from aegis_policy.vlm_loading import first_line, load_config, load_processor, resolve
-from aegis_policy.vlm_prompts import NO_LABEL, Picture, Prompts
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.families import family_of
+from aegis_policy.vlm.loading import first_line, load_config, load_processor, resolve
+from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
 
 _FINGERPRINT_VALUES = 256
 _FREE_TOKEN = re.compile("reserved|unused")

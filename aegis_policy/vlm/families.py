@@ -1,7 +1,7 @@
 """What is known of each VLM family: where its parts are, how it is spoken to, what its inputs need.
 
 A family that is missing here can come from any installed package: an entry point of the group
-`aegis_policy.vlm_families`, named like the `model_type` of the model's config.json, that is a `Family` (docs/vlms.md).
+`aegis_policy.vlm.families`, named like the `model_type` of the model's config.json, that is a `Family` (docs/vlms.md).
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 SHORT_ANSWER = "{}\nAnswer the question using a single word or phrase."
 """How LLaVA-1.5 (arXiv 2310.03744), and lmms-eval after it, asks chat models the questions of VQA benchmarks."""
@@ -93,7 +93,7 @@ def family_of(model_type: str) -> Family | None:
         if not isinstance(family, Family):
             raise AegisError(
                 f"The entry point {entry.name} = {entry.value} of {ENTRY_POINTS} is no Family of "
-                "aegis_policy.vlm_families: name one."
+                "aegis_policy.vlm.families: name one."
             )
         return family
     return None

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from aegis_policy.errors import AegisError
-from aegis_policy.vlm_families import FAMILIES, family_of
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.families import FAMILIES, family_of
 
 EMBEDDED_VLM = "embedded"
 """The value of `--policy.vlm` that names the model shipped inside this package."""

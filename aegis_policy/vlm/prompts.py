@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aegis_policy.vlm_families import Family
+from aegis_policy.vlm.families import Family
 
 Picture = np.ndarray | Image.Image
 """(H, W, 3) uint8."""

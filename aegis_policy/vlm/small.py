@@ -19,7 +19,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm.backbone import VLMBackbone
 
 _IMAGE_MEAN, _IMAGE_STD = 0.32, 0.14
 """Of rendered tabletop frames. Centred pixels matter when training from scratch: a common offset moves every patch

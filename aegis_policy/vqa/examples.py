@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 ENTRY_POINTS = "aegis_policy.vqa"
 INDEX_FILE = "questions.jsonl"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from aegis_policy import ranks
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_prompts import NO_LABEL
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.support import ranks
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.prompts import NO_LABEL
+from aegis_policy.vqa.examples import VQAExample
 
 
 def answer_loss(vlm: VLMBackbone, examples: Sequence[VQAExample], *, across_ranks: bool = False) -> Tensor:

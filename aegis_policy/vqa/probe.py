@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from aegis_policy import ranks
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vqa_data import exact_match, load_vqa
-from aegis_policy.vqa_loss import answer_loss
+from aegis_policy.support import ranks
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vqa.examples import exact_match, load_vqa
+from aegis_policy.vqa.loss import answer_loss
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig

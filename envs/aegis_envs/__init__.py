@@ -2,7 +2,7 @@
 
 Importing this registers the tabletop's `aegis_tabletop/Reach-v0`, `Push-v0`, `Pick-v0` and `Bowl-v0` with gymnasium.
 It imports neither torch nor lerobot, so that simulation workers start quickly; LeRobot's `--env.type=aegis_...`
-come with `aegis_envs.configuration_tabletop`, `configuration_metaworld` and `configuration_libero`.
+come with `aegis_envs.tabletop.configuration`, `configuration_metaworld` and `configuration_libero`.
 """
 
 import gymnasium
@@ -10,6 +10,6 @@ import gymnasium
 for _task in ("reach", "push", "pick", "bowl"):
     gymnasium.register(
         id=f"aegis_tabletop/{_task.capitalize()}-v0",
-        entry_point="aegis_envs.env:TabletopEnv",
+        entry_point="aegis_envs.tabletop.env:TabletopEnv",
         kwargs={"task": _task},
     )

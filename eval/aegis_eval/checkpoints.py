@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aegis_policy.errors import AegisError
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
 
 if TYPE_CHECKING:
     from aegis_policy.modeling_aegis import AegisPolicy

@@ -2,7 +2,7 @@
 
 import torch
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 
 def torch_device(name: str | None) -> torch.device:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aegis_eval.ablation_page import format_table
-from aegis_eval.ablation_statistics import Frontier, Run
+from aegis_eval.pages.ablation import format_table
+from aegis_eval.results.frontier import Frontier, Run
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "ablation.md").read_text()

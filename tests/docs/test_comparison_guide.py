@@ -7,8 +7,8 @@ from pathlib import Path
 import draccus
 import pytest
 
-from aegis_eval.compare import CompareConfig, compare
-from aegis_eval.report import ReportConfig
+from aegis_eval.commands.compare import CompareConfig, compare
+from aegis_eval.commands.report import ReportConfig
 
 _GUIDE = (Path(__file__).parents[2] / "docs" / "comparison.md").read_text()
 

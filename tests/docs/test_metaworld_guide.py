@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis_eval.rollouts import read_rollouts
+from aegis_eval.results.rollouts import read_rollouts
 
 pytest.importorskip("metaworld")
 

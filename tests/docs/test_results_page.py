@@ -9,8 +9,8 @@ from pathlib import Path
 import draccus
 import pytest
 
-from aegis_eval.compare import CompareConfig
-from aegis_eval.report import ReportConfig, report
+from aegis_eval.commands.compare import CompareConfig
+from aegis_eval.commands.report import ReportConfig, report
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "results.md").read_text()

@@ -12,12 +12,12 @@ from lerobot.configs import FeatureType, PolicyFeature
 from PIL import Image
 from training_steps import MakeBatch, MakePolicy
 
-from aegis_eval.anchor import build_anchor
+from aegis_eval.commands.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vqa.examples import VQAExample
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 TASKS = ("reach the red cube", "push the green sphere to the blue zone", "pick up the yellow cylinder")

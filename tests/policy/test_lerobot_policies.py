@@ -9,10 +9,10 @@ import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, FactorAccumulator, LowRankProjector
 from aegis_policy.lerobot_policies import protect, vlm_linear_layers
 from aegis_policy.optimizer_aegis import AegisAdamWConfig
+from aegis_policy.support.errors import AegisError
 
 CAMERA = "observation.images.front"
 FEATURES = {

@@ -12,10 +12,10 @@ from lerobot.optim.optimizers import load_optimizer_state, save_optimizer_state
 from torch import nn
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import LowRankProjector
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.optimizer_aegis import adamw_8bit
+from aegis_policy.support.errors import AegisError
 
 
 @pytest.mark.parametrize("how", ["plain AdamW over the groups", "policy.parameters()"])

@@ -9,8 +9,8 @@ from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from training_steps import MakeBatch, MakePolicy, build_optimizer
 
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.support.errors import AegisError
 
 
 def test_loss_is_the_mean_over_valid_action_steps(make_policy: MakePolicy, make_batch: MakeBatch) -> None:

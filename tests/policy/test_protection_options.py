@@ -9,11 +9,11 @@ import pytest
 import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer
 
-from aegis_eval.anchor import build_anchor
+from aegis_eval.commands.anchor import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.errors import AegisError
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vqa.examples import VQAExample
 
 
 def test_stop_gradient_refuses_to_train_the_tower(make_config: Callable[..., AegisConfig]) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import gymnasium as gym
 from lerobot.envs.configs import EnvConfig, LiberoEnv
 
-from aegis_envs.libero import preflight, write_config
-from aegis_policy.errors import AegisError
+from aegis_envs.libero.preflight import preflight, write_config
+from aegis_policy.support.errors import AegisError
 
 
 @EnvConfig.register_subclass("aegis_libero")

@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from aegis_policy.files import atomic_write
-from aegis_policy.findings import Finding
+from aegis_policy.support.files import atomic_write
+from aegis_policy.support.finding import Finding
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 ASSETS_DATA_SET = "lerobot/libero-assets"

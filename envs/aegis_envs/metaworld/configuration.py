@@ -10,7 +10,7 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld import (
+from aegis_envs.metaworld.env import (
     ACTION_DIM,
     CONTROL_HZ,
     IMAGE_SIZE,
@@ -19,9 +19,9 @@ from aegis_envs.metaworld import (
     MetaworldEnv,
     require_metaworld,
 )
-from aegis_envs.metaworld_tasks import parse_tasks
+from aegis_envs.metaworld.tasks import parse_tasks
 from aegis_envs.vector import make_vector
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 IMAGE_SIZES = range(64, 481)
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_envs import staged
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld import MetaworldEnv
-from aegis_envs.metaworld_tasks import descriptions
-from aegis_envs.shoves import Shoves
+from aegis_envs.metaworld.env import MetaworldEnv
+from aegis_envs.metaworld.tasks import descriptions
+from aegis_envs.recording import episode_files as staged
+from aegis_envs.recording.disturbances import Shoves
 
 MAX_ATTEMPTS = 25
 CAMERA = "image"

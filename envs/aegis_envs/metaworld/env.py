@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld_tasks import descriptions, parse_tasks
+from aegis_envs.metaworld.tasks import descriptions, parse_tasks
 from aegis_envs.rendering import Canvas, Painter, import_mujoco, own_canvas
 
 IMAGE_SIZE = 128

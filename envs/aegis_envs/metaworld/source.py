@@ -5,24 +5,24 @@ from typing import Any, ClassVar
 from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
 from lerobot.utils.constants import OBS_IMAGE
 
-from aegis_envs.configuration_metaworld import AegisMetaworldEnv, check_image_size
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld import CONTROL_HZ, require_metaworld
-from aegis_envs.metaworld_demonstrations import (
+from aegis_envs.metaworld.configuration import AegisMetaworldEnv, check_image_size
+from aegis_envs.metaworld.demonstrations import (
     CAMERA,
     MetaworldDemonstration,
     MetaworldRecipe,
     demonstrate_to_file,
 )
-from aegis_envs.metaworld_tasks import parse_tasks
-from aegis_envs.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of
-from aegis_policy.errors import AegisError
+from aegis_envs.metaworld.env import CONTROL_HZ, require_metaworld
+from aegis_envs.metaworld.tasks import parse_tasks
+from aegis_envs.recording.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of
+from aegis_policy.support.errors import AegisError
 
 _LEROBOT_IMAGE_SIZE = 480
 
 
 class MetaworldSource:
-    """`aegis_envs.sources.Source` for `--env.type=metaworld` and `--env.type=aegis_metaworld`."""
+    """`aegis_envs.recording.sources.Source` for `--env.type=metaworld` and `--env.type=aegis_metaworld`."""
 
     name: ClassVar[str] = "metaworld"
     robot_type: ClassVar[str] = "metaworld"

@@ -2,9 +2,9 @@
 
 
 def main() -> None:
-    """Record demonstrations into a LeRobotDataset; see `aegis_envs.sources.RecordConfig` for the flags."""
-    from aegis_envs.recorder import RecordConfig, record
-    from aegis_policy import cli
+    """Record demonstrations into a LeRobotDataset; see `aegis_envs.recording.sources.RecordConfig` for the flags."""
+    from aegis_envs.recording.recorder import RecordConfig, record
+    from aegis_policy.support import cli
 
     cli.run(RecordConfig, record)
 

@@ -27,17 +27,17 @@ from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
 from lerobot.utils.constants import ACTION, OBS_STATE
 from tqdm import tqdm
 
-from aegis_envs.configuration_metaworld import AegisMetaworldEnv
-from aegis_envs.configuration_tabletop import AegisTabletopEnv
 from aegis_envs.errors import SimulatorError
-from aegis_envs.recordings import PROVENANCE_FILE
-from aegis_envs.source_metaworld import MetaworldSource
-from aegis_envs.source_tabletop import TabletopSource
-from aegis_envs.sources import Demonstration, Recipe, RecordConfig, Source
-from aegis_policy.child_processes import watch_parent
-from aegis_policy.cli import require_at_least
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_directory, atomic_write
+from aegis_envs.metaworld.configuration import AegisMetaworldEnv
+from aegis_envs.metaworld.source import MetaworldSource
+from aegis_envs.recording.sources import Demonstration, Recipe, RecordConfig, Source
+from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_envs.tabletop.recordings import PROVENANCE_FILE
+from aegis_envs.tabletop.source import TabletopSource
+from aegis_policy.support.child_processes import watch_parent
+from aegis_policy.support.cli import require_at_least
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_directory, atomic_write
 
 SOURCES: dict[type[EnvConfig], Source[Any, Any]] = {
     AegisTabletopEnv: TabletopSource(),

@@ -9,8 +9,8 @@ import numpy as np
 from lerobot.envs.configs import EnvConfig
 from numpy.typing import NDArray
 
-from aegis_envs.configuration_tabletop import AegisTabletopEnv
-from aegis_policy.errors import AegisError
+from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_policy.support.errors import AegisError
 
 NO_EPISODE_LENGTH = "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
 

@@ -9,13 +9,13 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from aegis_envs.env import ACTION_DIM, STATE_DIM, TabletopEnv
-from aegis_envs.episodes import check_split
 from aegis_envs.errors import TabletopError
-from aegis_envs.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE
-from aegis_envs.tasks import parse_tasks
+from aegis_envs.tabletop.env import ACTION_DIM, STATE_DIM, TabletopEnv
+from aegis_envs.tabletop.episodes import check_split
+from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE
+from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_envs.vector import make_vector
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 
 @EnvConfig.register_subclass("aegis_tabletop")

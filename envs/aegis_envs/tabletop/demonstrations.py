@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_envs import staged
-from aegis_envs.arm import WORKSPACE_HIGH, WORKSPACE_LOW
-from aegis_envs.env import TabletopEnv
-from aegis_envs.episodes import SPLITS, sample_episode
 from aegis_envs.errors import TabletopError
-from aegis_envs.expert import expert_action
-from aegis_envs.scene import Scene
-from aegis_envs.shoves import Shoves
-from aegis_envs.sim import CAMERAS
-from aegis_envs.tasks import TASKS, Episode
+from aegis_envs.recording import episode_files as staged
+from aegis_envs.recording.disturbances import Shoves
+from aegis_envs.tabletop.arm import WORKSPACE_HIGH, WORKSPACE_LOW
+from aegis_envs.tabletop.env import TabletopEnv
+from aegis_envs.tabletop.episodes import SPLITS, sample_episode
+from aegis_envs.tabletop.expert import expert_action
+from aegis_envs.tabletop.scene import Scene
+from aegis_envs.tabletop.sim import CAMERAS
+from aegis_envs.tabletop.tasks import TASKS, Episode
 
 MAX_ATTEMPTS = 25
 SCATTER_Z = (0.03, 0.16)

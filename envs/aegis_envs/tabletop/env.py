@@ -7,11 +7,11 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from aegis_envs.episodes import SPLITS, check_split, retarget, sample_episode
 from aegis_envs.errors import TabletopError
-from aegis_envs.scene import Scene
-from aegis_envs.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE, MAX_STEP, TabletopSim
-from aegis_envs.tasks import TASKS, Episode, Judge, nearest_object, parse_tasks
+from aegis_envs.tabletop.episodes import SPLITS, check_split, retarget, sample_episode
+from aegis_envs.tabletop.scene import Scene
+from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE, MAX_STEP, TabletopSim
+from aegis_envs.tabletop.tasks import TASKS, Episode, Judge, nearest_object, parse_tasks
 
 RENDER_SIZE = 320
 STATE_DIM = 8

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from aegis_envs import arm
 from aegis_envs.errors import TabletopError
-from aegis_envs.scene import (
+from aegis_envs.tabletop import arm
+from aegis_envs.tabletop.scene import (
     COLORS,
     MAX_OBJECTS,
     SHAPES,
@@ -23,7 +23,7 @@ from aegis_envs.scene import (
     Zone,
     sample_scene,
 )
-from aegis_envs.tasks import TASKS, Episode
+from aegis_envs.tabletop.tasks import TASKS, Episode
 
 SPLITS: dict[str, tuple[Pair, ...]] = {"train": TRAIN_PAIRS, "test": TRAIN_PAIRS, "unseen": UNSEEN_PAIRS}
 """Which colour-shape pairs each split instructs; `train` and `test` never share a scene."""

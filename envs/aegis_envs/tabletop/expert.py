@@ -7,9 +7,9 @@ is chosen by what the gripper holds and where it is, never by a remembered phase
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_envs.arm import WORKSPACE_HIGH, WORKSPACE_LOW
-from aegis_envs.sim import MAX_STEP, TabletopSim, object_height
-from aegis_envs.tasks import GRASPED_OPENING, Episode
+from aegis_envs.tabletop.arm import WORKSPACE_HIGH, WORKSPACE_LOW
+from aegis_envs.tabletop.sim import MAX_STEP, TabletopSim, object_height
+from aegis_envs.tabletop.tasks import GRASPED_OPENING, Episode
 
 SPEED = 0.028
 """Greatest distance per control step, metres."""

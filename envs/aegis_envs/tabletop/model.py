@@ -1,13 +1,13 @@
 """The MuJoCo model as text: table, five-joint arm with a parallel gripper, two cameras, slots for the scene.
 
-Slots (`object0..`, `zone0..`, `bowl`) are filled by `aegis_envs.sim` at every reset without recompiling. No
+Slots (`object0..`, `zone0..`, `bowl`) are filled by `aegis_envs.tabletop.sim` at every reset without recompiling. No
 shadows, reflections, textures or multisampling: software rendering is several times faster without them.
 """
 
 import numpy as np
 
-from aegis_envs.arm import BASE_XYZ, FINGER_OPEN, FOREARM, SHOULDER_Z, TOOL, UPPER_ARM
-from aegis_envs.scene import BOWL_RADIUS, MAX_OBJECTS, MAX_ZONES, ZONE_HALF_SIZE
+from aegis_envs.tabletop.arm import BASE_XYZ, FINGER_OPEN, FOREARM, SHOULDER_Z, TOOL, UPPER_ARM
+from aegis_envs.tabletop.scene import BOWL_RADIUS, MAX_OBJECTS, MAX_ZONES, ZONE_HALF_SIZE
 
 TIMESTEP = 0.005
 FRONT_XYZ = (0.50, 0.0, 0.80)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_envs.errors import TabletopError
-from aegis_envs.scene import Scene
+from aegis_envs.tabletop.scene import Scene
 
 PROVENANCE_FILE = "recording.json"
 SCENES_FILE = "scenes.jsonl"

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_envs import arm
-from aegis_envs.model import TIMESTEP, build_xml
 from aegis_envs.rendering import Painter, free_contexts, import_mujoco
-from aegis_envs.scene import COLORS, MAX_OBJECTS, MAX_ZONES, Scene, SceneObject
+from aegis_envs.tabletop import arm
+from aegis_envs.tabletop.model import TIMESTEP, build_xml
+from aegis_envs.tabletop.scene import COLORS, MAX_OBJECTS, MAX_ZONES, Scene, SceneObject
 
 Camera = Literal["front", "wrist"]
 CAMERAS: tuple[Camera, ...] = ("front", "wrist")

@@ -5,16 +5,16 @@ from typing import Any, ClassVar
 import numpy as np
 from lerobot.utils.constants import OBS_IMAGES
 
-from aegis_envs.configuration_tabletop import AegisTabletopEnv
-from aegis_envs.demonstrations import Demonstration, Recipe, demonstrate_to_file
-from aegis_envs.recordings import SCENES_FILE
-from aegis_envs.sim import CAMERAS, CONTROL_HZ
-from aegis_envs.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of, scatter_of
-from aegis_policy.errors import AegisError
+from aegis_envs.recording.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of, scatter_of
+from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_envs.tabletop.demonstrations import Demonstration, Recipe, demonstrate_to_file
+from aegis_envs.tabletop.recordings import SCENES_FILE
+from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ
+from aegis_policy.support.errors import AegisError
 
 
 class TabletopSource:
-    """`aegis_envs.sources.Source` for `--env.type=aegis_tabletop`."""
+    """`aegis_envs.recording.sources.Source` for `--env.type=aegis_tabletop`."""
 
     name: ClassVar[str] = "tabletop"
     robot_type: ClassVar[str] = "aegis_tabletop"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from aegis_envs.errors import TabletopError
-from aegis_envs.scene import Scene, Zone
-from aegis_envs.sim import TabletopSim, object_height
+from aegis_envs.tabletop.scene import Scene, Zone
+from aegis_envs.tabletop.sim import TabletopSim, object_height
 
 GRASPED_OPENING = 0.78
 """The gripper closes to less than this around every object, and is wider when open."""

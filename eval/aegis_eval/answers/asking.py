@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from aegis_eval.answer_log import AnswerLog
-from aegis_eval.retention import Asked
-from aegis_policy import ranks
-from aegis_policy.vlm import VLMBackbone
+from aegis_eval.answers.log import AnswerLog
+from aegis_eval.answers.scoring import Asked
+from aegis_policy.support import ranks
+from aegis_policy.vlm.backbone import VLMBackbone
 
 
 class AskedWithImage(Asked, Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aegis_eval.public_benchmarks import PublicSample
+from aegis_eval.questions.public import PublicSample
 
 _POPE = ("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio")
 

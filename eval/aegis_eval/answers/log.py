@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 
 class AnswerLog:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from aegis_eval.answering import AskedWithImage
-from aegis_eval.benchmarks import fingerprint
+from aegis_eval.answers.asking import AskedWithImage
+from aegis_eval.questions.tabletop import fingerprint
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a model can answer and how much of it was kept: accuracy per question type, paired with a reference.
 
-Takes answers, gives numbers; where the answers come from is `aegis_eval.answering`'s business.
+Takes answers, gives numbers; where the answers come from is `aegis_eval.answers.asking`'s business.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from aegis_eval.metrics import (
+from aegis_eval.statistics.intervals import (
     BlindBaseline,
     Interval,
     PairedComparison,

@@ -14,18 +14,18 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
-from aegis_eval import experiment_stages
-from aegis_eval.ablation_page import write_page
-from aegis_eval.ablation_statistics import Frontier, Run
-from aegis_eval.experiment_folder import claimed
-from aegis_eval.launchers import run_jobs
-from aegis_eval.provenance import provenance
-from aegis_eval.stages import Job
-from aegis_eval.training_log import read_curves
-from aegis_eval.variants import ANCHORS, VARIANTS
-from aegis_policy import cli
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_eval.experiments import catalogue as experiment_stages
+from aegis_eval.experiments.folder import claimed
+from aegis_eval.experiments.launchers import run_jobs
+from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.variants import ANCHORS, VARIANTS
+from aegis_eval.pages.ablation import write_page
+from aegis_eval.results.frontier import Frontier, Run
+from aegis_eval.results.provenance import provenance
+from aegis_eval.results.training_log import read_curves
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
 """Of the held-out demonstrations, far from any seed of the training ones."""
@@ -55,8 +55,8 @@ class AblateConfig:
 
     Attributes:
         output_dir: everything goes there; a finished stage is not run again, and variants or seeds may be added.
-        variants: names in `aegis_eval.variants.VARIANTS`; `none` and `stop_gradient`, which the others are measured
-            between, always run.
+        variants: names in `aegis_eval.experiments.variants.VARIANTS`; `none` and `stop_gradient`, which the
+            others are measured between, always run.
         seeds: how many trainings of each variant.
         split: `val` to find a setting, `test` to report one: of the questions and of the held-out demonstrations.
         tasks: tabletop tasks, with commas.

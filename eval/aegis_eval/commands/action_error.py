@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 from aegis_eval.devices import torch_device
-from aegis_eval.metrics import mean_interval
-from aegis_eval.provenance import provenance
-from aegis_policy import cli
-from aegis_policy.chunk_reading import read_chunks_by_column
-from aegis_policy.dataset_checks import check_batch
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_eval.results.provenance import provenance
+from aegis_eval.statistics.intervals import mean_interval
+from aegis_policy.data.checks import check_batch
+from aegis_policy.data.chunk_reading import read_chunks_by_column
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 
 @dataclass

@@ -22,16 +22,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from aegis_eval.anchor_building import KINDS, AnchorBuilder, RobotFrame
 from aegis_eval.devices import torch_device
-from aegis_eval.provenance import package_versions
-from aegis_policy import cli
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_eval.results.provenance import package_versions
+from aegis_policy.anchors.building import KINDS, AnchorBuilder, RobotFrame
 from aegis_policy.isolation import Anchor
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_loading import EMBEDDED_VLM
-from aegis_policy.vqa_data import INDEX_FILE, VQAExample, load_vqa
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.loading import EMBEDDED_VLM
+from aegis_policy.vqa.examples import INDEX_FILE, VQAExample, load_vqa
 
 Batch = Sequence[VQAExample] | Sequence[RobotFrame]
 _SAVE_SECONDS = 60.0

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aegis_envs.env import TabletopEnv
 from aegis_envs.errors import SimulatorError
-from aegis_envs.expert import expert_action
-from aegis_envs.sim import CAMERAS
-from aegis_envs.tasks import TASKS, parse_tasks
-from aegis_eval.compare_plan import Plan, learning_parts, read_seconds
-from aegis_eval.compare_stages import (
+from aegis_envs.tabletop.env import TabletopEnv
+from aegis_envs.tabletop.expert import expert_action
+from aegis_envs.tabletop.sim import CAMERAS
+from aegis_envs.tabletop.tasks import TASKS, parse_tasks
+from aegis_eval.experiments.compare_stages import (
     BENCHMARKS,
     ROLLOUT_SEED,
     SPLITS,
@@ -27,18 +26,19 @@ from aegis_eval.compare_stages import (
     cameras_in,
     names_in,
 )
-from aegis_eval.comparison import ComparedRun, Questions
-from aegis_eval.comparison_page import write_comparison
-from aegis_eval.experiment_folder import claimed
-from aegis_eval.launchers import run_jobs, run_jobs_on_ray
-from aegis_eval.provenance import provenance
-from aegis_eval.rollouts import read_rollouts
-from aegis_eval.stages import Job
-from aegis_eval.training_log import Curves, read_curves
-from aegis_eval.variants import VARIANTS
-from aegis_policy import cli
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_eval.experiments.folder import claimed
+from aegis_eval.experiments.launchers import run_jobs, run_jobs_on_ray
+from aegis_eval.experiments.plan import Plan, learning_parts, read_seconds
+from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.variants import VARIANTS
+from aegis_eval.pages.comparison import write_comparison
+from aegis_eval.results.comparison import ComparedRun, Questions
+from aegis_eval.results.provenance import provenance
+from aegis_eval.results.rollouts import read_rollouts
+from aegis_eval.results.training_log import Curves, read_curves
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 LAUNCHERS = ("local", "ray")
 _FREE = frozenset(
@@ -71,7 +71,7 @@ class CompareConfig:
     Attributes:
         output_dir: everything goes there; a finished stage is not run again, and protections, seeds and learning rates
             may be added.
-        protections: names in `aegis_eval.variants.VARIANTS`, with commas; `none` always runs.
+        protections: names in `aegis_eval.experiments.variants.VARIANTS`, with commas; `none` always runs.
         seeds: trainings of each.
         quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that differ from their
             defaults stay.

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from aegis_eval import experiment_stages
-from aegis_eval.experiment_folder import claimed
-from aegis_eval.provenance import provenance
-from aegis_eval.report import RunSummary, write_report
-from aegis_eval.stages import Processes, Stage, run_stage
-from aegis_policy import cli
+from aegis_eval.commands.report import RunSummary, write_report
+from aegis_eval.experiments import catalogue as experiment_stages
+from aegis_eval.experiments.folder import claimed
+from aegis_eval.experiments.stage import Processes, Stage, run_stage
+from aegis_eval.results.provenance import provenance
+from aegis_policy.support import cli
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
 """Protection -> how the page calls its run."""

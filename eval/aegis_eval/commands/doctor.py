@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from aegis_eval.doctor_files import Training, check_anchor, check_dataset, check_policy, vlm_memory
-from aegis_policy.findings import Finding
+from aegis_eval.doctor.files import Training, check_anchor, check_dataset, check_policy, vlm_memory
+from aegis_policy.support.finding import Finding
 
 _PACKAGE = "lerobot_policy_aegis"
 _OLDEST_PYTHON = (3, 12)
@@ -34,7 +34,7 @@ _EXTRAS = {
 """Module -> extra that brings it."""
 _RENDER = """
 import time
-from aegis_envs.sim import TabletopSim
+from aegis_envs.tabletop.sim import TabletopSim
 sim = TabletopSim()
 sim.render("front", 96)
 started = time.perf_counter()
@@ -50,7 +50,7 @@ print(json.dumps([[each.name, each.total_memory] for each in found]))
 """
 _METAWORLD = """
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld import require_metaworld
+from aegis_envs.metaworld.env import require_metaworld
 try:
     require_metaworld()
 except MetaworldError as error:
@@ -58,7 +58,7 @@ except MetaworldError as error:
 """
 _FINGERPRINT = """
 import sys
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.vlm.backbone import VLMBackbone
 print(VLMBackbone.from_pretrained(sys.argv[1]).fingerprint())
 """
 
@@ -210,7 +210,7 @@ def check_video() -> Iterator[Finding]:
 
 def check_simulators() -> Iterator[Finding]:
     """Which extras are there; LIBERO needs more than its package."""
-    from aegis_envs import libero  # with it comes gymnasium, which may be what is missing
+    from aegis_envs.libero import preflight as libero  # with it comes gymnasium, which may be what is missing
 
     for module, extra in _EXTRAS.items():
         if find_spec(module) is None:

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from aegis_eval.benchmarks import load_samples
 from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
 from aegis_eval.devices import torch_device
-from aegis_eval.metrics import mean_interval
-from aegis_eval.provenance import provenance
-from aegis_policy import cli
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
-from aegis_policy.vlm import Prefix
+from aegis_eval.questions.tabletop import load_samples
+from aegis_eval.results.provenance import provenance
+from aegis_eval.statistics.intervals import mean_interval
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
+from aegis_policy.vlm.backbone import Prefix
 
 
 @dataclass

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aegis_eval.checkpoints import PolicySource, load_policy
-from aegis_policy import cli
-from aegis_policy.files import atomic_directory, require_new_directory
+from aegis_policy.support import cli
+from aegis_policy.support.files import atomic_directory, require_new_directory
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """`aegis-pretrain`: train the embedded VLM from scratch on questions about rendered tabletop scenes.
 
 A PaliGemma-2-shaped model with random weights learns to answer by cross-entropy on answer tokens only. Most steps
-pack many questions behind one image (`aegis_eval.packing`); every fourth step and the last part of the schedule use
-the model's own prompt path with one question an image, which is how it is asked afterwards. Data parallel through
-torchrun; an interrupted run continues where it last saved when the same command is given again.
+pack many questions behind one image (`aegis_eval.pretraining.packing`); every fourth step and the last part of the
+schedule use the model's own prompt path with one question an image, which is how it is asked afterwards. Data parallel
+through torchrun; an interrupted run continues where it last saved when the same command is given again.
 """
 
 import math
@@ -18,26 +18,26 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from aegis_envs.tasks import TASKS
-from aegis_eval.anchor import AnchorConfig, build_anchor
-from aegis_eval.answering import answer_samples
-from aegis_eval.benchmarks import MAX_BLIND_SCENES, Sample, blind_baseline, load_samples
-from aegis_eval.metrics import BlindBaseline
-from aegis_eval.model_card import model_card
-from aegis_eval.packing import PackedBatch
-from aegis_eval.provenance import provenance
-from aegis_eval.question_batches import QuestionBatches
-from aegis_eval.questions import all_words
-from aegis_eval.retention import Scores, format_table, score_answers
-from aegis_eval.scene_store import default_cache_dir, scene_images
-from aegis_eval.training_state import TrainingState
-from aegis_eval.vision_warmup import PatchNamer
-from aegis_policy import cli, ranks
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_directory, require_new_directory
-from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vqa_data import VQAExample
+from aegis_envs.tabletop.tasks import TASKS
+from aegis_eval.answers.asking import answer_samples
+from aegis_eval.answers.scoring import Scores, format_table, score_answers
+from aegis_eval.commands.anchor import AnchorConfig, build_anchor
+from aegis_eval.pretraining.batches import QuestionBatches
+from aegis_eval.pretraining.card import model_card
+from aegis_eval.pretraining.packing import PackedBatch
+from aegis_eval.pretraining.state import TrainingState
+from aegis_eval.pretraining.vision_warmup import PatchNamer
+from aegis_eval.questions.store import default_cache_dir, scene_images
+from aegis_eval.questions.tabletop import MAX_BLIND_SCENES, Sample, blind_baseline, load_samples
+from aegis_eval.questions.templated import all_words
+from aegis_eval.results.provenance import provenance
+from aegis_eval.statistics.intervals import BlindBaseline
+from aegis_policy.support import cli, ranks
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_directory, require_new_directory
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.small import SmallVLMSize, build_small_vlm
+from aegis_policy.vqa.examples import VQAExample
 
 _TRANSFER = ("tabletop_robot", "tabletop_composed")
 """Benchmarks of the model card that show how far what was learned carries."""
@@ -60,7 +60,7 @@ class PretrainConfig:
     weight_decay: float = 0.05
     warmup_steps: int = 150
     vision_steps: int = 1_500
-    """Steps before those in which only the vision side learns, see `aegis_eval.vision_warmup`."""
+    """Steps before those in which only the vision side learns, see `aegis_eval.pretraining.vision_warmup`."""
     mixed_precision: str = "no"
     """`no` or `bf16`; bf16 pays on CUDA, not at this size on a CPU."""
     seed: int = 0

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from aegis_eval import page
-from aegis_eval.comparison_page import COMPARISON_TITLE, write_comparison
-from aegis_eval.provenance import provenance
-from aegis_eval.report_figures import headline, retention, success, training
-from aegis_eval.report_media import films, questions
-from aegis_eval.run_summary import Json, RunSummary, read_vqa
-from aegis_eval.training_log import parse_training_log
-from aegis_policy import cli
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_eval.pages import html as page
+from aegis_eval.pages.comparison import COMPARISON_TITLE, write_comparison
+from aegis_eval.pages.media import films, questions
+from aegis_eval.pages.numbers import headline, retention, success, training
+from aegis_eval.results.provenance import provenance
+from aegis_eval.results.run import Json, RunSummary, read_vqa
+from aegis_eval.results.training_log import parse_training_log
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 _TITLE = "Robot skill and retained knowledge"
 __all__ = ["ReportConfig", "RunSummary", "main", "read_vqa", "report", "write_report"]

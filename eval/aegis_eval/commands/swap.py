@@ -5,15 +5,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aegis_envs.episodes import check_split
 from aegis_envs.errors import SimulatorError
-from aegis_envs.tasks import parse_tasks
+from aegis_envs.tabletop.episodes import check_split
+from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.provenance import provenance
-from aegis_eval.swap_probe import SwapProbe, policy_controller, probe_controller
-from aegis_policy import cli
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_eval.results.provenance import provenance
+from aegis_eval.results.swap import SwapProbe, policy_controller, probe_controller
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 
 @dataclass

@@ -16,22 +16,14 @@ from typing import Any
 
 from accelerate import PartialState
 
-from aegis_eval.answer_log import AnswerLog
-from aegis_eval.answering import AskedWithImage, answer_samples
-from aegis_eval.benchmarks import (
-    BENCHMARKS,
-    MAX_BLIND_SCENES,
-    blind_baseline,
-    fingerprint,
-    load_samples,
-)
+from aegis_eval.answers.asking import AskedWithImage, answer_samples
+from aegis_eval.answers.lmms_eval import write_lmms_eval
+from aegis_eval.answers.log import AnswerLog
+from aegis_eval.answers.pretrained import PretrainedAnswers
+from aegis_eval.answers.scoring import Score, format_table, score_answers
 from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
 from aegis_eval.devices import torch_device
-from aegis_eval.lmms_eval_files import write_lmms_eval
-from aegis_eval.metrics import BlindBaseline
-from aegis_eval.pretrained_answers import PretrainedAnswers
-from aegis_eval.provenance import provenance
-from aegis_eval.public_benchmarks import (
+from aegis_eval.questions.public import (
     CUSTOM,
     PUBLIC,
     PublicSample,
@@ -39,13 +31,21 @@ from aegis_eval.public_benchmarks import (
     reported_split,
     yes_no_figures,
 )
-from aegis_eval.retention import Score, format_table, score_answers
-from aegis_policy import cli, ranks
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_directory, require_new_directory
-from aegis_policy.policy_card import VQAScore, add_score
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_loading import check_vlm
+from aegis_eval.questions.tabletop import (
+    BENCHMARKS,
+    MAX_BLIND_SCENES,
+    blind_baseline,
+    fingerprint,
+    load_samples,
+)
+from aegis_eval.results.provenance import provenance
+from aegis_eval.statistics.intervals import BlindBaseline
+from aegis_policy.checkpoint.card import VQAScore, add_score
+from aegis_policy.support import cli, ranks
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_directory, require_new_directory
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.loading import check_vlm
 
 _LONGEST_WAIT = timedelta(hours=12)
 

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from aegis_policy.findings import Finding
+from aegis_policy.support.finding import Finding
 
 Json = dict[str, Any]
 _IMAGES = "observation.images."

@@ -1,13 +1,13 @@
 """The stages that experiments are made of: recording, training, and everything that is measured of a checkpoint.
 
-Each function names one command of this package or of LeRobot with its flags; what runs them is `aegis_eval.stages`.
-`device` is `cuda` or `cpu`; without one each command chooses.
+Each function names one command of this package or of LeRobot with its flags; what runs them is
+`aegis_eval.experiments.stage`. `device` is `cuda` or `cpu`; without one each command chooses.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from aegis_eval.stages import Stage
+from aegis_eval.experiments.stage import Stage
 
 
 def recording(

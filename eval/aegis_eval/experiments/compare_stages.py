@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
-from aegis_envs.env import STATE_DIM
-from aegis_envs.sim import IMAGE_SIZE
-from aegis_envs.tasks import parse_tasks
-from aegis_eval import experiment_stages
-from aegis_eval.stages import Stage
-from aegis_eval.variants import VARIANTS
+from aegis_envs.tabletop.env import STATE_DIM
+from aegis_envs.tabletop.sim import IMAGE_SIZE
+from aegis_envs.tabletop.tasks import parse_tasks
+from aegis_eval.experiments import catalogue as experiment_stages
+from aegis_eval.experiments.stage import Stage
+from aegis_eval.experiments.variants import VARIANTS
 
 SPLITS = ("test", "unseen")
 BENCHMARKS = ("tabletop", "tabletop_robot")
@@ -35,7 +35,7 @@ _STEP_OVER_NONE = {
 
 
 class Settings(Protocol):
-    """What a plan needs of the flags; see `aegis_eval.compare.CompareConfig`."""
+    """What a plan needs of the flags; see `aegis_eval.commands.compare.CompareConfig`."""
 
     output_dir: Path
     protections: str

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Self
 
 import torch
 
-from aegis_policy.child_processes import watch_parent
+from aegis_policy.support.child_processes import watch_parent
 
 _IMPORTED = ("lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "aegis_policy.modeling_aegis")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

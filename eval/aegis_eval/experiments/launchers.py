@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from aegis_eval.stages import Job, Processes, Stage, run_job
-from aegis_policy.errors import AegisError
+from aegis_eval.experiments.stage import Job, Processes, Stage, run_job
+from aegis_policy.support.errors import AegisError
 
 _POLL_S = 2.0
 _TRIES = 3

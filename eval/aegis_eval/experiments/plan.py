@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aegis_eval import experiment_stages
-from aegis_eval.compare_stages import (
+from aegis_eval.experiments import catalogue as experiment_stages
+from aegis_eval.experiments.compare_stages import (
     BENCHMARKS,
     START_S,
     Run,
@@ -20,11 +20,11 @@ from aegis_eval.compare_stages import (
     asking_cost,
     names_in,
 )
-from aegis_eval.rollouts import read_rollouts
-from aegis_eval.run_summary import read_vqa
-from aegis_eval.stages import Job, Stage
-from aegis_eval.variants import ANCHORS, VARIANTS
-from aegis_policy.files import atomic_write
+from aegis_eval.experiments.stage import Job, Stage
+from aegis_eval.experiments.variants import ANCHORS, VARIANTS
+from aegis_eval.results.rollouts import read_rollouts
+from aegis_eval.results.run import read_vqa
+from aegis_policy.support.files import atomic_write
 
 NOT_TUNED = frozenset({"freeze", "stop_gradient"})
 """Their backbone does not learn, so it has no learning rate."""

@@ -2,7 +2,7 @@
 
 Everything an experiment does it does through the commands a user would type, each in a process of its own with its
 output in a log. Given again, it runs what has not finished; a training goes on from its last checkpoint. What runs
-many jobs is `aegis_eval.launchers`.
+many jobs is `aegis_eval.experiments.launchers`.
 """
 
 import json
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aegis_eval.forked_commands import ForkedCommand, end_with_parent
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_eval.experiments.forked_commands import ForkedCommand, end_with_parent
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Processes:
 
     Args:
         forked: start Python commands of this environment from a process that has imported what they import, which
-            saves each of them the seconds that takes; see `aegis_eval.forked_commands`.
+            saves each of them the seconds that takes; see `aegis_eval.experiments.forked_commands`.
     """
 
     def __init__(self, *, forked: bool = False) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from aegis_policy.protections import PROTECTIONS
-from aegis_policy.vlm_loading import EMBEDDED_VLM
+from aegis_policy.vlm.loading import EMBEDDED_VLM
 
 
 @dataclass(frozen=True)

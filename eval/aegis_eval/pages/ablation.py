@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from aegis_policy.files import atomic_write
+from aegis_policy.support.files import atomic_write
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#3f7d20", "#7a4fa3", "#b8860b", "#20807a", "#b03a6f", "#555555")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")

@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from aegis_envs.env import seeded_episode
-from aegis_eval import comparison_table as tables
-from aegis_eval import page
-from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions
-from aegis_eval.comparison_table import Json
-from aegis_eval.estimate_text import change, p_value, rate
-from aegis_eval.figures import Point, curve_figure, scatter_figure
-from aegis_eval.metrics import accuracy_interval, wilson_interval
-from aegis_eval.report_figures import CURVES
-from aegis_eval.report_media import films_side_by_side, questions
-from aegis_eval.resampling import bits
-from aegis_eval.run_summary import RunSummary
-from aegis_eval.training_log import Curve
-from aegis_policy.files import atomic_write
+from aegis_envs.tabletop.env import seeded_episode
+from aegis_eval.pages import comparison_table as tables
+from aegis_eval.pages import html as page
+from aegis_eval.pages.comparison_table import Json
+from aegis_eval.pages.media import films_side_by_side, questions
+from aegis_eval.pages.numbers import CURVES
+from aegis_eval.pages.svg import Point, curve_figure, scatter_figure
+from aegis_eval.results.comparison import ALL, ComparedRun, Comparison, Questions
+from aegis_eval.results.run import RunSummary
+from aegis_eval.results.training_log import Curve
+from aegis_eval.statistics.intervals import accuracy_interval, wilson_interval
+from aegis_eval.statistics.resampling import bits
+from aegis_eval.statistics.text import change, p_value, rate
+from aegis_policy.support.files import atomic_write
 
 _BENCHMARKS = {"tabletop": "questions about scenes", "tabletop_robot": "questions about the robot's frames"}
 COMPARISON_TITLE = "Robot skill and retained knowledge, by protection"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from aegis_eval.comparison import ALL, Comparison, ProtectionResult
-from aegis_eval.comparison_verdicts import headline, verdicts
-from aegis_eval.estimate_text import change, rate
-from aegis_eval.metrics import wilson_interval
+from aegis_eval.results.comparison import ALL, Comparison, ProtectionResult
+from aegis_eval.results.verdicts import headline, verdicts
+from aegis_eval.statistics.intervals import wilson_interval
+from aegis_eval.statistics.text import change, rate
 
 Json = Mapping[str, Any]
 _OURS = "aegis"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 _CSS = """
 :root { color-scheme: light dark;

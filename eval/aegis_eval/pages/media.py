@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from aegis_eval import page
-from aegis_eval.benchmarks import BENCHMARKS, sample_images
-from aegis_eval.rollouts import EpisodeVideo, read_rollouts
-from aegis_eval.run_summary import Json, RunSummary
+from aegis_eval.pages import html as page
+from aegis_eval.questions.tabletop import BENCHMARKS, sample_images
+from aegis_eval.results.rollouts import EpisodeVideo, read_rollouts
+from aegis_eval.results.run import Json, RunSummary
 
 
 def films(runs: Sequence[RunSummary], per_task: int) -> str:

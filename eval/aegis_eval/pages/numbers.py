@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from aegis_eval import page
-from aegis_eval.figures import SERIES, Point, curve_figure, rate_figure
-from aegis_eval.rollouts import Rollouts, TaskSuccess
-from aegis_eval.run_summary import Json, RunSummary
+from aegis_eval.pages import html as page
+from aegis_eval.pages.svg import SERIES, Point, curve_figure, rate_figure
+from aegis_eval.results.rollouts import Rollouts, TaskSuccess
+from aegis_eval.results.run import Json, RunSummary
 
 CURVES = {
     "loss": ("Task loss", "flow-matching loss", True),

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from aegis_eval.metrics import Interval
-from aegis_eval.training_log import Curve
+from aegis_eval.results.training_log import Curve
+from aegis_eval.statistics.intervals import Interval
 
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0404{index:02x}" for index in range(1, 11))

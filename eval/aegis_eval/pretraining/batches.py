@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegis_eval.packing import Block, PackedBatch, pack
-from aegis_eval.questions import TYPES, ask, detection_caption, scene_caption
-from aegis_eval.scene_images import SceneImage
-from aegis_eval.scene_store import SceneImages
-from aegis_eval.vision_warmup import patch_labels
-from aegis_policy.vlm import VLMBackbone
+from aegis_eval.pretraining.packing import Block, PackedBatch, pack
+from aegis_eval.pretraining.vision_warmup import patch_labels
+from aegis_eval.questions.images import SceneImage
+from aegis_eval.questions.store import SceneImages
+from aegis_eval.questions.templated import TYPES, ask, detection_caption, scene_caption
+from aegis_policy.vlm.backbone import VLMBackbone
 
 STANDARD_EVERY = 4
 STANDARD_TAIL = 0.06

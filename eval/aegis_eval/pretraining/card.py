@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from aegis_eval.question_batches import STANDARD_EVERY, STANDARD_TAIL
-from aegis_eval.retention import Scores, format_table
+from aegis_eval.answers.scoring import Scores, format_table
+from aegis_eval.pretraining.batches import STANDARD_EVERY, STANDARD_TAIL
 
 _CARD = """\
 ---

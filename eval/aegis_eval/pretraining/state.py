@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_write
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 
 
 class TrainingState:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aegis_envs.scene import COLORS, SHAPES
-from aegis_eval.scene_images import SceneImage
-from aegis_policy.vlm import VLMBackbone
+from aegis_envs.tabletop.scene import COLORS, SHAPES
+from aegis_eval.questions.images import SceneImage
+from aegis_policy.vlm.backbone import VLMBackbone
 
 _COLORS, _SHAPES = list(COLORS), list(SHAPES)
 _CLASSES = {"color": len(_COLORS) + 1, "shape": len(_SHAPES) + 1, "mark": len(_COLORS) + 2}

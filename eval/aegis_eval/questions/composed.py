@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from aegis_envs.scene import COLORS, SHAPES
-from aegis_eval.phrasings import COMPOSED_COLOUR, COMPOSED_EXISTENCE, COMPOSED_SHAPE, RELATIONS
-from aegis_eval.scene_view import CLEAR, Question, View, choose, with_article
+from aegis_envs.tabletop.scene import COLORS, SHAPES
+from aegis_eval.questions.phrasings import COMPOSED_COLOUR, COMPOSED_EXISTENCE, COMPOSED_SHAPE, RELATIONS
+from aegis_eval.questions.view import CLEAR, Question, View, choose, with_article
 
 
 def _colour(view: View, rng: np.random.Generator) -> Question | None:

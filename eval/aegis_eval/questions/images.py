@@ -1,7 +1,7 @@
 """Tabletop scenes drawn for questions: the front image, the scene it shows, and where each thing is in it.
 
 A scene is a function of (split, seed, index) alone. Light, camera, tints and the arm's pose vary; every object is
-visible. Many of them at once: `aegis_eval.scene_store`.
+visible. Many of them at once: `aegis_eval.questions.store`.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_envs.arm import WORKSPACE_HIGH, WORKSPACE_LOW
-from aegis_envs.scene import (
+from aegis_envs.tabletop.arm import WORKSPACE_HIGH, WORKSPACE_LOW
+from aegis_envs.tabletop.scene import (
     ALL_PAIRS,
     COLORS,
     MAX_OBJECTS,
@@ -23,7 +23,7 @@ from aegis_envs.scene import (
     Zone,
     sample_scene,
 )
-from aegis_envs.sim import IMAGE_SIZE, TabletopSim
+from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
 _LEAST_VISIBLE_PIXELS = 24

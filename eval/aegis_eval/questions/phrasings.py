@@ -1,4 +1,4 @@
-"""How the tabletop questions are worded; placeholders are filled by `aegis_eval.questions`."""
+"""How the tabletop questions are worded; placeholders are filled by `aegis_eval.questions.templated`."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from aegis_eval.official_scores import canonical, matches, says, vqa_accuracy, yes_no_scores
-from aegis_eval.question_sources import (
+from aegis_eval.questions.official_scores import canonical, matches, says, vqa_accuracy, yes_no_scores
+from aegis_eval.questions.readers import (
     Picture,
     Reader,
     Record,
@@ -20,8 +20,8 @@ from aegis_eval.question_sources import (
     read_pope,
     read_textvqa,
 )
-from aegis_policy.errors import AegisError
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vqa.examples import VQAExample
 
 Metric = Callable[[str, Sequence[str]], float]
 CUSTOM = "custom"
@@ -227,7 +227,7 @@ def load_public(
 
 
 def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
-    """The questions of `NAME` or `NAME:PATH` as `aegis_policy.vqa_data` wants them of a source.
+    """The questions of `NAME` or `NAME:PATH` as `aegis_policy.vqa.examples` wants them of a source.
 
     The answer is what most people said. A split that the benchmark does not have is refused.
     """

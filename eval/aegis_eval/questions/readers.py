@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 Json = Mapping[str, Any]
 Picture = Path | Callable[[], Image.Image]

@@ -8,11 +8,11 @@ from itertools import count
 
 import numpy as np
 
-from aegis_envs.demonstrations import Demonstration, Recipe, demonstrate
-from aegis_envs.scene import Scene
-from aegis_envs.sim import IMAGE_SIZE, TabletopSim, object_height
-from aegis_envs.tasks import TASKS
-from aegis_eval.scene_images import SPLITS, SceneImage, all_visible, image_places
+from aegis_envs.tabletop.demonstrations import Demonstration, Recipe, demonstrate
+from aegis_envs.tabletop.scene import Scene
+from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim, object_height
+from aegis_envs.tabletop.tasks import TASKS
+from aegis_eval.questions.images import SPLITS, SceneImage, all_visible, image_places
 
 _RETRY = 1_000_003
 _STANDS = 0.01

@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import aegis_envs
+import aegis_envs.tabletop
 from aegis_envs.errors import SimulatorError
-from aegis_envs.scene import Scene
-from aegis_envs.sim import IMAGE_SIZE, TabletopSim
-from aegis_eval.robot_frames import robot_frame
-from aegis_eval.scene_images import SPLITS, SceneImage, render_scene
-from aegis_policy.child_processes import watch_parent
-from aegis_policy.errors import AegisError
-from aegis_policy.files import atomic_directory
+from aegis_envs.tabletop.scene import Scene
+from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim
+from aegis_eval.questions.images import SPLITS, SceneImage, render_scene
+from aegis_eval.questions.robot_frames import robot_frame
+from aegis_policy.support.child_processes import watch_parent
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_directory
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def _alone(directory: Path) -> Iterator[None]:
 def _recipe() -> str:
     """A short hash of the code that draws, moves and renders: pictures of other code are made again."""
     digest = hashlib.sha256(version("mujoco").encode())
-    sources = [*Path(aegis_envs.__file__).parent.glob("*.py")]
-    sources += [Path(__file__).with_name(name) for name in ("scene_images.py", "robot_frames.py")]
+    sources = [*Path(aegis_envs.tabletop.__file__).parent.glob("*.py")]
+    sources += [Path(__file__).with_name(name) for name in ("images.py", "robot_frames.py")]
     for path in sorted(sources, key=lambda path: path.name):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

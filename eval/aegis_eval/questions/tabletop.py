@@ -13,13 +13,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_envs.sim import TabletopSim
-from aegis_eval.metrics import BlindBaseline
-from aegis_eval.questions import COMPOSED_TYPES, TYPES, ask
-from aegis_eval.scene_images import SPLITS, SceneImage
-from aegis_eval.scene_store import SOURCES, default_cache_dir, rendering, scene_images
-from aegis_policy.errors import AegisError
-from aegis_policy.vqa_data import VQAExample, exact_match
+from aegis_envs.tabletop.sim import TabletopSim
+from aegis_eval.questions.images import SPLITS, SceneImage
+from aegis_eval.questions.store import SOURCES, default_cache_dir, rendering, scene_images
+from aegis_eval.questions.templated import COMPOSED_TYPES, TYPES, ask
+from aegis_eval.statistics.intervals import BlindBaseline
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vqa.examples import VQAExample, exact_match
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def load_samples(
 
 
 def vqa_examples(name: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
-    """The samples of a benchmark as `aegis_policy.vqa_data` wants them of a source.
+    """The samples of a benchmark as `aegis_policy.vqa.examples` wants them of a source.
 
     Raises:
         AegisError: as `load_samples`, or a place was given, which rendered scenes do not have.

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from aegis_envs.scene import COLORS, SHAPES, Scene, depth, lateral
-from aegis_eval.composed_questions import MAKERS as COMPOSED_MAKERS
-from aegis_eval.phrasings import (
+from aegis_envs.tabletop.scene import COLORS, SHAPES, Scene, depth, lateral
+from aegis_eval.questions.composed import MAKERS as COMPOSED_MAKERS
+from aegis_eval.questions.phrasings import (
     CAPTION_PROMPTS,
     COLOUR,
     COUNT,
@@ -29,11 +29,11 @@ from aegis_eval.phrasings import (
     WHERE,
     templates,
 )
-from aegis_eval.scene_view import CLEAR, Item, Place, Question, View, choose, with_article
+from aegis_eval.questions.view import CLEAR, Item, Place, Question, View, choose, with_article
 
 TYPES = ("colour", "shape", "count", "existence", "relation", "extreme")
 COMPOSED_TYPES = tuple(COMPOSED_MAKERS)
-"""Forms of question that training never uses, see `aegis_eval.composed_questions`."""
+"""Forms of question that training never uses, see `aegis_eval.questions.composed`."""
 POSITION_BINS = 16
 MAX_COUNT = 4
 _RARITY = np.array([0.7, 0.7, 1.5, 3.0, 5.0])

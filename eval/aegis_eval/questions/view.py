@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aegis_envs.scene import Bowl, Scene, SceneObject, Zone
+from aegis_envs.tabletop.scene import Bowl, Scene, SceneObject, Zone
 
 Item = SceneObject | Zone | Bowl
 Place = Callable[[Item], tuple[float, float]]
@@ -17,7 +17,7 @@ CLEAR = 0.07
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its short lower-case answer; `type` is one of those of `aegis_eval.questions`."""
+    """One question with its short lower-case answer; `type` is one of those of `aegis_eval.questions.templated`."""
 
     text: str
     answer: str

@@ -1,8 +1,8 @@
 """What a comparison of protections can conclude: success, retention and their differences, with intervals.
 
 All runs meet the same initial states and the same questions, so differences are paired. Intervals resample seeds, then
-episodes or scenes (`aegis_eval.resampling`); those of a single run are Wilson's. With few seeds a bootstrap over them
-is too narrow rather than too wide: what lies just outside an interval is not yet a finding.
+episodes or scenes (`aegis_eval.statistics.resampling`); those of a single run are Wilson's. With few seeds a bootstrap
+over them is too narrow rather than too wide: what lies just outside an interval is not yet a finding.
 """
 
 import math
@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from aegis_eval.metrics import mcnemar_p
-from aegis_eval.resampling import (
+from aegis_eval.statistics.intervals import mcnemar_p
+from aegis_eval.statistics.resampling import (
     Array,
     Estimate,
     Resampling,

@@ -1,7 +1,7 @@
 """Retention against action error, over seeds: what an ablation can conclude, with intervals.
 
 Runs of one seed share demonstrations, initial expert and order of samples, and all runs are asked the same questions
-and compared at the same frames: differences are paired. Intervals come from `aegis_eval.resampling`.
+and compared at the same frames: differences are paired. Intervals come from `aegis_eval.statistics.resampling`.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from aegis_eval.resampling import Estimate, Resampling, bits, estimate
+from aegis_eval.statistics.resampling import Estimate, Resampling, bits, estimate
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def git_commit() -> str | None:
     An environment inside somebody else's checkout does not make that checkout ours.
     """
     try:
-        if Path(_git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parents[1]:
+        if Path(_git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parents[3]:
             return None
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aegis_eval.metrics import Interval, wilson_interval
-from aegis_policy.errors import AegisError
+from aegis_eval.statistics.intervals import Interval, wilson_interval
+from aegis_policy.support.errors import AegisError
 
 ALL_TASKS = "all"
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aegis_eval.rollouts import Rollouts, read_rollouts
-from aegis_eval.swap_probe import SwapProbe
-from aegis_eval.training_log import Curves, read_curves
-from aegis_policy.errors import AegisError
+from aegis_eval.results.rollouts import Rollouts, read_rollouts
+from aegis_eval.results.swap import SwapProbe
+from aegis_eval.results.training_log import Curves, read_curves
+from aegis_policy.support.errors import AegisError
 
 Json = dict[str, Any]
 

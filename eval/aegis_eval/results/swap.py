@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from aegis_envs.env import TabletopEnv
-from aegis_envs.scene import Scene
+from aegis_envs.tabletop.env import TabletopEnv
+from aegis_envs.tabletop.scene import Scene
 from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 from aegis_eval.devices import torch_device
-from aegis_eval.metrics import Interval, wilson_interval
+from aegis_eval.statistics.intervals import Interval, wilson_interval
 
 Controller = Callable[[Sequence[TabletopEnv], Sequence[dict[str, Any]], bool], NDArray[np.float32]]
 """(envs, their observations, whether this is the first step) -> one action (4,) an env, stacked."""

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _METER = re.compile(r"(\S+?):(\S+)")
@@ -58,8 +58,8 @@ def parse_training_log(text: str) -> Curves:
 
     LeRobot rounds steps from 1,000 on ("step:1K"): these are counted on by the spacing of the exact ones.
     Values are averages since the line before, with three decimals, as printed. Where a resumed run appended to the log
-    of an experiment, a line of `aegis_eval.stages` says at which step; other logs of that kind are only right up to
-    step 1,000, since rounded steps do not say where they went on.
+    of an experiment, a line of `aegis_eval.experiments.stage` says at which step; other logs of that kind are
+    only right up to step 1,000, since rounded steps do not say where they went on.
     """
     curves: Curves = {}
     previous = spacing = 0

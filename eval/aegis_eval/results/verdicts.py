@@ -1,8 +1,8 @@
 """What a comparison lets one say, in sentences: which protection to take, and what is not known."""
 
-from aegis_eval.comparison import ALL, REFERENCE, Comparison, ProtectionResult
-from aegis_eval.estimate_text import change, rate
-from aegis_eval.resampling import Estimate
+from aegis_eval.results.comparison import ALL, REFERENCE, Comparison, ProtectionResult
+from aegis_eval.statistics.resampling import Estimate
+from aegis_eval.statistics.text import change, rate
 
 _WITHIN = 0.02
 """How much accuracy may be lost for answers to count as kept."""

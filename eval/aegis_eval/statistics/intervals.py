@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from aegis_policy.vqa_data import normalise_answer
+from aegis_policy.vqa.examples import normalise_answer
 
 Interval = tuple[float, float]
 

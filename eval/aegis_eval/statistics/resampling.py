@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from aegis_eval.metrics import Interval, wilson_interval
+from aegis_eval.statistics.intervals import Interval, wilson_interval
 
 RESAMPLES = 4000
 _ENOUGH = 10

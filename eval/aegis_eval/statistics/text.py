@@ -1,6 +1,6 @@
 """Estimates as a reader sees them: percent, with their intervals."""
 
-from aegis_eval.resampling import Estimate
+from aegis_eval.statistics.resampling import Estimate
 
 
 def rate(estimate: Estimate, digits: int = 1) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from aegis_envs.configuration_libero import AegisLiberoEnv
-from aegis_envs.libero import SUITES, preflight, write_config
-from aegis_policy.errors import AegisError
+from aegis_envs.libero.configuration import AegisLiberoEnv
+from aegis_envs.libero.preflight import SUITES, preflight, write_config
+from aegis_policy.support.errors import AegisError
 
 ASSETS = (
     "articulated_objects",

@@ -8,10 +8,10 @@ from lerobot.envs.utils import close_envs, env_to_policy_features, preprocess_ob
 
 pytest.importorskip("metaworld")
 
-from aegis_envs.configuration_metaworld import AegisMetaworldEnv
-from aegis_envs.metaworld_tasks import groups
+from aegis_envs.metaworld.configuration import AegisMetaworldEnv
+from aegis_envs.metaworld.tasks import groups
 from aegis_envs.vector import LazyAsyncVectorEnv
-from aegis_policy.errors import AegisError
+from aegis_policy.support.errors import AegisError
 
 
 def test_the_name_is_registered_with_lerobot():

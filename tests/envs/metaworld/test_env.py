@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("metaworld")
 
-from aegis_envs import metaworld as fast
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld import MetaworldEnv
-from aegis_envs.metaworld_tasks import descriptions, groups, parse_tasks
+from aegis_envs.metaworld import env as fast
+from aegis_envs.metaworld.env import MetaworldEnv
+from aegis_envs.metaworld.tasks import descriptions, groups, parse_tasks
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_shadow_maps_reflections_and_multisampling_are_off(env):
 
 
 def test_environments_of_several_tasks_and_the_tabletop_draw_in_turns(env):
-    from aegis_envs.env import TabletopEnv
+    from aegis_envs.tabletop.env import TabletopEnv
 
     door, table = MetaworldEnv("door-open-v3", image_size=64), TabletopEnv("reach")
     everyone = (env, door, table)
@@ -187,8 +187,8 @@ def test_a_mujoco_that_metaworld_cannot_run_with_is_named(monkeypatch):
 
 def test_simulation_workers_load_neither_torch_nor_lerobot():
     code = (
-        "import sys, aegis_envs.metaworld_demonstrations, aegis_envs.vector\n"
-        "aegis_envs.metaworld_demonstrations.MetaworldEnv('reach-v3', 64).reset(seed=0)\n"
+        "import sys, aegis_envs.metaworld.demonstrations, aegis_envs.vector\n"
+        "aegis_envs.metaworld.demonstrations.MetaworldEnv('reach-v3', 64).reset(seed=0)\n"
         "print([m for m in ('torch', 'lerobot', 'aegis_policy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,14 +10,14 @@ from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
 
 pytest.importorskip("metaworld")
 
-from aegis_envs import metaworld_demonstrations
-from aegis_envs.configuration_metaworld import AegisMetaworldEnv
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld import MetaworldEnv
-from aegis_envs.metaworld_demonstrations import MetaworldDemonstration, MetaworldRecipe, demonstrate
-from aegis_envs.metaworld_tasks import descriptions
-from aegis_envs.recorder import RecordConfig, record
-from aegis_policy.errors import AegisError
+from aegis_envs.metaworld import demonstrations as metaworld_demonstrations
+from aegis_envs.metaworld.configuration import AegisMetaworldEnv
+from aegis_envs.metaworld.demonstrations import MetaworldDemonstration, MetaworldRecipe, demonstrate
+from aegis_envs.metaworld.env import MetaworldEnv
+from aegis_envs.metaworld.tasks import descriptions
+from aegis_envs.recording.recorder import RecordConfig, record
+from aegis_policy.support.errors import AegisError
 
 RECIPE = MetaworldRecipe(("reach-v3", "drawer-close-v3"), seed=0, noise=0.0, image_size=64)
 

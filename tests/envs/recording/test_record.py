@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from aegis_envs.configuration_tabletop import AegisTabletopEnv
-from aegis_envs.recorder import RecordConfig, record
-from aegis_envs.recordings import read_episodes
-from aegis_envs.sim import TabletopSim
-from aegis_policy.errors import AegisError
+from aegis_envs.recording.recorder import RecordConfig, record
+from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_envs.tabletop.recordings import read_episodes
+from aegis_envs.tabletop.sim import TabletopSim
+from aegis_policy.support.errors import AegisError
 
-COMMAND = [sys.executable, "-m", "aegis_envs.record"]
+COMMAND = [sys.executable, "-m", "aegis_envs.recording.record"]
 
 
 def _config(root, **overrides):

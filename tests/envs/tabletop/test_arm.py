@@ -4,8 +4,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from aegis_envs import arm
-from aegis_envs.model import build_xml
+from aegis_envs.tabletop import arm
+from aegis_envs.tabletop.model import build_xml
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.envs.factory import make_env
 from lerobot.envs.utils import close_envs, env_to_policy_features, preprocess_observation
 
-from aegis_envs.configuration_tabletop import AegisTabletopEnv
-from aegis_envs.expert import expert_action
-from aegis_envs.tasks import TASKS
-from aegis_policy.errors import AegisError
+from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_envs.tabletop.expert import expert_action
+from aegis_envs.tabletop.tasks import TASKS
+from aegis_policy.support.errors import AegisError
 
 
 def test_the_name_is_registered_with_lerobot():

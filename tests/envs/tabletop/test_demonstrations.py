@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from aegis_envs import demonstrations
-from aegis_envs.demonstrations import Demonstration, Recipe, demonstrate
 from aegis_envs.errors import TabletopError
-from aegis_envs.sim import MAX_STEP
-from aegis_envs.tasks import TASKS
+from aegis_envs.tabletop import demonstrations
+from aegis_envs.tabletop.demonstrations import Demonstration, Recipe, demonstrate
+from aegis_envs.tabletop.sim import MAX_STEP
+from aegis_envs.tabletop.tasks import TASKS
 
 CALM = Recipe(("reach", "pick"), "train", 0, 0.0, 0.0, 48)
 SHOVED = Recipe(("reach", "pick"), "train", 0, 1.0, 0.0, 48)

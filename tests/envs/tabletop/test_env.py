@@ -11,11 +11,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import aegis_envs
-from aegis_envs.env import TabletopEnv, seeded_episode
-from aegis_envs.episodes import retarget
 from aegis_envs.errors import TabletopError
-from aegis_envs.expert import expert_action
-from aegis_envs.tasks import TASKS
+from aegis_envs.tabletop.env import TabletopEnv, seeded_episode
+from aegis_envs.tabletop.episodes import retarget
+from aegis_envs.tabletop.expert import expert_action
+from aegis_envs.tabletop.tasks import TASKS
 
 
 def _rollout(env, act):
@@ -200,7 +200,7 @@ def test_the_video_frame_is_larger_than_the_observation():
 
 def test_the_environment_needs_neither_torch_nor_lerobot():
     code = (
-        "import sys, aegis_envs.env, aegis_envs.demonstrations;"
+        "import sys, aegis_envs.tabletop.env, aegis_envs.tabletop.demonstrations;"
         "print([m for m in ('torch', 'lerobot', 'aegis_policy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -211,7 +211,7 @@ def test_a_machine_without_egl_gets_one_sentence(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", "/nowhere")
     code = (
-        "from aegis_envs.env import TabletopEnv; from aegis_envs.errors import SimulatorError\n"
+        "from aegis_envs.tabletop.env import TabletopEnv; from aegis_envs.errors import SimulatorError\n"
         "try:\n    TabletopEnv('reach').reset(seed=0)\nexcept SimulatorError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -223,7 +223,7 @@ def test_a_machine_without_egl_gets_one_sentence(monkeypatch):
 
 def test_images_come_even_where_mujoco_was_imported_first_without_a_platform():
     code = (
-        "import mujoco; from aegis_envs.env import TabletopEnv;"
+        "import mujoco; from aegis_envs.tabletop.env import TabletopEnv;"
         "print(TabletopEnv().reset(seed=0)[0]['pixels']['front'].std())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from aegis_envs.episodes import SPLITS, retarget, sample_episode
 from aegis_envs.errors import TabletopError
-from aegis_envs.scene import TRAIN_PAIRS, UNSEEN_PAIRS
-from aegis_envs.tasks import TASKS, parse_tasks
+from aegis_envs.tabletop.episodes import SPLITS, retarget, sample_episode
+from aegis_envs.tabletop.scene import TRAIN_PAIRS, UNSEEN_PAIRS
+from aegis_envs.tabletop.tasks import TASKS, parse_tasks
 
 
 def _episodes(task, split, count=60):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegis_envs.errors import TabletopError
-from aegis_envs.scene import (
+from aegis_envs.tabletop.scene import (
     ALL_PAIRS,
     BOWL_RADIUS,
     COLORS,

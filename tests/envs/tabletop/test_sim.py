@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from aegis_envs.arm import HOME_XYZ
-from aegis_envs.scene import COLORS, SHAPES, Bowl, Scene, SceneObject, Zone, sample_scene
-from aegis_envs.sim import TabletopSim
+from aegis_envs.tabletop.arm import HOME_XYZ
+from aegis_envs.tabletop.scene import COLORS, SHAPES, Bowl, Scene, SceneObject, Zone, sample_scene
+from aegis_envs.tabletop.sim import TabletopSim
 
 
 @pytest.fixture(scope="module")

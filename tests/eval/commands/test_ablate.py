@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
-from aegis_eval.ablate import AblateConfig, ablate
-from aegis_eval.action_error import ActionErrorConfig, DatasetSource, action_error, frames_spread_over
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.variants import ANCHORS, VARIANTS
-from aegis_policy.errors import AegisError
+from aegis_eval.commands.ablate import AblateConfig, ablate
+from aegis_eval.commands.action_error import (
+    ActionErrorConfig,
+    DatasetSource,
+    action_error,
+    frames_spread_over,
+)
+from aegis_eval.experiments.variants import ANCHORS, VARIANTS
+from aegis_policy.support.errors import AegisError
 
 QUICK = [
     "--variants=[]",

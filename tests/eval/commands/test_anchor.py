@@ -8,12 +8,12 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from random_data import write_random_questions
 
-from aegis_eval.anchor import AnchorConfig, build_anchor, make_anchor
-from aegis_eval.anchor_building import AnchorBuilder, drawing
-from aegis_policy.errors import AegisError
+from aegis_eval.commands.anchor import AnchorConfig, build_anchor, make_anchor
+from aegis_policy.anchors.building import AnchorBuilder, drawing
 from aegis_policy.isolation import Anchor, global_moments, w2_squared
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vqa_data import VQAExample, load_vqa
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vqa.examples import VQAExample, load_vqa
 
 COUNT = 7
 LAYER = "model.language_model.layers.1.mlp.up_proj"
@@ -240,7 +240,7 @@ def test_a_pass_that_was_stopped_is_continued_to_the_same_anchor(
 ) -> None:
     kinds = ["gaussian", "kronecker", "fisher"]
     whole = _anchor(tiny_vlm_dir, tmp_path / "whole", kinds=kinds)
-    monkeypatch.setattr("aegis_eval.anchor._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("aegis_eval.commands.anchor._SAVE_SECONDS", 0.0)
     seen: list[int] = []
     add = AnchorBuilder.add_questions
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from running_processes import wait_for, writers_under
 
-from aegis_envs.env import TabletopEnv
-from aegis_eval.compare import CompareConfig, compare
-from aegis_eval.compare_plan import Plan
-from aegis_eval.compare_stages import ROLLOUT_SEED, RunKey
-from aegis_policy.errors import AegisError
+from aegis_envs.tabletop.env import TabletopEnv
+from aegis_eval.commands.compare import CompareConfig, compare
+from aegis_eval.experiments.compare_stages import ROLLOUT_SEED, RunKey
+from aegis_eval.experiments.plan import Plan
+from aegis_policy.support.errors import AegisError
 
 
 def make_config(folder: Path, **options) -> CompareConfig:

@@ -8,8 +8,8 @@ from pathlib import Path
 import imageio.v3 as iio
 import pytest
 
-from aegis_eval.demo import DemoConfig, demo
-from aegis_policy.errors import AegisError
+from aegis_eval.commands.demo import DemoConfig, demo
+from aegis_policy.support.errors import AegisError
 
 
 @pytest.mark.xdist_group("demo")

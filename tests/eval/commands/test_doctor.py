@@ -11,9 +11,9 @@ import torch
 from random_data import write_random_dataset
 from safetensors.torch import save_file
 
-from aegis_eval.anchor import AnchorConfig, make_anchor
-from aegis_eval.doctor import check_imports, check_rendering, check_simulators, examine
-from aegis_eval.doctor_files import (
+from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.doctor import check_imports, check_rendering, check_simulators, examine
+from aegis_eval.doctor.files import (
     Training,
     check_anchor,
     check_dataset,
@@ -21,8 +21,8 @@ from aegis_eval.doctor_files import (
     read_header,
     vlm_memory,
 )
-from aegis_policy.findings import Finding
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.support.finding import Finding
+from aegis_policy.vlm.backbone import VLMBackbone
 
 
 def told(findings) -> str:
@@ -30,7 +30,7 @@ def told(findings) -> str:
 
 
 def test_it_needs_nothing_but_the_standard_library():
-    code = "import sys; old = set(sys.modules); import aegis_eval.doctor; print(*set(sys.modules) - old)"
+    code = "import sys; old = set(sys.modules); import aegis_eval.commands.doctor; print(*set(sys.modules) - old)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()} - {"aegis_eval", "aegis_policy"}
     assert loaded <= set(sys.stdlib_module_names)
@@ -200,8 +200,8 @@ def test_a_check_that_fails_does_not_hide_the_others(tiny_dataset: Path, tmp_pat
     broken = edited(tiny_dataset, tmp_path / "broken")
     (broken / "meta" / "info.json").write_text("{")
     for name in ("check_packages", "check_imports", "check_rendering", "check_video", "check_simulators"):
-        monkeypatch.setattr(f"aegis_eval.doctor.{name}", lambda: [Finding("ok", "checked")])
-    monkeypatch.setattr("aegis_eval.doctor.check_gpu", lambda vlm, training: [])
+        monkeypatch.setattr(f"aegis_eval.commands.doctor.{name}", lambda: [Finding("ok", "checked")])
+    monkeypatch.setattr("aegis_eval.commands.doctor.check_gpu", lambda vlm, training: [])
     found = list(examine(dataset=broken))
     assert (
         found[-1].status == "error" and "the dataset could not be checked (JSONDecodeError" in found[-1].what

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.drift import DriftConfig, measure_drift, relative_drift
-from aegis_policy.errors import AegisError
+from aegis_eval.commands.drift import DriftConfig, measure_drift, relative_drift
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.vlm import Prefix
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import Prefix
 
 
 def measure(checkpoint: Path, tmp_path: Path, **options):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from aegis_eval import pretrain as module
-from aegis_eval.pretrain import PretrainConfig, pretrain
-from aegis_policy.errors import AegisError
+from aegis_eval.commands import pretrain as module
+from aegis_eval.commands.pretrain import PretrainConfig, pretrain
 from aegis_policy.isolation import Anchor
-from aegis_policy.small_vlm import SmallVLMSize
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.small import SmallVLMSize
 
 _SIZE = SmallVLMSize(patch_size=32, vision_layers=1, vision_width=32, text_layers=1, text_width=32, heads=2)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from aegis_eval.report import RunSummary, read_vqa, write_report
-from aegis_policy.errors import AegisError
+from aegis_eval.commands.report import RunSummary, read_vqa, write_report
+from aegis_policy.support.errors import AegisError
 
 
 class Page(HTMLParser):

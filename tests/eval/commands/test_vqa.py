@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from aegis_envs.errors import SimulatorError
-from aegis_eval import benchmarks, vqa
-from aegis_eval.anchor import AnchorConfig, make_anchor
-from aegis_eval.answering import answer_samples
-from aegis_eval.benchmarks import load_samples
+from aegis_eval.answers.asking import answer_samples
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.vqa import VqaConfig, evaluate, main
-from aegis_policy.errors import AegisError
-from aegis_policy.vlm import VLMBackbone
+from aegis_eval.commands import vqa
+from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.vqa import VqaConfig, evaluate, main
+from aegis_eval.questions import tabletop as benchmarks
+from aegis_eval.questions.tabletop import load_samples
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
 
 SAMPLES = 18
 
@@ -23,7 +24,7 @@ SAMPLES = 18
 def test_the_command_scores_a_vlm_and_names_the_files_it_wrote(tiny_vlm_dir: Path, tmp_path: Path):
     out = tmp_path / "vqa"
     flags = [f"--vlm={tiny_vlm_dir}", f"--pretrained={tiny_vlm_dir}", f"--samples={SAMPLES}"]
-    command = [sys.executable, "-m", "aegis_eval.vqa", *flags, f"--output_dir={out}"]
+    command = [sys.executable, "-m", "aegis_eval.commands.vqa", *flags, f"--output_dir={out}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert str(out / "results.json") in done.stdout and str(out / "samples.jsonl") in done.stdout

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from running_processes import wait_for, writers_under
 
-from aegis_eval.launchers import Progress, run_jobs, run_jobs_on_ray
-from aegis_eval.stages import Job, Processes, Stage, run_stage
-from aegis_policy.errors import AegisError
+from aegis_eval.experiments.launchers import Progress, run_jobs, run_jobs_on_ray
+from aegis_eval.experiments.stage import Job, Processes, Stage, run_stage
+from aegis_policy.support.errors import AegisError
 
 
 def _stage(tmp_path: Path, name: str, code: str) -> Stage:
@@ -119,7 +119,7 @@ def test_a_training_that_saved_goes_on(tmp_path: Path) -> None:
 
 def test_commands_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from aegis_eval.stages import Processes; "
+        "from pathlib import Path; from aegis_eval.experiments.stage import Processes; "
         f"Processes().run(['sleep', '61.5'], Path({str(tmp_path / 'log')!r}), {{}})"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
@@ -175,7 +175,7 @@ def test_a_forked_command_does_not_outlive_a_killed_experiment(tmp_path: Path) -
     log = tmp_path / "log"
     command = [str(PROGRAMS / _RECORDING[0]), *_RECORDING[1:], f"--root={tmp_path / 'data'}"]
     code = (
-        "from pathlib import Path; from aegis_eval.stages import Processes; "
+        "from pathlib import Path; from aegis_eval.experiments.stage import Processes; "
         f"Processes(forked=True).run({command!r}, Path({str(log)!r}), {{}})"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as experiment:

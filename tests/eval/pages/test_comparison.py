@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aegis_eval.report import ReportConfig, find_runs, report
-from aegis_policy.errors import AegisError
+from aegis_eval.commands.report import ReportConfig, find_runs, report
+from aegis_policy.support.errors import AegisError
 
 
 class _Text(HTMLParser):

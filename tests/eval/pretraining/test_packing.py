@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from aegis_eval.packing import Block, PackedBatch, pack
-from aegis_eval.question_batches import QuestionBatches
-from aegis_policy.vlm import VLMBackbone
+from aegis_eval.pretraining.batches import QuestionBatches
+from aegis_eval.pretraining.packing import Block, PackedBatch, pack
+from aegis_policy.vlm.backbone import VLMBackbone
 
 IMAGE_TOKENS = 2
 FIRST, SECOND = Block([10, 11], [12, 13]), Block([20, 21, 22], [23])

@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from aegis_envs.scene import ALL_PAIRS, COLORS, SHAPES, Scene, SceneObject, sample_scene
-from aegis_eval.questions import (
+from aegis_envs.tabletop.scene import ALL_PAIRS, COLORS, SHAPES, Scene, SceneObject, sample_scene
+from aegis_eval.questions.templated import (
     COMPOSED_TYPES,
     TYPES,
     Question,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis_eval.official_scores import canonical, matches, vqa_accuracy, yes_no_scores
+from aegis_eval.questions.official_scores import canonical, matches, vqa_accuracy, yes_no_scores
 
 SCORED = json.loads(Path(__file__).with_name("lmms_eval_scores.json").read_text())
 

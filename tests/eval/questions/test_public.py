@@ -11,12 +11,12 @@ import pytest
 from official_files import COLOURS, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
 from PIL import Image
 
-from aegis_eval.anchor import AnchorConfig, make_anchor
-from aegis_eval.public_benchmarks import load_public, yes_no_figures
-from aegis_eval.vqa import QuestionSource, VqaConfig, evaluate
-from aegis_policy.errors import AegisError
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vqa_data import load_vqa
+from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.vqa import QuestionSource, VqaConfig, evaluate
+from aegis_eval.questions.public import load_public, yes_no_figures
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vqa.examples import load_vqa
 
 WRITERS = {
     "vqav2": write_coco,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aegis_envs.demonstrations import demonstrate
-from aegis_envs.sim import IMAGE_SIZE, TabletopSim
-from aegis_eval import robot_frames
-from aegis_eval.robot_frames import robot_frame
-from aegis_eval.scene_images import SceneImage, render_scene
+from aegis_envs.tabletop.demonstrations import demonstrate
+from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim
+from aegis_eval.questions import robot_frames
+from aegis_eval.questions.images import SceneImage, render_scene
+from aegis_eval.questions.robot_frames import robot_frame
 
 
 @pytest.fixture(scope="module")

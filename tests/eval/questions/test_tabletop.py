@@ -4,16 +4,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aegis_eval.benchmarks import (
+from aegis_eval.questions.store import SOURCES
+from aegis_eval.questions.tabletop import (
     BENCHMARKS,
     fingerprint,
     load_benchmark,
     load_samples,
     sample_images,
 )
-from aegis_eval.questions import TYPES
-from aegis_eval.scene_store import SOURCES
-from aegis_policy.errors import AegisError
+from aegis_eval.questions.templated import TYPES
+from aegis_policy.support.errors import AegisError
 
 SCENES = 12
 

@@ -3,8 +3,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from aegis_envs.scene import COLORS, SHAPES, Bowl, Scene, SceneObject, Zone, sample_scene
-from aegis_eval.questions import (
+from aegis_envs.tabletop.scene import COLORS, SHAPES, Bowl, Scene, SceneObject, Zone, sample_scene
+from aegis_eval.questions.templated import (
     TYPES,
     Question,
     all_answers,

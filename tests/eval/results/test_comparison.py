@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aegis_eval.comparison import ALL, ComparedRun, Comparison, Questions
-from aegis_eval.comparison_verdicts import headline, verdicts
-from aegis_eval.resampling import Resampling, change_estimate, estimate
+from aegis_eval.results.comparison import ALL, ComparedRun, Comparison, Questions
+from aegis_eval.results.verdicts import headline, verdicts
+from aegis_eval.statistics.resampling import Resampling, change_estimate, estimate
 
 EPISODES, SCENES = 100, 300
 TYPES = ("shape", "count")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aegis_eval.ablation_page import format_table, write_page
-from aegis_eval.ablation_statistics import Frontier, Run
+from aegis_eval.pages.ablation import format_table, write_page
+from aegis_eval.results.frontier import Frontier, Run
 
 QUESTIONS, EPISODES = 400, 50
 

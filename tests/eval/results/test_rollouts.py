@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from aegis_envs.env import TabletopEnv
-from aegis_envs.expert import expert_action
+from aegis_envs.tabletop.env import TabletopEnv
+from aegis_envs.tabletop.expert import expert_action
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.metrics import wilson_interval
-from aegis_eval.rollouts import read_rollouts
-from aegis_eval.swap import SwapConfig, swap
-from aegis_eval.swap_probe import look_alike, policy_controller, probe_controller
-from aegis_policy.errors import AegisError
+from aegis_eval.commands.swap import SwapConfig, swap
+from aegis_eval.results.rollouts import read_rollouts
+from aegis_eval.results.swap import look_alike, policy_controller, probe_controller
+from aegis_eval.statistics.intervals import wilson_interval
+from aegis_policy.support.errors import AegisError
 
 
 def test_success_is_read_per_task_with_intervals_and_videos(finished_runs: SimpleNamespace):

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aegis_eval.training_log import parse_training_log, read_curves
-from aegis_policy.errors import AegisError
+from aegis_eval.results.training_log import parse_training_log, read_curves
+from aegis_policy.support.errors import AegisError
 
 
 def test_every_meter_becomes_a_curve_and_rounded_steps_are_counted_on(finished_runs: SimpleNamespace):

@@ -4,14 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from aegis_eval.metrics import (
+from aegis_eval.statistics.intervals import (
     BlindBaseline,
     accuracy_interval,
     compare_paired,
     normalise_answer,
     wilson_interval,
 )
-from aegis_policy.vqa_data import exact_match
+from aegis_policy.vqa.examples import exact_match
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from huggingface_hub import ModelCard
 from training_steps import MakePolicy
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.vqa import VqaConfig, evaluate
+from aegis_eval.commands.vqa import VqaConfig, evaluate
+from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, add_score
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.policy_card import CARD_FILE, VQAScore, add_score
 
 
 def rows(folder: Path) -> list[str]:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.errors import AegisError
 from aegis_policy.isolation import Anchor, GaussianAnchor
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
 
 MakeConfig = Callable[..., AegisConfig]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.processor_aegis import make_aegis_pre_post_processors
+from aegis_policy.support.errors import AegisError
 
 Statistics = dict[str, dict[str, torch.Tensor]]
 

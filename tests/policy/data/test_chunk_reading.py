@@ -14,7 +14,7 @@ from lerobot.datasets.dataset_reader import DatasetReader
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from random_data import write_random_dataset
 
-from aegis_policy.chunk_reading import read_chunks_by_column
+from aegis_policy.data.chunk_reading import read_chunks_by_column
 
 CHUNK = {"action": [step / 10 for step in range(8)], "observation.state": [-0.1, 0.0]}
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from aegis_policy.action_expert import ActionExpert, read_layers, time_features
+from aegis_policy.model.expert import ActionExpert, read_layers, time_features
 
 
 @pytest.fixture

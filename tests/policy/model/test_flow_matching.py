@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from aegis_policy import flow_matching
+from aegis_policy.model import flow_matching
 
 
 def test_path_starts_at_noise_ends_at_actions_and_moves_with_the_target_velocity() -> None:

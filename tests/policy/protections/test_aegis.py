@@ -8,7 +8,7 @@ import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.isolation import GradientIsolator, LowRankProjector, ProjectedAdamW
-from aegis_policy.vlm_prompts import NO_LABEL
+from aegis_policy.vlm.prompts import NO_LABEL
 
 
 def _flat_gradients(isolator: GradientIsolator) -> list[torch.Tensor]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
-from aegis_policy import action_tokens
-from aegis_policy.action_tokens import ActionChunks, UniformBins
-from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.vqa_data import load_vqa
-from aegis_policy.vqa_loss import answer_loss
+from aegis_policy.protections import action_tokens
+from aegis_policy.protections.action_tokens import ActionChunks, UniformBins
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vqa.examples import load_vqa
+from aegis_policy.vqa.loss import answer_loss
 
 
 def _train(policy: AegisPolicy, make_batch: MakeBatch, steps: int) -> list[dict[str, float]]:

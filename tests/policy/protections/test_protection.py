@@ -7,10 +7,10 @@ import pytest
 import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
-from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
-from aegis_policy.vlm import VLMBackbone
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
 
 
 @pytest.mark.parametrize("protection", PROTECTIONS)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from aegis_policy import cli
-from aegis_policy.errors import AegisError
+from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
 
 
 @dataclass

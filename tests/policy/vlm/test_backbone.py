@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig, PaliGemmaConfig
 
-from aegis_policy.errors import AegisError
-from aegis_policy.small_vlm import SmallVLMSize, build_small_vlm
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_prompts import NO_LABEL
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.prompts import NO_LABEL
+from aegis_policy.vlm.small import SmallVLMSize, build_small_vlm
 
 _TINY = {
     "image_size": 32,

@@ -11,16 +11,16 @@ from tiny_vlms import FAMILY_RECIPES, save_tiny_vlm
 from training_steps import MakeBatch, build_optimizer, training_step
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from aegis_eval.anchor import build_anchor
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.export import ExportConfig, export
+from aegis_eval.commands.anchor import build_anchor
+from aegis_eval.commands.export import ExportConfig, export
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.vlm import VLMBackbone
-from aegis_policy.vlm_families import FAMILIES
-from aegis_policy.vlm_prompts import NO_LABEL
-from aegis_policy.vqa_data import VQAExample
+from aegis_policy.support.errors import AegisError
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.families import FAMILIES
+from aegis_policy.vlm.prompts import NO_LABEL
+from aegis_policy.vqa.examples import VQAExample
 
 QUESTIONS = ["what colour is it", "how many red cubes are there on the table"]
 ANSWERS = ["red", "two"]
@@ -182,7 +182,7 @@ def test_twenty_steps_under_aegis_a_checkpoint_and_an_export(
     ("family", "sentence"),
     [
         ('Family("model.language_model.layers", "model.vision_tower", "model.multi_modal_projector")', None),
-        ('"a string"', "llava = my_vlms:LLAVA of aegis_policy.vlm_families is no Family"),
+        ('"a string"', "llava = my_vlms:LLAVA of aegis_policy.vlm.families is no Family"),
         ("undefined", "cannot be loaded"),
         ("Family()", "cannot be loaded"),
         (
@@ -200,11 +200,11 @@ def test_another_family_comes_from_an_installed_package(
         VLMBackbone.from_pretrained(directory)
     (tmp_path / "site" / "my_vlms-1.0.dist-info").mkdir(parents=True)
     (tmp_path / "site" / "my_vlms.py").write_text(
-        f"from aegis_policy.vlm_families import Family\n{'' if family == 'undefined' else f'LLAVA = {family}'}\n"
+        f"from aegis_policy.vlm.families import Family\n{'' if family == 'undefined' else f'LLAVA = {family}'}\n"
     )
     metadata = tmp_path / "site" / "my_vlms-1.0.dist-info"
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my_vlms\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[aegis_policy.vlm_families]\nllava = my_vlms:LLAVA\n")
+    (metadata / "entry_points.txt").write_text("[aegis_policy.vlm.families]\nllava = my_vlms:LLAVA\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.delitem(sys.modules, "my_vlms", raising=False)
     if sentence is not None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
-from aegis_policy.errors import AegisError
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.support.errors import AegisError
 
 
 def _probed(make_policy: MakePolicy, tiny_vqa: Path, protection: str = "none", **options: Any) -> AegisPolicy:

@@ -1,0 +1,1 @@
+"""From a pretrained model and samples to the anchor that protects it."""

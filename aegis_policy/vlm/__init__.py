@@ -1,0 +1,1 @@
+"""Any transformers image-text-to-text model, as the policy's prefix encoder and as what answers questions."""

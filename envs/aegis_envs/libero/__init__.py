@@ -1,0 +1,1 @@
+"""LeRobot's LIBERO behind a check of what is missing."""

@@ -1,0 +1,1 @@
+"""Meta-World's fifty tasks, drawn fast, with their scripted experts."""

@@ -1,0 +1,1 @@
+"""Recording demonstrations of scripted experts as LeRobot datasets."""

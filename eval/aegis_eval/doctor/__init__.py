@@ -1,0 +1,1 @@
+"""What a machine or files lack, and the mend."""

@@ -1,0 +1,1 @@
+"""Experiments as commands: what is run, in which order, where, and what it costs."""

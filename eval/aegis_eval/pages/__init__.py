@@ -1,0 +1,1 @@
+"""Results as pages: HTML, SVG and Markdown."""

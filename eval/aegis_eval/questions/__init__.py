@@ -1,0 +1,1 @@
+"""Questions and their right answers: about rendered tabletops, and of public benchmarks."""

@@ -1,0 +1,1 @@
+"""What finished commands left behind, and what it lets one conclude."""
