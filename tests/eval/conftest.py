@@ -11,13 +11,13 @@ import pytest
 
 from aegis_envs.tabletop.env import TabletopEnv
 from aegis_envs.tabletop.expert import expert_action
+from aegis_eval.answers.blind import BlindBaseline
 from aegis_eval.answers.scoring import score_answers
 from aegis_eval.commands.report import write_report
 from aegis_eval.questions.tabletop import Sample, load_samples
 from aegis_eval.results.comparison import ComparedRun, Questions
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.swap import SwapProbe
-from aegis_eval.statistics.intervals import BlindBaseline
 from aegis_policy.vqa.examples import exact_match
 
 EPISODES = {"reach": 40, "pick": 30}

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from aegis_eval.answers.blind import BlindBaseline
 from aegis_eval.statistics.intervals import (
-    BlindBaseline,
     Interval,
     PairedComparison,
     accuracy_interval,

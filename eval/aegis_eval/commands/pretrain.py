@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from aegis_envs.tabletop.tasks import TASKS
 from aegis_eval.answers.asking import answer_samples
+from aegis_eval.answers.blind import MAX_BLIND_SCENES, BlindBaseline, blind_baseline
 from aegis_eval.answers.scoring import Scores, format_table, score_answers
 from aegis_eval.commands.anchor import AnchorConfig, build_anchor
 from aegis_eval.pretraining.batches import QuestionBatches
@@ -28,10 +29,9 @@ from aegis_eval.pretraining.packing import PackedBatch
 from aegis_eval.pretraining.state import TrainingState
 from aegis_eval.pretraining.vision_warmup import PatchNamer
 from aegis_eval.questions.store import default_cache_dir, scene_images
-from aegis_eval.questions.tabletop import MAX_BLIND_SCENES, Sample, blind_baseline, load_samples
+from aegis_eval.questions.tabletop import Sample, load_samples
 from aegis_eval.questions.templated import all_words
 from aegis_eval.results.provenance import provenance
-from aegis_eval.statistics.intervals import BlindBaseline
 from aegis_policy.support import cli, ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_directory, require_new_directory

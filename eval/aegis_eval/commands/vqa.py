@@ -17,6 +17,7 @@ from typing import Any
 from accelerate import PartialState
 
 from aegis_eval.answers.asking import AskedWithImage, answer_samples
+from aegis_eval.answers.blind import MAX_BLIND_SCENES, BlindBaseline, blind_baseline
 from aegis_eval.answers.lmms_eval import write_lmms_eval
 from aegis_eval.answers.log import AnswerLog
 from aegis_eval.answers.pretrained import PretrainedAnswers
@@ -33,13 +34,10 @@ from aegis_eval.questions.public import (
 )
 from aegis_eval.questions.tabletop import (
     BENCHMARKS,
-    MAX_BLIND_SCENES,
-    blind_baseline,
     fingerprint,
     load_samples,
 )
 from aegis_eval.results.provenance import provenance
-from aegis_eval.statistics.intervals import BlindBaseline
 from aegis_policy.checkpoint.card import VQAScore, add_score
 from aegis_policy.support import cli, ranks
 from aegis_policy.support.errors import AegisError

@@ -17,7 +17,6 @@ from aegis_envs.tabletop.sim import TabletopSim
 from aegis_eval.questions.images import SPLITS, SceneImage
 from aegis_eval.questions.store import SOURCES, default_cache_dir, rendering, scene_images
 from aegis_eval.questions.templated import COMPOSED_TYPES, TYPES, ask
-from aegis_eval.statistics.intervals import BlindBaseline
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample, exact_match
 
@@ -43,7 +42,6 @@ attributes and a relation, as no training question does. `tabletop_robot`: the t
 frames of robot episodes."""
 _QUESTION_STREAM = 7919
 """Keeps the generator of the questions apart from the one that drew the scene."""
-MAX_BLIND_SCENES = 800
 _FEW = 100
 
 
@@ -159,12 +157,15 @@ def vqa_examples(name: str, split: str, count: int, seed: int) -> Iterator[VQAEx
         yield VQAExample(sample.image, sample.question, sample.answer)
 
 
-def blind_baseline(
-    name: str, n_scenes: int = MAX_BLIND_SCENES, seed: int = 0, *, cache_dir: Path | None = None
-) -> BlindBaseline:
-    """Majority answers of the first `n_scenes` scenes of a training split."""
-    training = load_benchmark(_known(name).guesser, "train", n_scenes, seed, cache_dir=cache_dir)
-    return BlindBaseline().fit((sample.question, sample.answer, sample.type) for sample in training)
+def guesser_questions(
+    name: str, n_scenes: int, seed: int = 0, *, cache_dir: Path | None = None
+) -> list[Sample]:
+    """What a blind guesser of a benchmark has seen: the first `n_scenes` scenes of a training split.
+
+    Raises:
+        AegisError: as `load_benchmark`.
+    """
+    return load_benchmark(_known(name).guesser, "train", n_scenes, seed, cache_dir=cache_dir)
 
 
 def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:

@@ -1,18 +1,15 @@
-"""How answers are scored: intervals, paired comparison of two models, and a blind baseline.
+"""How sure a score is: intervals, and the paired comparison of two models.
 
 Pure functions over arrays and strings; nothing here knows models, images or files.
 """
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-
-from aegis_policy.vqa.examples import normalise_answer
 
 Interval = tuple[float, float]
 
@@ -181,29 +178,3 @@ def _bootstrap_mean(
         means.append(draws @ sums / (draws @ sizes))
     low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
-
-
-class BlindBaseline:
-    """The best answer without looking: the majority of the same text, else of the same type, in training.
-
-    It is fitted on a training split. A text counts from `min_count` occurrences.
-    """
-
-    def __init__(self, min_count: int = 5) -> None:
-        self.min_count = min_count
-        self._by_text: dict[str, Counter[str]] = defaultdict(Counter)
-        self._by_type: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def fit(self, questions: Iterable[tuple[str, str, str]]) -> "BlindBaseline":
-        """Count (text, answer, type) triples."""
-        for text, answer, kind in questions:
-            self._by_text[normalise_answer(text)][normalise_answer(answer)] += 1
-            self._by_type[kind][normalise_answer(answer)] += 1
-        return self
-
-    def predict(self, text: str, kind: str) -> str:
-        """The majority answer, ties going to the alphabet's first; an empty string for a type never seen."""
-        counts = self._by_text.get(normalise_answer(text), Counter())
-        if counts.total() < self.min_count:
-            counts = self._by_type.get(kind, Counter())
-        return min(counts, key=lambda answer: (-counts[answer], answer), default="")

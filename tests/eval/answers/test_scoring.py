@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from aegis_eval.answers.blind import BlindBaseline
 from aegis_eval.answers.scoring import score_answers
-from aegis_eval.statistics.intervals import BlindBaseline
 
 
 @dataclass(frozen=True)

@@ -5,32 +5,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from aegis_eval.statistics.intervals import (
-    BlindBaseline,
     accuracy_interval,
     compare_paired,
-    normalise_answer,
     wilson_interval,
 )
-from aegis_policy.vqa.examples import exact_match
-
-
-@pytest.mark.parametrize(
-    ("given_answer", "answer", "same"),
-    [
-        ("Green Cylinder.", "green cylinder", True),
-        ("  yes\n", "yes", True),
-        ("no!", "yes", False),
-        ("", "yes", False),
-        ("green", "green cylinder", False),
-    ],
-)
-def test_exact_match_ignores_case_punctuation_and_spaces_only(given_answer, answer, same):
-    assert exact_match(given_answer, answer) is same
-
-
-@given(st.text(alphabet="aBé7 .,!?'\n\t-"))
-def test_normalising_twice_changes_nothing(text):
-    assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
 
 
 @given(st.integers(1, 400), st.data())
@@ -114,11 +92,3 @@ def test_accuracy_intervals_know_about_shared_images():
 def test_a_paired_comparison_needs_the_same_samples():
     with pytest.raises(ValueError, match="needs the same samples"):
         compare_paired([True], [True, False])
-
-
-def test_blind_baseline_answers_by_text_then_by_type_and_never_without_training():
-    training = [("is it red?", "yes", "existence")] * 6 + [("is it blue?", "no", "existence")] * 20
-    baseline = BlindBaseline(min_count=5).fit(training)
-    assert baseline.predict("Is it red", "existence") == "yes"
-    assert baseline.predict("is it cyan?", "existence") == "no"
-    assert baseline.predict("how many?", "count") == ""
