@@ -81,18 +81,13 @@ training without a second gradient:
 """
 
 from aegis_policy.isolation._anchor import Anchor
-from aegis_policy.isolation._factors import Block, FactorAccumulator, LinearFactors, select_blocks
+from aegis_policy.isolation._blocked_components import BlockedComponents, select_blocks
+from aegis_policy.isolation._factors import FactorAccumulator, LinearFactors
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._isolator import GRANULARITIES, GradientIsolator
 from aegis_policy.isolation._low_rank import LowRankProjector
-from aegis_policy.isolation._moments import (
-    EPS,
-    MomentAccumulator,
-    Moments,
-    NoiseAccumulator,
-    global_moments,
-    masked_moments,
-)
+from aegis_policy.isolation._moment_accumulators import MomentAccumulator, NoiseAccumulator
+from aegis_policy.isolation._moments import EPS, Moments, global_moments, masked_moments
 from aegis_policy.isolation._optimizer import ProjectedAdamW, ProjectedStep
 from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
@@ -105,7 +100,7 @@ __all__ = [
     "PLACES",
     "Anchor",
     "AnchorError",
-    "Block",
+    "BlockedComponents",
     "CovarianceSketch",
     "FactorAccumulator",
     "GaussianAnchor",

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from aegis_policy.isolation._moments import all_reduce_sum_, at_least_float32, is_distributed
+from aegis_policy.isolation._numerics import at_least_float32
+from aegis_policy.isolation._ranks import all_reduce_sum_, is_distributed
 
 
 class AnchorGradients:

@@ -10,12 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from aegis_policy.isolation._moments import (
-    EPS,
-    MomentAccumulator,
-    Moments,
-    at_least_float32,
-)
+from aegis_policy.isolation._moment_accumulators import MomentAccumulator
+from aegis_policy.isolation._moments import EPS, Moments
+from aegis_policy.isolation._numerics import at_least_float32
 
 REBUILD = "rebuild it with aegis-anchor"
 

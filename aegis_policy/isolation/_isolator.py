@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from aegis_policy.isolation._anchor_gradients import AnchorGradients
 from aegis_policy.isolation._gaussian import GaussianAnchor, w2_cotangents, w2_squared
-from aegis_policy.isolation._moments import EPS, MomentAverage, at_least_float32, global_moments
+from aegis_policy.isolation._moment_average import MomentAverage
+from aegis_policy.isolation._moments import EPS, global_moments
+from aegis_policy.isolation._numerics import at_least_float32
 from aegis_policy.isolation._projection import LayerProjection, project_
 from aegis_policy.isolation._projector import (
     PLACES,

@@ -1,19 +1,19 @@
 """Keeps the protected components of linear layers' weights where they are."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from aegis_policy.isolation._factors import Block
+from aegis_policy.isolation._blocked_components import BlockedComponents
+from aegis_policy.isolation._numerics import whole_float32_products
 from aegis_policy.isolation._projector import PLACES, Descent, Projector, gradient_of, one_of
 
 
 class LowRankProjector(Projector):
     """Takes the blocked components out of every step of the layers' weights.
 
-    With input directions U, output directions V and strengths S of a `Block`, a step D of a layer's weight becomes
+    With input directions U, output directions V and strengths S of its `BlockedComponents`, a step D of a weight becomes
 
         D - V (S * (V^T D U)) U^T
 
@@ -31,25 +31,25 @@ class LowRankProjector(Projector):
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Linear], blocks: Mapping[str, Block], acts_on: str = "update"
+        self, layers: Mapping[str, nn.Linear], blocks: Mapping[str, BlockedComponents], acts_on: str = "update"
     ) -> None:
         if unknown := sorted(blocks.keys() - layers.keys()):
             raise ValueError(f"There are blocks for {', '.join(unknown)}, which are no layers of this model.")
         self.acts_on = one_of("acts_on", acts_on, PLACES)
-        self._blocks: list[tuple[nn.Parameter, Block]] = []
+        self.blocks: list[tuple[nn.Parameter, BlockedComponents]] = []
         for name, block in blocks.items():
             weight = layers[name].weight
             assert isinstance(weight, nn.Parameter)
             _check_fit(name, weight, block)
             if weight.requires_grad:
-                self._blocks.append((weight, block))
-        if not self._blocks:
+                self.blocks.append((weight, block))
+        if not self.blocks:
             raise ValueError("No layer with a block requires gradients: there is nothing to protect.")
         self._shed: Tensor | None = None
 
     @property
     def protected(self) -> list[nn.Parameter]:
-        return [weight for weight, _ in self._blocks]
+        return [weight for weight, _ in self.blocks]
 
     def prepare(self) -> None:
         """Blocks are always at hand."""
@@ -58,14 +58,14 @@ class LowRankProjector(Projector):
     def project_(self, descent: Descent = gradient_of) -> None:
         steps = [
             (index, step)
-            for index, (weight, _) in enumerate(self._blocks)
+            for index, (weight, _) in enumerate(self.blocks)
             if (step := descent(weight)) is not None
         ]
         if not steps:
             self._shed = None
             return
         norms = torch.stack(torch._foreach_norm([step for _, step in steps]))
-        with _whole_float32_products():
+        with whole_float32_products():
             removed = torch.stack([self._block(index, step).remove_(step) for index, step in steps]).sum()
         self._shed = removed / norms.square().sum()
 
@@ -79,9 +79,9 @@ class LowRankProjector(Projector):
             gradient: of each protected parameter, or None where there is none.
         """
         inside, whole = [], []
-        device = self._blocks[0][0].device.type
-        with _whole_float32_products(), torch.autocast(device, enabled=False):
-            for index, (weight, _) in enumerate(self._blocks):
+        device = self.blocks[0][0].device.type
+        with whole_float32_products(), torch.autocast(device, enabled=False):
+            for index, (weight, _) in enumerate(self.blocks):
                 if (other := gradient(weight)) is not None:
                     whole.append(other.square().sum())
                     inside.append(self._block(index, other).remove_(other.clone()))
@@ -94,26 +94,15 @@ class LowRankProjector(Projector):
         """`blocked_energy`: the share of the last step's squared norm, over all blocked layers, that was taken away."""
         return {"blocked_energy": 0.0 if self._shed is None else float(torch.nan_to_num(self._shed))}
 
-    def _block(self, index: int, step: Tensor) -> Block:
-        weight, block = self._blocks[index]
+    def _block(self, index: int, step: Tensor) -> BlockedComponents:
+        weight, block = self.blocks[index]
         if block.strength.device != step.device or block.strength.dtype != step.dtype:
             block = block.to(step)
-            self._blocks[index] = weight, block
+            self.blocks[index] = weight, block
         return block
 
 
-@contextmanager
-def _whole_float32_products() -> Iterator[None]:
-    """Trainers turn TF32 on, with which a GPU would leave a thousandth of a blocked component in."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _check_fit(name: str, weight: nn.Parameter, block: Block) -> None:
+def _check_fit(name: str, weight: nn.Parameter, block: BlockedComponents) -> None:
     outputs = None if block.output_vectors_EJ is None else block.output_vectors_EJ.shape[0]
     inputs = block.input_vectors_DK.shape[0]
     if inputs != weight.shape[1] or outputs not in (None, weight.shape[0]):

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from aegis_policy.isolation._gaussian import GaussianAnchor, w2_cotangents, w2_squared
-from aegis_policy.isolation._moments import EPS, global_moments, rank_count
+from aegis_policy.isolation._moments import EPS, global_moments
+from aegis_policy.isolation._ranks import rank_count
 
 
 def weight_penalty(

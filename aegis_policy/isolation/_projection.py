@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aegis_policy.isolation._moments import at_least_float32
+from aegis_policy.isolation._numerics import at_least_float32
 
 _SMALLEST_SQUARE = torch.finfo(torch.float32).tiny  # a squared norm below it has lost digits, or is zero
 _NOISE_SQUARE = 1e-12  # a remainder shorter than 1e-6 of the gradient it came from is float32 rounding

@@ -190,8 +190,8 @@ def test_the_backbone_learns_only_outside_its_blocks(make: Callable[[str], Any],
     (projector,) = parameters.projectors
     assert isinstance(projector, LowRankProjector)
     names = {id(layer.weight): layer_name for layer_name, layer in layers.items()}
-    assert len(projector._blocks) == len(anchor.factors)
-    for weight, block in projector._blocks:
+    assert len(projector.blocks) == len(anchor.factors)
+    for weight, block in projector.blocks:
         moved = (weight.detach() - before[names[id(weight)]]).float()
         assert moved.norm() > 0, "gradients flow"
         assert block.output_vectors_EJ is not None

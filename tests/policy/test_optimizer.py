@@ -110,7 +110,7 @@ def test_eight_bits_leave_nothing_in_the_blocks(make_policy: MakePolicy, make_ba
         training_step(policy, optimizer, make_batch(seed=step))
     (projector,) = policy.protection.projectors
     assert isinstance(projector, LowRankProjector)
-    for weight, block in projector._blocks:
+    for weight, block in projector.blocks:
         change = weight.detach() - before[id(weight)]
         assert change.norm() > 0
         assert (change @ block.input_vectors_DK).norm() < 1e-3 * change.norm()

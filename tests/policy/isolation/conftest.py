@@ -13,7 +13,7 @@ from aegis_policy.isolation import GaussianAnchor
 L, B, T, D = 3, 4, 6, 8
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A pre-norm residual block that returns a tuple, as many decoder layers do."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Block(nn.Module):
         return (x_BTD + self.down(nn.functional.gelu(self.up(self.norm(x_BTD)))),)
 
 
-class CheckpointedBlock(Block):
+class CheckpointedBlock(ResidualBlock):
     """Checkpoints the whole call, hooks included, as transformers' checkpointed layers do."""
 
     use_reentrant = False
@@ -34,7 +34,7 @@ class CheckpointedBlock(Block):
 
 
 class Backbone(nn.Module):
-    def __init__(self, block: Callable[[], Block] = Block) -> None:
+    def __init__(self, block: Callable[[], ResidualBlock] = ResidualBlock) -> None:
         super().__init__()
         self.layers = nn.ModuleList(block() for _ in range(L))
         self.head = nn.Linear(D, 2)
@@ -60,7 +60,7 @@ class Setting:
 
 @pytest.fixture
 def make_setting() -> Callable[..., Setting]:
-    def make(block: Callable[[], Block] = Block, seed: int = 0) -> Setting:
+    def make(block: Callable[[], ResidualBlock] = ResidualBlock, seed: int = 0) -> Setting:
         torch.manual_seed(seed)
         model = Backbone(block)
         lengths_B = torch.tensor([T, 2, 4, 1])

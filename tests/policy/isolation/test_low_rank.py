@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aegis_policy.isolation import (
-    Block,
+    BlockedComponents,
     FactorAccumulator,
     GradientIsolator,
     LowRankProjector,
@@ -153,7 +153,7 @@ def test_removing_is_the_projection_in_float64(setting):
         - V.double() @ (S.double() * (V.T.double() @ change.double() @ U.double())) @ U.T.double()
     )
     ours = change.clone()
-    shed = Block(U, V, S).remove_(ours)
+    shed = BlockedComponents(U, V, S).remove_(ours)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(shed.double(), (change.double() - expected).square().sum(), rtol=1e-5, atol=0)
 
@@ -202,7 +202,7 @@ def test_what_no_projector_knows_steps_as_in_plain_adamw(make_setting):
 
 def test_a_step_without_blocked_components_comes_back_bit_for_bit(make_setting):
     ours, plain = make_setting(), make_setting()
-    zero = Block(torch.eye(8)[:, :2], None, torch.zeros(2))
+    zero = BlockedComponents(torch.eye(8)[:, :2], None, torch.zeros(2))
     train(ours, LowRankProjector(linears(ours), {"0.up": zero}), steps=3)
     optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-2)
     for _ in range(3):
@@ -248,11 +248,11 @@ def test_bfloat16_weights_are_blocked_to_their_own_precision(setting):
 @pytest.mark.parametrize(
     ("name", "block", "complaint"),
     [
-        ("9.up", Block(torch.eye(8), None, torch.ones(8)), r"9\.up, which are no layers"),
-        ("0.up", Block(torch.eye(5), None, torch.ones(5)), r"shape \(16, 5\), but it has \(16, 8\)"),
+        ("9.up", BlockedComponents(torch.eye(8), None, torch.ones(8)), r"9\.up, which are no layers"),
+        ("0.up", BlockedComponents(torch.eye(5), None, torch.ones(5)), r"shape \(16, 5\), but it has \(16, 8\)"),
         (
             "0.up",
-            Block(torch.eye(8), torch.eye(3), torch.ones(3, 8)),
+            BlockedComponents(torch.eye(8), torch.eye(3), torch.ones(3, 8)),
             r"shape \(3, 8\), but it has \(16, 8\)",
         ),
     ],
@@ -265,9 +265,9 @@ def test_blocks_of_another_model_are_refused(setting, name, block, complaint):
 def test_nothing_that_learns_is_an_error(setting):
     setting.model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to protect"):
-        LowRankProjector(linears(setting), {"0.up": Block(torch.eye(8), None, torch.ones(8))})
+        LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8), None, torch.ones(8))})
 
 
 def test_an_unknown_place_is_refused(setting):
     with pytest.raises(ValueError, match="acts_on='weights' is unknown"):
-        LowRankProjector(linears(setting), {"0.up": Block(torch.eye(8), None, torch.ones(8))}, "weights")
+        LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8), None, torch.ones(8))}, "weights")

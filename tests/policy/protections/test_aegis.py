@@ -73,7 +73,7 @@ def test_blocked_components_stay_while_the_rest_learns(
     for projector in policy.protection.projectors:
         assert isinstance(projector, LowRankProjector)
         names = {id(layer.weight): name for name, layer in policy.vlm.linear_layers.items()}
-        for weight, block in projector._blocks:
+        for weight, block in projector.blocks:
             moved = weight.detach() - before[names[id(weight)]]
             inside = moved @ block.input_vectors_DK
             if block.output_vectors_EJ is not None:
