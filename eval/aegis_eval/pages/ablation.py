@@ -9,7 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from aegis_eval.statistics.resampling import Estimate
+from aegis_eval.statistics.tables import Table
+from aegis_eval.statistics.text import number, rate
 from aegis_policy.support.files import atomic_write
+
+_HEADER = ("variant", "VQA accuracy %", "retained %", "action error", "gain kept %")
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#3f7d20", "#7a4fa3", "#b8860b", "#20807a", "#b03a6f", "#555555")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -41,33 +46,24 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
 
 def format_table(frontier: Mapping[str, Any]) -> str:
     """Markdown, a row a variant: accuracy, retained share, action error, share of the gain; with 95 % intervals."""
-    lines = [
-        "| variant | VQA accuracy % | retained % | action error | gain kept % |",
-        "|---|---|---|---|---|",
-        f"| (pretrained) | {100 * frontier['pretrained']:.1f} | 100 | | |",
-    ]
-    for name, row in frontier["variants"].items():
-        cells = [
-            _cell(row["accuracy"], 100, 1),
-            _cell(row["retained"], 100, 1),
-            _cell(row["action_error"], 1, 3),
-            _cell(row["gain_kept"], 100, 0) if row["gain_kept"] else "",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    gain = _cell(frontier["gain"], 1, 3)
-    one_seed = all(len(row["by_seed"]) == 1 for row in frontier["variants"].values())
+    variants = frontier["variants"]
+    rows = [["(pretrained)", f"{100 * frontier['pretrained']:.1f}", "100"]]
+    for name, row in variants.items():
+        shares = [rate(_estimate(row[key])) for key in ("accuracy", "retained")]
+        kept = rate(_estimate(row["gain_kept"]), 0) if row["gain_kept"] else ""
+        rows.append([name, *shares, number(_estimate(row["action_error"])), kept])
+    one_seed = all(len(row["by_seed"]) == 1 for row in variants.values())
     over = "scenes and episodes, one seed" if one_seed else "seeds, scenes, episodes"
-    lines += [
-        "",
-        f"`stop_gradient` errs more than `none` by {gain}; brackets: 95 % intervals over {over}.",
-        "",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{Table(_HEADER, rows).markdown()}\n\n"
+        f"`stop_gradient` errs more than `none` by {number(_estimate(frontier['gain']))}; "
+        f"brackets: 95 % intervals over {over}.\n"
+    )
 
 
-def _cell(estimate: Mapping[str, Any], scale: float, digits: int) -> str:
-    low, high = (f"{scale * bound:.{digits}f}" for bound in estimate["ci"])
-    return f"{scale * estimate['value']:.{digits}f} [{low}, {high}]"
+def _estimate(written: Mapping[str, Any]) -> Estimate:
+    low, high = written["ci"]
+    return Estimate(written["value"], (low, high))
 
 
 def _frontier(frontier: Mapping[str, Any]) -> Figure:

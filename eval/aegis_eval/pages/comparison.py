@@ -21,6 +21,7 @@ from aegis_eval.results.run import RunSummary
 from aegis_eval.results.training_log import Curve
 from aegis_eval.statistics.intervals import accuracy_interval, wilson_interval
 from aegis_eval.statistics.resampling import bits
+from aegis_eval.statistics.tables import Table
 from aegis_eval.statistics.text import change, p_value, rate
 from aegis_policy.support.files import atomic_write
 
@@ -86,12 +87,12 @@ def _html(
         f'<div class="card wide">{_scatter(results, runs, asked)}</div>',
         "<h2>All protections at the same learning rate</h2>",
         f'<p class="soft">{escape(_HOW)}</p>',
-        page.table(tables.HEADER, tables.rows(common)),
+        page.table(tables.table(common)),
     ]
     if "tuned" in summaries:
         parts += ["<h2>Each at its own learning rate</h2>", f'<p class="soft">{escape(_TUNED)}</p>']
         parts += [_conclusions(summaries["tuned"])]
-        parts += [page.table(tables.HEADER, tables.rows(summaries["tuned"])), _tuning(results)]
+        parts += [page.table(tables.table(summaries["tuned"])), _tuning(results)]
     parts += [_tasks(common), *(_types(common, name) for name in asked), _curves(runs)]
     if folder is not None:
         parts += [films_side_by_side(_films(folder, runs), _told(results)), _questions(folder, runs)]
@@ -177,7 +178,9 @@ def _tuning(results: Json) -> str:
         ]
         for each in results["tuning"]
     ]
-    table = page.table(["protection", "backbone lr", "success, validation %", "answers retained %"], rows)
+    table = page.table(
+        Table(["protection", "backbone lr", "success, validation %", "answers retained %"], rows)
+    )
     return f"<details><summary>What the rates were chosen by</summary>{table}</details>"
 
 
@@ -195,7 +198,7 @@ def _tasks(comparison: Comparison) -> str:
         for task, success in by_task.items()
         if task != ALL
     ]
-    table = page.table(["protection", "split", "task", "success %", "against none"], rows)
+    table = page.table(Table(["protection", "split", "task", "success %", "against none"], rows))
     return f"<h2>Success by task</h2>{table}"
 
 
@@ -215,7 +218,7 @@ def _types(comparison: Comparison, benchmark: str) -> str:
     )
     return (
         f"<h2>{escape(_BENCHMARKS.get(benchmark, benchmark).capitalize())}, by type</h2>"
-        f'<p class="soft">{text}</p>{page.table(header, rows, total=True)}'
+        f'<p class="soft">{text}</p>{page.table(Table(header, rows, total=True))}'
     )
 
 

@@ -6,11 +6,12 @@ from typing import Any
 from aegis_eval.results.comparison import ALL, Comparison, ProtectionResult
 from aegis_eval.results.verdicts import headline, verdicts
 from aegis_eval.statistics.intervals import wilson_interval
+from aegis_eval.statistics.tables import Table
 from aegis_eval.statistics.text import change, rate
 
 Json = Mapping[str, Any]
 _OURS = "aegis"
-HEADER = [
+_HEADER = [
     "protection",
     "backbone lr",
     "success, test %",
@@ -54,9 +55,9 @@ def sentences(comparison: Comparison) -> list[str]:
     return [headline(comparison, benchmark="tabletop"), *known]
 
 
-def rows(comparison: Comparison) -> list[list[str]]:
-    """Cells under `HEADER`, a row a protection."""
-    return [[name, *_cells(row)] for name, row in comparison.protections.items()]
+def table(comparison: Comparison) -> Table:
+    """What was measured, a row a protection."""
+    return Table(_HEADER, [[name, *_cells(row)] for name, row in comparison.protections.items()])
 
 
 def _cells(row: ProtectionResult) -> list[str]:
@@ -87,6 +88,5 @@ def markdown(results: Json, summaries: Mapping[str, Comparison]) -> str:
     for name, comparison in summaries.items():
         first, *rest = sentences(comparison)
         lines += [titles[name], "", f"**{first}**", "", *(f"- {each}" for each in rest), ""]
-        lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows(comparison)] + [""]
+        lines += [table(comparison).markdown(), ""]
     return "\n".join(lines)

@@ -5,7 +5,6 @@ import io
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from aegis_eval.statistics.tables import Table
 from aegis_policy.support.errors import AegisError
 
 _CSS = """
@@ -80,12 +80,12 @@ def page(title: str, body: str) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = False) -> str:
-    """A table of texts, which scrolls sideways where it does not fit; `total` sets the last row off."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+def table(shown: Table) -> str:
+    """A table of texts, which scrolls sideways where it does not fit; its total is set off."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in shown.header)
     lines = []
-    for index, row in enumerate(rows):
-        mark = ' class="total"' if total and index == len(rows) - 1 else ""
+    for index, row in enumerate(shown.rows):
+        mark = ' class="total"' if shown.total and index == len(shown.rows) - 1 else ""
         cells = f'<th scope="row">{escape(row[0])}</th>' + "".join(
             f"<td>{escape(cell)}</td>" for cell in row[1:]
         )

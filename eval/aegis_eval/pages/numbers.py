@@ -7,6 +7,7 @@ from aegis_eval.pages import html as page
 from aegis_eval.pages.svg import SERIES, Point, curve_figure, rate_figure
 from aegis_eval.results.rollouts import Rollouts, TaskSuccess
 from aegis_eval.results.run import Json, RunSummary
+from aegis_eval.statistics.tables import Table
 
 CURVES = {
     "loss": ("Task loss", "flow-matching loss", True),
@@ -88,7 +89,9 @@ def success(runs: Sequence[RunSummary]) -> str:
     )
     rows = [[task, *(_success_cell(found.get(task)) for found in by_task.values())] for task in tasks]
     parts = [f'<div class="card">{figure}</div>']
-    parts.append(f'<div class="card">{page.table(["task", *by_task], rows, total="all" in tasks)}</div>')
+    parts.append(
+        f'<div class="card">{page.table(Table(["task", *by_task], rows, total="all" in tasks))}</div>'
+    )
     return f'<h2>Success</h2><div class="grid">{"".join(parts)}</div>{_swaps(runs)}'
 
 
@@ -118,7 +121,7 @@ def _swaps(runs: Sequence[RunSummary]) -> str:
         "named, and did the swap change where it went?"
     )
     header = ["run", "task", "went to the named object", "swap changed the object"]
-    shown = f'<div class="card">{page.table(header, rows)}</div>'
+    shown = f'<div class="card">{page.table(Table(header, rows))}</div>'
     return f'<h2>Does it listen?</h2><p class="soft">{text}</p>{shown}'
 
 
@@ -157,7 +160,7 @@ def retention(runs: Sequence[RunSummary]) -> str:
     return (
         f'<h2>What the backbone still answers</h2><p class="soft">{text}</p><div class="grid">'
         f'<div class="card wide">{figure}</div>'
-        f'<div class="card wide">{page.table(header, cells, total=True)}</div></div>'
+        f'<div class="card wide">{page.table(Table(header, cells, total=True))}</div></div>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Estimates as a reader sees them: percent, with their intervals."""
+"""Estimates as a reader sees them, with their intervals: rates in percent, changes in points, other numbers."""
 
 from aegis_eval.statistics.resampling import Estimate
 
@@ -13,6 +13,12 @@ def change(estimate: Estimate) -> str:
     """Points, signed, with their interval: `−2.1 [−4.0, +0.1]`."""
     low, high = estimate.ci
     return f"{100 * estimate.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
+
+
+def number(estimate: Estimate, digits: int = 3) -> str:
+    """A value that is no share, with its interval: `0.412 [0.398, 0.431]`."""
+    low, high = estimate.ci
+    return f"{estimate.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def p_value(value: float) -> str:
