@@ -18,6 +18,7 @@ from aegis_eval.questions.tabletop import Sample, load_samples
 from aegis_eval.results.comparison import ComparedRun, Questions
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.swap import SwapProbe
+from aegis_policy.support.json_files import write_json
 from aegis_policy.vqa.examples import exact_match
 
 EPISODES = {"reach": 40, "pick": 30}
@@ -36,17 +37,18 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="session")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory, samples: list[Sample]) -> SimpleNamespace:
-    """`unprotected` and `aegis`: folders with `eval/`, `vqa/` and `train.log`, as the commands write them."""
+    """`unprotected` and `aegis`: folders with `eval/`, `vqa/`, `swap.json` and `train.log`, as commands write them."""
     root = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
     runs = SimpleNamespace(unprotected=root / "unprotected", aegis=root / "aegis")
     pretrained = _answers(samples, 0.96, rng)
-    for folder, rate, kept, codec in (
-        (runs.unprotected, 0.7, 0.75, "libx264"),
-        (runs.aegis, 0.75, 0.99, "mpeg4"),
+    for folder, rate, kept, codec, swapped in (
+        (runs.unprotected, 0.7, 0.75, "libx264", SwapProbe("reach", "test", 25, 41, 19)),
+        (runs.aegis, 0.75, 0.99, "mpeg4", SwapProbe("reach", "test", 25, 46, 22)),
     ):
         _write_eval(folder / "eval", rate, codec, rng)
         _write_vqa(folder / "vqa", samples, pretrained, kept, rng)
+        write_json(folder / "swap.json", {"tasks": {swapped.task: swapped.to_dict()}})
         (folder / "train.log").write_text(_training_log(drift=0.2 if kept > 0.9 else 1.0))
     return runs
 
@@ -59,12 +61,9 @@ def run_summaries(finished_runs: SimpleNamespace) -> list[RunSummary]:
             eval_dir=folder / "eval",
             vqa_dir=folder / "vqa",
             training_log=folder / "train.log",
-            swap=SwapProbe("reach", "test", 25, followed, changed),
+            swap=folder / "swap.json",
         )
-        for name, folder, followed, changed in (
-            ("unprotected", finished_runs.unprotected, 41, 19),
-            ("AEGIS", finished_runs.aegis, 46, 22),
-        )
+        for name, folder in (("unprotected", finished_runs.unprotected), ("AEGIS", finished_runs.aegis))
     ]
 
 

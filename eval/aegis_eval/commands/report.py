@@ -15,8 +15,7 @@ from aegis_eval.pages.comparison import COMPARISON_TITLE, write_comparison
 from aegis_eval.pages.media import films, questions
 from aegis_eval.pages.numbers import headline, retention, success, training
 from aegis_eval.results.provenance import provenance
-from aegis_eval.results.run import Json, RunSummary, read_vqa
-from aegis_eval.results.training_log import parse_training_log
+from aegis_eval.results.run import Json, RunSummary, find_runs, read_vqa
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write
@@ -31,7 +30,8 @@ class ReportConfig:
 
     Attributes:
         runs: the `--output_dir` of `aegis-compare` or its `comparison.json`; else a folder with a folder for every run,
-            in which the outputs of `lerobot-eval`, `aegis-vqa` and `lerobot-train` (`*.log`) are looked for.
+            in which the outputs of `lerobot-eval`, `aegis-vqa`, `aegis-swap` (`swap.json`) and `lerobot-train`
+            (`metrics.jsonl`, `*.log`) are looked for.
         output_dir: where the page goes, by default into `runs`.
         title: heading of the page, instead of its own.
     """
@@ -83,40 +83,6 @@ def report(config: ReportConfig) -> Path:
     )
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
     return written
-
-
-def find_runs(folder: Path) -> list[RunSummary]:
-    """A summary of every folder in `folder` that holds results, by name.
-
-    A folder that holds several results of a kind is several runs: those of its own folders.
-    """
-    runs = []
-    for run in sorted(path for path in folder.iterdir() if path.is_dir()):
-        runs += _runs_in(run, run.name, folder / "logs" / f"{run.name}-training.log")
-    return runs
-
-
-def _runs_in(run: Path, name: str, log: Path) -> list[RunSummary]:
-    rolled, asked = sorted(run.rglob("eval_info.json")), sorted(run.rglob("samples.jsonl"))
-    if not rolled and not asked:
-        return []
-    inner = sorted(path for path in run.iterdir() if path.is_dir())
-    if max(len(rolled), len(asked)) > 1 and inner:
-        deeper = [each for path in inner for each in _runs_in(path, f"{name}/{path.name}", log)]
-        rolled, asked = ([file for file in files if file.parent == run] for files in (rolled, asked))
-        if not rolled and not asked:
-            return deeper
-    else:
-        deeper = []
-    logs = [path for path in (*sorted(run.rglob("*.log")), log) if path.is_file()]
-    training = [path for path in logs if parse_training_log(path.read_text(errors="replace"))]
-    own = RunSummary.read(
-        name,
-        eval_dir=rolled[0].parent if rolled else None,
-        vqa_dir=asked[0].parent if asked else None,
-        training_log=training[0] if training else None,
-    )
-    return [own, *deeper]
 
 
 def write_report(

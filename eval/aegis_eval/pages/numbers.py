@@ -107,12 +107,12 @@ def _swaps(runs: Sequence[RunSummary]) -> str:
     rows = [
         [
             run.name,
-            f"{run.swap.task}, {run.swap.split}",
-            f"{run.swap.followed}/{2 * run.swap.pairs}  [{_interval(run.swap.followed_ci)}]",
-            f"{run.swap.changed}/{run.swap.pairs}  [{_interval(run.swap.changed_ci)}]",
+            f"{probe.task}, {probe.split}",
+            f"{probe.followed}/{2 * probe.pairs}  [{_interval(probe.followed_ci)}]",
+            f"{probe.changed}/{probe.pairs}  [{_interval(probe.changed_ci)}]",
         ]
         for run in runs
-        if run.swap is not None
+        for probe in run.swaps
     ]
     if not rows:
         return ""

@@ -1,15 +1,15 @@
-"""What is known of one run: its rollouts, its answers, its curves. Read here, shown by the report."""
+"""What is known of one run: rollouts, answers, curves, whether it listens. Read here, shown by the report."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aegis_eval.results.rollouts import Rollouts, read_rollouts
-from aegis_eval.results.swap import SwapProbe
-from aegis_eval.results.training_log import Curves, read_curves
+from aegis_eval.results.swap import SwapProbe, read_swaps
+from aegis_eval.results.training_log import METRICS, Curves, parse_training_log, read_curves
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json, read_jsonl
 
 Json = dict[str, Any]
 
@@ -24,7 +24,7 @@ class RunSummary:
         vqa: `results.json` of `aegis-vqa`.
         answers: `samples.jsonl` of `aegis-vqa`, a dict a line.
         curves: training figures.
-        swap: the instruction-swap probe.
+        swaps: the instruction-swap probe of each task.
     """
 
     name: str
@@ -32,7 +32,7 @@ class RunSummary:
     vqa: Json | None = None
     answers: Sequence[Json] = ()
     curves: Curves = field(default_factory=dict)
-    swap: SwapProbe | None = None
+    swaps: Sequence[SwapProbe] = ()
 
     @classmethod
     def read(
@@ -42,9 +42,16 @@ class RunSummary:
         eval_dir: Path | None = None,
         vqa_dir: Path | None = None,
         training_log: Path | None = None,
-        swap: SwapProbe | None = None,
+        swap: Path | None = None,
     ) -> "RunSummary":
-        """Collect a run from the folders of `lerobot-eval` and `aegis-vqa` and the log of `lerobot-train`.
+        """Collect a run from what commands left behind.
+
+        Args:
+            name: of the run.
+            eval_dir: output folder of `lerobot-eval`.
+            vqa_dir: output folder of `aegis-vqa`.
+            training_log: `metrics.jsonl` of an experiment, or the log of `lerobot-train`.
+            swap: output file of `aegis-swap`.
 
         Raises:
             AegisError: something named is missing or unreadable.
@@ -53,10 +60,53 @@ class RunSummary:
             name,
             rollouts=read_rollouts(eval_dir) if eval_dir else None,
             vqa=read_vqa(vqa_dir) if vqa_dir else None,
-            answers=_read_answers(vqa_dir) if vqa_dir else (),
+            answers=read_answers(vqa_dir) if vqa_dir else (),
             curves=read_curves(training_log) if training_log else {},
-            swap=swap,
+            swaps=read_swaps(swap) if swap else (),
         )
+
+
+def find_runs(folder: Path) -> list[RunSummary]:
+    """A summary of every folder in `folder` that holds results, by name.
+
+    A folder that holds several results of a kind is several runs: those of its own folders.
+    """
+    runs = []
+    for run in sorted(path for path in folder.iterdir() if path.is_dir()):
+        runs += _runs_in(run, run.name, folder / "logs" / f"{run.name}-training.log")
+    return runs
+
+
+def _runs_in(run: Path, name: str, log: Path) -> list[RunSummary]:
+    rolled, asked = sorted(run.rglob("eval_info.json")), sorted(run.rglob("samples.jsonl"))
+    swapped = sorted(run.rglob("swap.json"))
+    if not rolled and not asked:
+        return []
+    inner = sorted(path for path in run.iterdir() if path.is_dir())
+    deeper: list[RunSummary] = []
+    if max(len(rolled), len(asked)) > 1 and inner:
+        deeper = [each for path in inner for each in _runs_in(path, f"{name}/{path.name}", log)]
+        rolled, asked, swapped = (
+            [file for file in files if file.parent == run] for files in (rolled, asked, swapped)
+        )
+        if not (rolled or asked or swapped):
+            return deeper
+    own = RunSummary.read(
+        name,
+        eval_dir=rolled[0].parent if rolled else None,
+        vqa_dir=asked[0].parent if asked else None,
+        training_log=_figures(run, log),
+        swap=swapped[0] if swapped else None,
+    )
+    return [own, *deeper]
+
+
+def _figures(run: Path, log: Path) -> Path | None:
+    """The file with the figures of a training: `metrics.jsonl`, else the first log that holds some."""
+    metrics = sorted(run.rglob(METRICS))
+    logs = [path for path in (*sorted(run.rglob("*.log")), log) if path.is_file()]
+    parsed = (path for path in logs if parse_training_log(path.read_text(errors="replace")))
+    return metrics[0] if metrics else next(parsed, None)
 
 
 def read_vqa(directory: Path | str) -> Json:
@@ -67,7 +117,7 @@ def read_vqa(directory: Path | str) -> Json:
     """
     source = Path(directory) / "results.json"
     try:
-        results: Json = json.loads(source.read_text())
+        results: Json = read_json(source)
         results["accuracy"], results["per_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AegisError(
@@ -76,10 +126,15 @@ def read_vqa(directory: Path | str) -> Json:
     return results
 
 
-def _read_answers(directory: Path) -> list[Json]:
+def read_answers(directory: Path | str) -> list[Json]:
+    """The `samples.jsonl` of an output folder of `aegis-vqa`, a dict a question.
+
+    Raises:
+        AegisError: it is not there or holds something else.
+    """
     source = Path(directory) / "samples.jsonl"
     try:
-        return [json.loads(line) for line in source.read_text().splitlines()]
+        return read_jsonl(source)
     except (OSError, ValueError) as error:
         raise AegisError(
             f"{source} is not what aegis-vqa writes ({error}): name its --output_dir."

@@ -5,6 +5,7 @@ A policy that ignores language goes to the same object both times. Only the tabl
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from aegis_envs.tabletop.scene import Scene
 from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 from aegis_eval.devices import torch_device
 from aegis_eval.statistics.intervals import Interval, wilson_interval
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json
 
 Controller = Callable[[Sequence[TabletopEnv], Sequence[dict[str, Any]], bool], NDArray[np.float32]]
 """(envs, their observations, whether this is the first step) -> one action (4,) an env, stacked."""
@@ -58,6 +61,23 @@ class SwapProbe:
             "followed_ci": self.followed_ci,
             "changed_ci": self.changed_ci,
         }
+
+
+def read_swaps(file: Path | str) -> tuple[SwapProbe, ...]:
+    """The probes in an output file of `aegis-swap`, one a task.
+
+    Raises:
+        AegisError: it is not there or holds something else.
+    """
+    counts = ("task", "split", "pairs", "followed", "changed")
+    try:
+        return tuple(
+            SwapProbe(**{key: probe[key] for key in counts}) for probe in read_json(file)["tasks"].values()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AegisError(
+            f"{file} is not what aegis-swap writes ({type(error).__name__}: {error}): name its --output."
+        ) from error
 
 
 def probe_controller(

@@ -1,12 +1,19 @@
-"""Curves over training, read from what `lerobot-train` printed."""
+"""Curves over training: parsed from what `lerobot-train` printed, kept as `metrics.jsonl`, a step a line.
+
+An experiment parses a log once, when its training ends. Logs of other trainings are read as they are.
+"""
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_jsonl, write_jsonl
 
+METRICS = "metrics.jsonl"
+"""Name of the file beside the output of a training."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _METER = re.compile(r"(\S+?):(\S+)")
 _SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9}
@@ -35,21 +42,42 @@ Curves = dict[str, Curve]
 
 
 def read_curves(path: Path | str) -> Curves:
-    """Curves by name (`loss`, `grad_norm`, `lr`, `anchor_distance`, ...) from a log.
+    """Curves by name (`loss`, `grad_norm`, `lr`, `anchor_distance`, ...) from `metrics.jsonl` or a log.
 
     Raises:
         AegisError: the file cannot be read or holds no training figures.
     """
     path = Path(path)
     try:
-        text = path.read_text(errors="replace")
-    except OSError as error:
+        if path.suffix == ".jsonl":
+            curves = _curves_of(read_jsonl(path))
+        else:
+            curves = parse_training_log(path.read_text(errors="replace"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AegisError(f"{path} cannot be read as a training log ({error}): name another file.") from error
-    curves = parse_training_log(text)
     if not curves:
         raise AegisError(
             f"{path} holds no training figures: give the output of lerobot-train, with `step:` and `loss:`."
         )
+    return curves
+
+
+def write_metrics(curves: Curves, path: Path) -> None:
+    """Write `metrics.jsonl`: the figures of a step on a line, with the number of the `step`."""
+    by_step: dict[int, dict[str, float]] = {}
+    for name, curve in curves.items():
+        for step, value in zip(curve.steps, curve.values, strict=True):
+            by_step.setdefault(step, {})[name] = value
+    write_jsonl(path, ({"step": step, **by_step[step]} for step in sorted(by_step)))
+
+
+def _curves_of(steps: Iterable[Mapping[str, float]]) -> Curves:
+    curves: Curves = {}
+    for figures in steps:
+        step = int(figures["step"])
+        for name, value in figures.items():
+            if name != "step":
+                curves.setdefault(name, Curve()).append(step, value)
     return curves
 
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from aegis_eval.results.training_log import parse_training_log, read_curves
+from aegis_eval.results.training_log import Curve, parse_training_log, read_curves, write_metrics
 from aegis_policy.support.errors import AegisError
 
 
@@ -65,3 +65,17 @@ def test_a_file_without_figures_is_named(tmp_path: Path):
         read_curves(tmp_path / "train.log")
     with pytest.raises(AegisError, match=r"absent\.log cannot be read"):
         read_curves(tmp_path / "absent.log")
+
+
+def test_metrics_are_the_curves_of_the_log_again_a_step_a_line(
+    finished_runs: SimpleNamespace, tmp_path: Path
+):
+    curves = read_curves(finished_runs.aegis / "train.log")
+    curves["vqa_accuracy"] = Curve([200, 400], [0.9, 0.8])
+    write_metrics(curves, tmp_path / "metrics.jsonl")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 16
+    again = read_curves(tmp_path / "metrics.jsonl")
+    assert again == curves and list(again) == list(curves)
+    (tmp_path / "metrics.jsonl").write_text("[]\n")
+    with pytest.raises(AegisError, match=r"metrics\.jsonl cannot be read"):
+        read_curves(tmp_path / "metrics.jsonl")
