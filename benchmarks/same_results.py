@@ -38,6 +38,14 @@ _PROTECTIONS = {
         for anchor in ("gaussian", "kronecker", "subspace+gaussian", "subspace+kronecker")
     },
 }
+_ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+    "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",
+    "HF_HUB_OFFLINE": "1",
+    "MUJOCO_GL": "egl",
+}
+"""Two threads wherever it runs, for sums depend on their number; passive, so that other work may go on beside."""
 _DIFFERS_BY_NATURE = re.compile(
     r"\b[0-9a-f]{12}(\+changes)?\b|\d{4}-\d\d-\d\dT[\d:+]+|\d+(\.\d)? (seconds|minutes)"
 )
@@ -167,10 +175,10 @@ def _recording(folder: Path) -> Path:
 
 
 def _run(program: str, *arguments: str) -> str:
-    """What a command of this environment prints; it is told to use two threads, on which sums depend."""
+    """What a command of this environment prints."""
     done = subprocess.run(
         [str(Path(sys.executable).parent / program), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "MUJOCO_GL": "egl"},
+        env=_ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
