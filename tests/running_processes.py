@@ -1,5 +1,6 @@
-"""Who still writes to a log: commands, and the workers that inherited their output."""
+"""What processes do, as Linux tells it: who writes to a log, whose libraries one has loaded, whom it has started."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,22 @@ def writers_under(place: Path) -> list[str]:
             if output.readlink().is_relative_to(place):
                 writers.append(output.parts[2])
     return writers
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of the processes that this one has started, and that those have."""
+    children = [
+        int(child)
+        for listed in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in listed.read_text().split()
+    ]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def packages_in(pid: int) -> set[str]:
+    """Packages of whose compiled modules and libraries this process has loaded any."""
+    mapped = Path(f"/proc/{pid}/maps").read_text()
+    return set(re.findall(r"/site-packages/(\w+)/", mapped))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -2,7 +2,7 @@
 
 Importing this registers the tabletop's `aegis_tabletop/Reach-v0`, `Push-v0`, `Pick-v0` and `Bowl-v0` with gymnasium.
 It imports neither torch nor lerobot, so that simulation workers start quickly; LeRobot's `--env.type=aegis_...`
-come with `aegis_envs.tabletop.configuration`, `configuration_metaworld` and `configuration_libero`.
+come with the modules `configuration` of its three folders.
 """
 
 import gymnasium

@@ -1,7 +1,9 @@
 """The errors a user of the simulators may cause; torch-free so that simulation workers start quickly."""
 
+from aegis_policy.support.errors import AegisError
 
-class SimulatorError(ValueError):
+
+class SimulatorError(AegisError):
     """Input or a machine a simulator cannot work with. The message is one sentence with the mend."""
 
 

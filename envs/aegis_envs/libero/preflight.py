@@ -1,4 +1,4 @@
-"""Is LIBERO ready to run? Says what is missing and where to put it, without importing it.
+"""Checks whether LIBERO is ready to run; says what is missing and where to put it, without importing it.
 
 Importing LIBERO asks a question on the terminal where its config file is missing, and finds out about missing scene
 assets only once an environment is made.

@@ -21,19 +21,18 @@ from aegis_envs.metaworld.env import (
 )
 from aegis_envs.metaworld.tasks import parse_tasks
 from aegis_envs.vector import make_vector
-from aegis_policy.support.errors import AegisError
 
 IMAGE_SIZES = range(64, 481)
 
 
 def check_image_size(flag: str, size: int) -> int:
-    """`size` if videos and policies can use it.
+    """Return `size` if videos and policies can use it.
 
     Raises:
-        AegisError: it is odd, which video codecs refuse, or outside 64 to 480.
+        MetaworldError: it is odd, which video codecs refuse, or outside 64 to 480.
     """
     if size not in IMAGE_SIZES or size % 2:
-        raise AegisError(
+        raise MetaworldError(
             f"{flag}={size} must be an even number from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]} pixels."
         )
     return size
@@ -47,7 +46,7 @@ class AegisMetaworldEnv(EnvConfig):
     `task` is a comma list of names (`reach-v3`) and of LeRobot's groups easy, medium, hard and very_hard, or all.
 
     Raises:
-        AegisError: unknown task, or a number that cannot be.
+        MetaworldError: unknown task, or a number that cannot be.
     """
 
     task: str | None = "all"
@@ -59,17 +58,14 @@ class AegisMetaworldEnv(EnvConfig):
     features_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            parse_tasks(self.task)
-        except MetaworldError as error:
-            raise AegisError(str(error)) from error
+        parse_tasks(self.task)
         if self.fps != CONTROL_HZ:
-            raise AegisError(
+            raise MetaworldError(
                 f"--env.fps={self.fps}: Meta-World is controlled {CONTROL_HZ} times a second, always."
             )
         check_image_size("--env.image_size", self.image_size)
         if self.episode_length is not None and not 1 <= self.episode_length <= MAX_STEPS:
-            raise AegisError(f"--env.episode_length={self.episode_length} must be from 1 to {MAX_STEPS}.")
+            raise MetaworldError(f"--env.episode_length={self.episode_length} must be from 1 to {MAX_STEPS}.")
         shape = (self.image_size, self.image_size, 3)
         self.features = {
             ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,)),
@@ -93,12 +89,9 @@ class AegisMetaworldEnv(EnvConfig):
         """`{task: {0: vector of n_envs}}`, one suite a task, so that LeRobot reports success per task.
 
         Raises:
-            AegisError: Meta-World cannot run here.
+            MetaworldError: Meta-World cannot run here.
         """
-        try:
-            require_metaworld()
-        except MetaworldError as error:
-            raise AegisError(str(error)) from error
+        require_metaworld()
         return {
             task: {0: make_vector([partial(MetaworldEnv, task, **self.gym_kwargs)] * n_envs, use_async_envs)}
             for task in self.tasks

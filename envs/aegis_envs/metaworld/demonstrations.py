@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from aegis_envs.errors import MetaworldError
 from aegis_envs.metaworld.env import MetaworldEnv
 from aegis_envs.metaworld.tasks import descriptions
-from aegis_envs.recording import episode_files as staged
+from aegis_envs.recording import episode_files
 from aegis_envs.recording.disturbances import Shoves
 
 MAX_ATTEMPTS = 25
@@ -57,11 +57,11 @@ class MetaworldDemonstration:
     def save(self, path: Path) -> None:
         """Write one `.npz`, whole or not at all."""
         described = {name: getattr(self, name) for name in ("task", "instruction", "env_seed", "attempt")}
-        staged.save(path, described, {"state": self.state, "action": self.action, **self.images})
+        episode_files.save(path, described, {"state": self.state, "action": self.action, **self.images})
 
     @classmethod
     def load(cls, path: Path) -> "MetaworldDemonstration":
-        described, arrays = staged.load(path)
+        described, arrays = episode_files.load(path)
         images = {CAMERA: arrays[CAMERA]}
         return cls(**described, images=images, state=arrays["state"], action=arrays["action"])
 

@@ -16,7 +16,6 @@ from aegis_envs.metaworld.demonstrations import (
 from aegis_envs.metaworld.env import CONTROL_HZ, require_metaworld
 from aegis_envs.metaworld.tasks import parse_tasks
 from aegis_envs.recording.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of
-from aegis_policy.support.errors import AegisError
 
 _LEROBOT_IMAGE_SIZE = 480
 
@@ -38,13 +37,10 @@ class MetaworldSource:
     def recipe(self, config: RecordConfig) -> MetaworldRecipe:
         """See `Source.recipe`."""
         if config.scatter is not None:
-            raise AegisError("--scatter has no meaning here: Meta-World chooses where the hand starts.")
-        try:
-            tasks = parse_tasks(config.env.task)
-            image_size = _image_size(config)
-            require_metaworld()
-        except MetaworldError as error:
-            raise AegisError(str(error)) from error
+            raise MetaworldError("--scatter has no meaning here: Meta-World chooses where the hand starts.")
+        tasks = parse_tasks(config.env.task)
+        image_size = _image_size(config)
+        require_metaworld()
         return MetaworldRecipe(tuple(tasks), config.seed, noise_of(config, 0.0), image_size)
 
     def summary(self, demonstration: MetaworldDemonstration) -> dict[str, Any]:
@@ -60,19 +56,19 @@ def _image_size(config: RecordConfig) -> int:
     env = config.env
     if isinstance(env, AegisMetaworldEnv):
         if config.image_size is not None:
-            raise AegisError("--image_size has no meaning here: use --env.image_size.")
+            raise MetaworldError("--image_size has no meaning here: use --env.image_size.")
         if env.episode_length is not None:
-            raise AegisError(NO_EPISODE_LENGTH)
+            raise MetaworldError(NO_EPISODE_LENGTH)
         return env.image_size
     assert isinstance(env, LeRobotMetaworldEnv)
     if env.fps != CONTROL_HZ:
-        raise AegisError(
+        raise MetaworldError(
             f"--env.fps={env.fps}: Meta-World is controlled {CONTROL_HZ} times a second, always."
         )
     if env.episode_length != type(env).episode_length:
-        raise AegisError(NO_EPISODE_LENGTH)
+        raise MetaworldError(NO_EPISODE_LENGTH)
     if env.obs_type != "pixels_agent_pos":
-        raise AegisError(f"--env.obs_type={env.obs_type} cannot be recorded: use pixels_agent_pos.")
+        raise MetaworldError(f"--env.obs_type={env.obs_type} cannot be recorded: use pixels_agent_pos.")
     return check_image_size(
         "--image_size", _LEROBOT_IMAGE_SIZE if config.image_size is None else config.image_size
     )

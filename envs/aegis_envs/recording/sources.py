@@ -80,7 +80,7 @@ class Source[R: Recipe, D: Demonstration](Protocol):
 
     @property
     def demonstrate_to_file(self) -> Callable[[R, int, Path], int]:
-        """Saves the demonstration of a slot. A function of a light module, for worker processes import it."""
+        """Saves the demonstration of a slot. Its module, which workers import, is free of torch and lerobot."""
         ...
 
     @property

@@ -15,7 +15,6 @@ from aegis_envs.tabletop.episodes import check_split
 from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE
 from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_envs.vector import make_vector
-from aegis_policy.support.errors import AegisError
 
 
 @EnvConfig.register_subclass("aegis_tabletop")
@@ -28,7 +27,7 @@ class AegisTabletopEnv(EnvConfig):
     demonstrations recorded on train.
 
     Raises:
-        AegisError: unknown task or split, or a number that cannot be.
+        TabletopError: unknown task or split, or a number that cannot be.
     """
 
     task: str | None = "all"
@@ -40,19 +39,16 @@ class AegisTabletopEnv(EnvConfig):
     features_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            parse_tasks(self.task)
-            if self.split is not None:
-                check_split(self.split)
-        except TabletopError as error:
-            raise AegisError(str(error)) from error
+        parse_tasks(self.task)
+        if self.split is not None:
+            check_split(self.split)
         if self.fps != CONTROL_HZ:
-            raise AegisError(
+            raise TabletopError(
                 f"--env.fps={self.fps}: the arm is controlled {CONTROL_HZ} times a second, always."
             )
         for name in ("image_size", "episode_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise AegisError(f"--env.{name}={getattr(self, name)} must be at least 1.")
+                raise TabletopError(f"--env.{name}={getattr(self, name)} must be at least 1.")
         shape = (self.image_size, self.image_size, 3)
         self.features = {
             ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,)),

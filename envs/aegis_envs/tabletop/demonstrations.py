@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_envs.errors import TabletopError
-from aegis_envs.recording import episode_files as staged
+from aegis_envs.recording import episode_files
 from aegis_envs.recording.disturbances import Shoves
 from aegis_envs.tabletop.arm import WORKSPACE_HIGH, WORKSPACE_LOW
 from aegis_envs.tabletop.env import TabletopEnv
@@ -73,7 +73,7 @@ class Demonstration:
 
     def save(self, path: Path) -> None:
         """Write one `.npz`, whole or not at all."""
-        staged.save(
+        episode_files.save(
             path,
             {"episode": self.episode.to_dict(), "attempt": self.attempt},
             {"state": self.state, "action": self.action, "objects": self.objects, **self.images},
@@ -81,7 +81,7 @@ class Demonstration:
 
     @classmethod
     def load(cls, path: Path) -> "Demonstration":
-        described, arrays = staged.load(path)
+        described, arrays = episode_files.load(path)
         kept = described["episode"]
         return cls(
             episode=Episode(

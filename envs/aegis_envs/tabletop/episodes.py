@@ -31,14 +31,14 @@ SPLITS: dict[str, tuple[Pair, ...]] = {"train": TRAIN_PAIRS, "test": TRAIN_PAIRS
 _SAMPLING_ATTEMPTS = 500
 
 
-def check_split(split: str) -> str:
-    """`split` if it exists.
+def check_split(split: str, flag: str = "--env.split") -> str:
+    """Return `split` if it exists.
 
     Raises:
-        TabletopError: it does not.
+        TabletopError: it does not; names the flag it was given with.
     """
     if split not in SPLITS:
-        raise TabletopError(f"--env.split={split} is not a tabletop split: choose from {', '.join(SPLITS)}.")
+        raise TabletopError(f"{flag}={split} is not a tabletop split: choose from {', '.join(SPLITS)}.")
     return split
 
 

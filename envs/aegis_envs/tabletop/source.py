@@ -8,7 +8,6 @@ from lerobot.utils.constants import OBS_IMAGES
 from aegis_envs.recording.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of, scatter_of
 from aegis_envs.tabletop.configuration import AegisTabletopEnv
 from aegis_envs.tabletop.demonstrations import Demonstration, Recipe, demonstrate_to_file
-from aegis_envs.tabletop.recordings import SCENES_FILE
 from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ
 from aegis_policy.support.errors import AegisError
 
@@ -32,7 +31,7 @@ class TabletopSource:
     ]
     action_names: ClassVar[list[str]] = ["dx", "dy", "dz", "gripper"]
     packages: ClassVar[tuple[str, ...]] = ("mujoco",)
-    tracked: ClassVar[str | None] = SCENES_FILE
+    tracked: ClassVar[str | None] = "scenes.jsonl"
     demonstrate_to_file = staticmethod(demonstrate_to_file)
     load = staticmethod(Demonstration.load)
 

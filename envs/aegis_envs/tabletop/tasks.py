@@ -147,11 +147,11 @@ TASKS: dict[str, Task] = {
 }
 
 
-def parse_tasks(text: str | None) -> list[str]:
+def parse_tasks(text: str | None, flag: str = "--env.task") -> list[str]:
     """Task names from "reach", "reach,pick" or "all" (also None), in the order of `TASKS`.
 
     Raises:
-        TabletopError: an unknown name.
+        TabletopError: an unknown name; names the flag it was given with.
     """
     if text is None or text == "all":
         return list(TASKS)
@@ -159,7 +159,7 @@ def parse_tasks(text: str | None) -> list[str]:
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
         raise TabletopError(
-            f"--env.task={text} is not a tabletop task: choose from {', '.join(TASKS)}, a comma list, or all."
+            f"{flag}={text} is not a tabletop task: choose from {', '.join(TASKS)}, a comma list, or all."
         )
     return [name for name in TASKS if name in names]
 

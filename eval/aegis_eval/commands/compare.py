@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aegis_envs.errors import SimulatorError
 from aegis_envs.tabletop.env import TabletopEnv
 from aegis_envs.tabletop.expert import expert_action
 from aegis_envs.tabletop.sim import CAMERAS
@@ -300,10 +299,7 @@ def _check(config: CompareConfig) -> None:
             f"--policy={learns[0]} cannot be under stop_gradient, which lets no gradient into the VLM: leave one of "
             "them out."
         )
-    try:
-        parse_tasks(config.task)
-    except SimulatorError as error:
-        raise AegisError(str(error).replace("--env.", "--")) from error
+    parse_tasks(config.task, "--task")
     if config.dataset is not None and not (config.dataset / "meta" / "info.json").is_file():
         raise AegisError(f"--dataset={config.dataset} holds no LeRobotDataset: record or name another one.")
     recorded = cameras_in(config.dataset) if config.dataset is not None else list(CAMERAS)

@@ -5,14 +5,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aegis_envs.errors import SimulatorError
 from aegis_envs.tabletop.episodes import check_split
 from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_eval.checkpoints import PolicySource
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.swap import SwapProbe, policy_controller, probe_controller
 from aegis_policy.support import cli
-from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write
 
 
@@ -54,10 +52,7 @@ def swap(config: SwapConfig) -> Path:
     """
     started = time.monotonic()
     cli.require_at_least(config, pairs=1, batch_size=1, seed=0)
-    try:
-        tasks, split = parse_tasks(config.task), check_split(config.split)
-    except SimulatorError as error:
-        raise AegisError(str(error).replace("--env.", "--")) from error
+    tasks, split = parse_tasks(config.task, "--task"), check_split(config.split, "--split")
     controller = policy_controller(config.policy, config.device)
     results = {}
     for task in tasks:

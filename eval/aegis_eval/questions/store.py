@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import aegis_envs.tabletop
-from aegis_envs.errors import SimulatorError
 from aegis_envs.tabletop.scene import Scene
 from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim
 from aegis_eval.questions.images import SPLITS, SceneImage, render_scene
@@ -49,15 +48,13 @@ _Rendered = tuple[NDArray[np.uint8], list[str]]
 
 @contextmanager
 def rendering() -> Iterator[None]:
-    """Where images are rendered: what the simulator or its workers cannot do becomes a sentence.
+    """Where images are rendered: a worker that was killed becomes a sentence.
 
     Raises:
-        AegisError: no off-screen rendering, or a worker was killed.
+        AegisError: that sentence.
     """
     try:
         yield
-    except SimulatorError as error:
-        raise AegisError(str(error)) from error
     except BrokenProcessPool as error:
         raise AegisError(
             "a rendering worker was killed (out of memory?): run the same command again, with fewer processes "

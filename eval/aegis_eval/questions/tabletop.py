@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aegis_envs.tabletop.sim import TabletopSim
 from aegis_eval.questions.images import SPLITS, SceneImage
-from aegis_eval.questions.store import SOURCES, default_cache_dir, rendering, scene_images
+from aegis_eval.questions.store import SOURCES, default_cache_dir, scene_images
 from aegis_eval.questions.templated import COMPOSED_TYPES, TYPES, ask
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample, exact_match
@@ -124,7 +124,7 @@ def _photos(
         )
         return
     # Rendered here and now: quicker than starting processes.
-    with rendering(), closing(TabletopSim()) as sim:
+    with closing(TabletopSim()) as sim:
         for index in range(count):
             yield SOURCES[source].render(sim, split, seed, index)
 
@@ -175,7 +175,7 @@ def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
         AegisError: an id that no benchmark here gives out.
     """
     images = {}
-    with rendering(), closing(TabletopSim()) as sim:
+    with closing(TabletopSim()) as sim:
         for identity in ids:
             name, *rest = identity.split("/")
             if name not in BENCHMARKS or len(rest) != 4 or rest[0] not in SPLITS:

@@ -189,7 +189,7 @@ def test_simulation_workers_load_neither_torch_nor_lerobot():
     code = (
         "import sys, aegis_envs.metaworld.demonstrations, aegis_envs.vector\n"
         "aegis_envs.metaworld.demonstrations.MetaworldEnv('reach-v3', 64).reset(seed=0)\n"
-        "print([m for m in ('torch', 'lerobot', 'aegis_policy') if m in sys.modules])"
+        "print([m for m in ('torch', 'lerobot', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

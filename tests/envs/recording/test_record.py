@@ -6,21 +6,24 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from running_processes import descendants, packages_in, wait_for
 
 from aegis_envs.recording.recorder import RecordConfig, record
 from aegis_envs.tabletop.configuration import AegisTabletopEnv
-from aegis_envs.tabletop.recordings import read_episodes
+from aegis_envs.tabletop.scene import Scene
 from aegis_envs.tabletop.sim import TabletopSim
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_jsonl
 
-COMMAND = [sys.executable, "-m", "aegis_envs.recording.record"]
+COMMAND = [str(Path(sys.executable).with_name("aegis-record"))]
+HEAVY = {"torch", "lerobot", "transformers", "pyarrow"}
 
 
 def _config(root, **overrides):
@@ -91,10 +94,10 @@ def test_provenance_says_how_every_episode_came_to_be(recording):
 
 def test_the_scene_of_a_recorded_frame_can_be_shown_again(recording):
     frames = [item for item in _frames(recording) if item["episode_index"] == 0]
-    episode = next(read_episodes(recording))
-    assert len(episode.objects) == len(frames)
+    track = read_jsonl(recording / "scenes.jsonl")[0]
+    assert len(track["objects"]) == len(frames)
     sim = TabletopSim()
-    sim.set_scene(episode.scene_at(0))
+    sim.set_scene(Scene.from_dict(track["scene"]).moved(np.array(track["objects"][0])))
     state = frames[0]["observation.state"].numpy()
     sim.set_arm(state[:3], float(state[3]))
     shown = sim.render().astype(int)
@@ -110,7 +113,8 @@ def test_the_number_of_workers_changes_nothing(recording, tmp_path):
 
 def test_another_seed_records_something_else(recording, tmp_path):
     record(_config(tmp_path / "other", seed=6, episodes=1))
-    assert next(read_episodes(tmp_path / "other")).scene != next(read_episodes(recording)).scene
+    scenes = [read_jsonl(root / "scenes.jsonl")[0]["scene"] for root in (tmp_path / "other", recording)]
+    assert scenes[0] != scenes[1]
 
 
 def test_video_is_one_flag_away(tmp_path):
@@ -134,6 +138,17 @@ def test_a_complete_recording_is_left_alone_and_any_other_folder_refused(recordi
     with pytest.raises(AegisError, match=r"--root=.*mine already holds something else"):
         record(_config(tmp_path / "mine"))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_recording_of_the_first_version_is_recognised(tmp_path, capsys):
+    """The keys that it wrote, of those that tell one recording from another."""
+    root = tmp_path / "tabletop"
+    root.mkdir()
+    kept = {"tasks": ["reach", "pick"], "split": "train", "seed": 5, "noise": 0.5, "scatter": 0.5}
+    kept |= {"image_size": 96, "episodes": 3, "video": False, "frames": 70, "per_episode": []}
+    (root / "recording.json").write_text(json.dumps({"command": "aegis-record", **kept}, indent=1))
+    record(_config(root))
+    assert "already holds this recording" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -177,9 +192,11 @@ def _flags(root, episodes=3):
     ]
 
 
-def test_an_interrupted_recording_continues_where_it_stopped(recording, tmp_path):
-    root = tmp_path / "tabletop"
-    staging = tmp_path / ".tabletop.recording"
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A real `aegis-record` that got Ctrl-C after its first episode, and what its processes had loaded by then."""
+    root = tmp_path_factory.mktemp("interrupted") / "tabletop"
+    waiting = root.with_name(".tabletop.recording")
     # Far more episodes than are over before the interruption arrives.
     process = subprocess.Popen(
         [*COMMAND, *_flags(root, episodes=400)],
@@ -189,25 +206,36 @@ def test_an_interrupted_recording_continues_where_it_stopped(recording, tmp_path
         # A shell's background jobs ignore Ctrl-C, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.time() + 900
-    while not list(staging.glob("episode_*.npz")) and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: list(waiting.glob("episode_*.npz")) or process.poll() is not None)
+    loaded = [packages_in(worker) for worker in descendants(process.pid)]
     process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=600)
-    assert process.returncode == 130, complaint
-    kept = int(re.search(r"(\d+) of 400 episodes kept: run the same command", complaint).group(1))
-    assert kept >= 1
+    _, complaint = process.communicate(timeout=120)
+    return SimpleNamespace(
+        root=root, waiting=waiting, status=process.returncode, complaint=complaint, loaded=loaded
+    )
+
+
+def test_what_aegis_record_starts_loads_neither_torch_nor_lerobot(interrupted):
+    assert any("mujoco" in packages for packages in interrupted.loaded), interrupted.complaint
+    assert not any(packages & HEAVY for packages in interrupted.loaded)
+
+
+def test_an_interrupted_recording_continues_where_it_stopped(interrupted, recording):
+    root, waiting = interrupted.root, interrupted.waiting
+    assert interrupted.status == 130, interrupted.complaint
+    kept = re.search(r"(\d+) of 400 episodes kept: run the same command", interrupted.complaint)
+    assert int(kept.group(1)) >= 1
     assert not root.exists()
-    assert [path.name for path in tmp_path.iterdir()] == [".tabletop.recording"]
-    stamp = (staging / "episode_000000.npz").stat().st_mtime_ns
+    assert [path.name for path in root.parent.iterdir()] == [".tabletop.recording"]
+    stamp = (waiting / "episode_000000.npz").stat().st_mtime_ns
 
     with pytest.raises(AegisError, match="interrupted recording with other seed"):
         record(_config(root, seed=6))
-    assert (staging / "episode_000000.npz").stat().st_mtime_ns == stamp
+    assert (waiting / "episode_000000.npz").stat().st_mtime_ns == stamp
 
     record(_config(root))
     _assert_same_dataset(recording, root)
-    assert not staging.exists()
+    assert not waiting.exists()
 
 
 def test_a_machine_without_egl_gets_one_sentence_and_no_half_dataset(tmp_path):

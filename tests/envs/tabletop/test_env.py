@@ -201,7 +201,7 @@ def test_the_video_frame_is_larger_than_the_observation():
 def test_the_environment_needs_neither_torch_nor_lerobot():
     code = (
         "import sys, aegis_envs.tabletop.env, aegis_envs.tabletop.demonstrations;"
-        "print([m for m in ('torch', 'lerobot', 'aegis_policy') if m in sys.modules])"
+        "print([m for m in ('torch', 'lerobot', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

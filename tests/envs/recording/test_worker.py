@@ -1,0 +1,43 @@
+"""Simulation workers as a recording starts them: light, whichever simulator they run."""
+
+import multiprocessing
+from multiprocessing import forkserver
+
+import pytest
+from running_processes import packages_in
+
+from aegis_envs.metaworld.configuration import AegisMetaworldEnv
+from aegis_envs.recording.episode_files import EpisodeFolder
+from aegis_envs.recording.recorder import SOURCES
+from aegis_envs.recording.sources import RecordConfig
+from aegis_envs.recording.worker import simulate
+from aegis_envs.tabletop.configuration import AegisTabletopEnv
+
+
+@pytest.fixture
+def fork_server(monkeypatch):
+    """A fork server of its own: that of other tests may have loaded what commands need."""
+    server = forkserver.ForkServer()
+    for name in ("connect_to_new_process", "ensure_running"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    yield
+    server._stop()
+
+
+@pytest.mark.parametrize(
+    "env", [AegisTabletopEnv(task="reach"), AegisMetaworldEnv(task="reach-v3", image_size=64)]
+)
+def test_workers_load_neither_torch_nor_lerobot(env, fork_server, tmp_path):
+    if isinstance(env, AegisMetaworldEnv):
+        pytest.importorskip("metaworld")
+    source, config = SOURCES[type(env)], RecordConfig(env=env, seed=5)
+    recipe, folder = source.recipe(config), EpisodeFolder(tmp_path / "data")
+    folder.claim(recipe.to_dict())
+    others = set(multiprocessing.active_children())
+    demonstrations = simulate(source, recipe, episodes=2, folder=folder, num_workers=1)
+    next(demonstrations)
+    (worker,) = set(multiprocessing.active_children()) - others
+    loaded = packages_in(worker.pid)
+    demonstrations.close()
+    assert "mujoco" in loaded
+    assert not loaded & {"torch", "lerobot", "transformers", "pyarrow"}
