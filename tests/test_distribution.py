@@ -128,7 +128,11 @@ def test_the_wheel_alone_makes_an_environment_that_records_trains_and_asks(
         [*shlex.split("aegis-vqa --samples=50 --output_dir=outputs/policy"), f"--policy.path={checkpoint}"],
     ]
     settings = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
-    settings.pop("PYTHONPATH", None)
+    for name in (
+        "PYTHONPATH",
+        "PYTHONDONTWRITEBYTECODE",
+    ):  # without compiled modules each command starts slowly
+        settings.pop(name, None)
     for program, *arguments in commands:
         done = subprocess.run(
             [programs / program, *arguments],

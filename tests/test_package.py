@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_shipped_weights_stay_under_twenty_megabytes() -> None:
     weights = list((ROOT / "aegis_policy").rglob("*.safetensors"))
     assert {path.name for path in weights} == {"model.safetensors", "anchor.safetensors"}
     assert sum(path.stat().st_size for path in weights) < 20_000_000
+
+
+def test_contributing_says_what_each_dependency_is_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    groups = [project["project"]["dependencies"], *extras.values(), *project["dependency-groups"].values()]
+    needed = {re.split(r"[\[<>=,;]", requirement)[0] for group in groups for requirement in group}
+    guide = (ROOT / "CONTRIBUTING.md").read_text().split("## Dependencies\n")[1]
+    named = set(re.findall(r"[\w-]+", " ".join(re.findall(r"^\| (.*?) \|", guide, re.M))))
+    assert needed - named == set()
+    assert set(extras) - named == set()
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")))
