@@ -55,7 +55,7 @@ _MAY_IMPORT = {
     "eval.devices": "policy.support",
     "eval.checkpoints": "policy.support policy.vlm policy.modeling_aegis",
     "eval.statistics": "",
-    "eval.questions": "policy.support policy.vqa envs.errors envs.tabletop eval.statistics",
+    "eval.questions": "policy.support policy.vqa envs.errors envs.tabletop",
     "eval.answers": "policy.support policy.vlm policy.vqa policy.configuration_aegis eval.statistics eval.questions",
     "eval.results": "policy.support envs.tabletop eval.devices eval.checkpoints eval.statistics",
     "eval.experiments": "policy.support policy.vlm policy.protections envs.tabletop eval.results",
@@ -63,8 +63,9 @@ _MAY_IMPORT = {
     "eval.pretraining": "policy.support policy.vlm envs.tabletop eval.questions eval.answers",
     "eval.doctor": "policy.support",
     "eval.commands": "policy.support policy.isolation policy.vlm policy.vqa policy.data policy.anchors "
-    "policy.checkpoint envs.errors envs.tabletop envs.libero eval.devices eval.checkpoints eval.statistics "
-    "eval.questions eval.answers eval.results eval.experiments eval.pages eval.pretraining eval.doctor",
+    "policy.checkpoint policy.configuration_aegis envs.errors envs.tabletop envs.libero eval.devices "
+    "eval.checkpoints eval.statistics eval.questions eval.answers eval.results eval.experiments eval.pages "
+    "eval.pretraining eval.doctor",
 }
 """Group -> the groups it may import. A module belongs to the longest name that begins its own."""
 

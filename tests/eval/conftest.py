@@ -14,7 +14,7 @@ from aegis_envs.tabletop.expert import expert_action
 from aegis_eval.answers.blind import BlindBaseline
 from aegis_eval.answers.scoring import score_answers
 from aegis_eval.commands.report import write_report
-from aegis_eval.questions.tabletop import Sample, load_samples
+from aegis_eval.questions.tabletop import TabletopSample, load_samples
 from aegis_eval.results.comparison import ComparedRun, Questions
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.swap import SwapProbe
@@ -31,12 +31,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def samples() -> list[Sample]:
+def samples() -> list[TabletopSample]:
     return load_samples("tabletop", "test", 120)
 
 
 @pytest.fixture(scope="session")
-def finished_runs(tmp_path_factory: pytest.TempPathFactory, samples: list[Sample]) -> SimpleNamespace:
+def finished_runs(tmp_path_factory: pytest.TempPathFactory, samples: list[TabletopSample]) -> SimpleNamespace:
     """`unprotected` and `aegis`: folders with `eval/`, `vqa/`, `swap.json` and `train.log`, as commands write them."""
     root = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def _write_eval(folder: Path, rate: float, codec: str, rng: np.random.Generator)
     (folder / "eval_info.json").write_text(json.dumps({"per_task": per_task, "per_group": {}, "overall": {}}))
 
 
-def _answers(samples: list[Sample], accuracy: float, rng: np.random.Generator) -> list[str]:
+def _answers(samples: list[TabletopSample], accuracy: float, rng: np.random.Generator) -> list[str]:
     wrong = {"yes": "no", "no": "yes", "red": "orange", "1": "2", "cube": "sphere"}
     return [
         sample.answer if rng.random() < accuracy else wrong.get(sample.answer, "red") for sample in samples
@@ -153,7 +153,7 @@ def _answers(samples: list[Sample], accuracy: float, rng: np.random.Generator) -
 
 
 def _write_vqa(
-    folder: Path, samples: list[Sample], pretrained: list[str], kept: float, rng: np.random.Generator
+    folder: Path, samples: list[TabletopSample], pretrained: list[str], kept: float, rng: np.random.Generator
 ) -> None:
     lost = _answers(samples, kept, rng)
     given = [
@@ -170,7 +170,9 @@ def _write_vqa(
     (folder / "results.json").write_text(json.dumps(results))
     with (folder / "samples.jsonl").open("w") as lines:
         for sample, answer, before in zip(samples, given, pretrained, strict=True):
-            record = {key: value for key, value in asdict(sample).items() if key not in ("image", "scene")}
+            record = {
+                key: value for key, value in asdict(sample).items() if key not in ("image", "scene", "index")
+            }
             record |= {"given": answer, "correct": exact_match(answer, sample.answer)}
             record |= {"pretrained": before, "pretrained_correct": exact_match(before, sample.answer)}
             lines.write(json.dumps(record) + "\n")

@@ -1,31 +1,21 @@
 """Ask a VLM questions in batches, over all ranks, and go on where an interrupted command was."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import batched
-from typing import Protocol
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from aegis_eval.answers.log import AnswerLog
-from aegis_eval.answers.scoring import Asked
+from aegis_eval.questions.sample import Sample, fingerprint
 from aegis_policy.support import ranks
 from aegis_policy.vlm.backbone import VLMBackbone
 
 
-class AskedWithImage(Asked, Protocol):
-    """A question to ask; `image` is (H, W, 3) uint8."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def image(self) -> NDArray[np.uint8]: ...
-
-
 def answer_samples(
     vlm: VLMBackbone,
-    samples: Sequence[AskedWithImage],
+    samples: Sequence[Sample],
     batch_size: int = 32,
     max_new_tokens: int = 8,
     description: str | None = None,
@@ -66,3 +56,51 @@ def answer_samples(
     if across_ranks:
         answers = ranks.gather(answers)
     return [answers[sample.id] for sample in samples]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The questions of one command and how its models are asked, by all ranks together.
+
+    Attributes:
+        samples: the questions.
+        batch_size: questions at a time.
+        max_new_tokens: longest answer.
+        logs: the folder that keeps answers until the command is done, so that the same command goes on where it was;
+            None if it could not find the folder again.
+    """
+
+    samples: Sequence[Sample]
+    batch_size: int
+    max_new_tokens: int
+    logs: Path | None = None
+
+    def ask(self, vlm: VLMBackbone, weights: str, role: str) -> list[str]:
+        """One answer a question.
+
+        Args:
+            vlm: answers.
+            weights: the folder, if it is one, that the model was read from.
+            role: names the progress bar, and the answers among those of the command's other models.
+
+        Raises:
+            AegisError: kept answers are another model's, or to other questions.
+        """
+        log = None
+        if self.logs is not None:
+            about = {
+                "model": [vlm.fingerprint(), str(vlm.model.dtype), *_versions(weights)],
+                "questions": fingerprint(self.samples),
+                "batch_size": self.batch_size,
+                "max_new_tokens": self.max_new_tokens,
+            }
+            log = AnswerLog(self.logs / role, about, ranks.index())
+        return answer_samples(
+            vlm, self.samples, self.batch_size, self.max_new_tokens, role, log, across_ranks=True
+        )
+
+
+def _versions(folder: str) -> list[str]:
+    """What tells weights that were written anew from those that were there."""
+    files = sorted(Path(folder).resolve().glob("*.safetensors"))
+    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]

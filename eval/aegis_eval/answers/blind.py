@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from aegis_eval.questions.tabletop import guesser_questions
+from aegis_eval.questions.sample import Benchmark
 from aegis_policy.vqa.examples import normalise_answer
 
-MAX_BLIND_SCENES = 800
+_MAX_SCENES = 800
 
 
 class BlindBaseline:
@@ -38,8 +38,10 @@ class BlindBaseline:
 
 
 def blind_baseline(
-    name: str, n_scenes: int = MAX_BLIND_SCENES, seed: int = 0, *, cache_dir: Path | None = None
-) -> BlindBaseline:
-    """A guesser for a tabletop benchmark that knows the first `n_scenes` scenes' questions of a training split."""
-    known = guesser_questions(name, n_scenes, seed, cache_dir=cache_dir)
+    benchmark: Benchmark, scenes: int, *, cache_dir: Path | None = None
+) -> BlindBaseline | None:
+    """A guesser that knows a benchmark's questions about that many training scenes; None of a public one."""
+    known = benchmark.training(min(scenes, _MAX_SCENES), cache_dir)
+    if not known:
+        return None
     return BlindBaseline().fit((sample.question, sample.answer, sample.type) for sample in known)

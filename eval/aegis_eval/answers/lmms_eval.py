@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from aegis_eval.questions.public import PublicSample
+from aegis_eval.questions.sample import Drawn, Sample
 
 _POPE = ("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio")
 
@@ -17,12 +18,12 @@ def write_lmms_eval(
     folder: Path,
     task: str,
     model: str,
-    samples: Sequence[PublicSample],
+    drawn: Drawn,
     given: Sequence[str],
+    scores: NDArray[np.float64],
     *,
     date: str,
     seconds: float,
-    of: int,
     yes_no: Mapping[str, float] | None = None,
 ) -> None:
     """Write `MODEL/DATE_results.json` and `MODEL/DATE_samples_TASK.jsonl`.
@@ -31,15 +32,14 @@ def write_lmms_eval(
         folder: gets the folder `MODEL`.
         task: what lmms-eval calls the benchmark.
         model: a name or path; the folder has its last two parts, what no file name may hold being `__`.
-        samples: that were asked.
+        drawn: the questions that were asked, of all that the benchmark has.
         given: the answers.
+        scores: (N,) theirs.
         date: of the files' names, `2026-11-23T12-00-00`.
         seconds: that it took.
-        of: questions that the benchmark has.
         yes_no: POPE's figures; others have their accuracy alone.
     """
     name = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", "/".join(model.split("/")[-2:]))
-    scores = [sample.score(answer) for sample, answer in zip(samples, given, strict=True)]
     metric = "exact_match" if yes_no is None else _POPE[0]
     figures = {metric: float(np.mean(scores))}
     if yes_no is not None:
@@ -57,7 +57,7 @@ def write_lmms_eval(
         "group_subtasks": {task: []},
         "n-shot": {task: 0},
         "higher_is_better": {task: dict.fromkeys(figures, True)},
-        "n-samples": {task: {"original": of, "effective": len(samples)}},
+        "n-samples": {task: {"original": drawn.total, "effective": len(drawn.samples)}},
         "config": {"model": "aegis", "model_args": model},
         "date": date,
         "model_name": model,
@@ -68,7 +68,7 @@ def write_lmms_eval(
     place.mkdir(parents=True)
     (place / f"{date}_results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     with (place / f"{date}_samples_{task}.jsonl").open("w") as lines:
-        for sample, answer, score in zip(samples, given, scores, strict=True):
+        for sample, answer, score in zip(drawn.samples, given, scores.tolist(), strict=True):
             line = {
                 "doc_id": sample.index,
                 "input": sample.question,
@@ -79,7 +79,7 @@ def write_lmms_eval(
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _pope(sample: PublicSample, answer: str, score: float) -> dict[str, object]:
+def _pope(sample: Sample, answer: str, score: float) -> dict[str, object]:
     """What each of POPE's figures is made of, for one question."""
     return {
         "question_id": sample.id.rpartition("/")[2],

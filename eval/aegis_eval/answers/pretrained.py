@@ -1,15 +1,14 @@
 """What the pretrained VLM said, from an `aegis-vqa` that asked it before, checked to be what is needed."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from aegis_eval.answers.asking import AskedWithImage
-from aegis_eval.questions.tabletop import fingerprint
+from aegis_eval.answers.asking import Asking
+from aegis_eval.questions.sample import fingerprint
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -23,28 +22,23 @@ class PretrainedAnswers:
     def read(
         cls,
         folder: Path,
-        samples: Sequence[AskedWithImage],
+        asking: Asking,
         policy_config: AegisConfig | None,
-        *,
-        batch_size: int,
-        max_new_tokens: int,
     ) -> Self:
         """Read `--pretrained_answers`.
 
         Args:
             folder: the `--output_dir` of an `aegis-vqa --vlm=`.
-            samples: the questions, which must be those that were asked there.
+            asking: what is asked now, and how; there it must have been the same.
             policy_config: of the policy that is asked now, whose VLM must be the one that was asked.
-            batch_size: and max_new_tokens, of the command that reads, on which answers may depend.
 
         Raises:
             AegisError: the folder is no such output, or of other questions, another model or other flags.
         """
         flag = f"--pretrained_answers={folder}"
         try:
-            results = json.loads((folder / "results.json").read_text())
-            lines = (folder / "samples.jsonl").read_text().splitlines()
-            given = {line["id"]: line["given"] for line in map(json.loads, lines)}
+            results = read_json(folder / "results.json")
+            given = {line["id"]: line["given"] for line in read_jsonl(folder / "samples.jsonl")}
             questions = results["provenance"]["benchmark_fingerprint"]
             flags = results["provenance"]["config"]
             name, asked = results["model"], results["vlm_fingerprint"]
@@ -58,13 +52,13 @@ class PretrainedAnswers:
             raise AegisError(
                 f"{flag} holds the answers of a policy: ask the VLM it was made from, with --vlm."
             )
-        now = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         for option, value in before.items():
-            if value != now[option]:
+            now = getattr(asking, option)
+            if value != now:
                 raise AegisError(
-                    f"{flag} was asked with --{option}={value}, not {now[option]}, on which answers may depend."
+                    f"{flag} was asked with --{option}={value}, not {now}, on which answers may depend: give that."
                 )
-        if questions != fingerprint(samples):
+        if questions != fingerprint(asking.samples):
             raise AegisError(
                 f"{flag} answers other questions: benchmark, split, samples and seed must be the same."
             )
@@ -73,8 +67,8 @@ class PretrainedAnswers:
                 f"{flag} holds the answers of {name}, which is not the VLM that this policy was made from "
                 f"({policy_config.vlm}): ask that one."
             )
-        if lacking := [sample.id for sample in samples if sample.id not in given]:
+        if lacking := [sample.id for sample in asking.samples if sample.id not in given]:
             raise AegisError(
-                f"{flag}/samples.jsonl lacks {len(lacking)} of {len(samples)} answers: ask the VLM again."
+                f"{flag}/samples.jsonl lacks {len(lacking)} of {len(asking.samples)} answers: ask the VLM again."
             )
-        return cls(name, [given[sample.id] for sample in samples])
+        return cls(name, [given[sample.id] for sample in asking.samples])

@@ -5,33 +5,19 @@ Takes answers, gives numbers; where the answers come from is `aegis_eval.answers
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aegis_eval.answers.blind import BlindBaseline
+from aegis_eval.questions.sample import Sample
 from aegis_eval.statistics.intervals import (
     Interval,
     PairedComparison,
     accuracy_interval,
     compare_paired,
 )
-
-
-class Asked(Protocol):
-    """What scoring needs of a sample; `scene` groups the questions about one image, `score` says how right an answer
-    is, from 0 to 1.
-    """
-
-    @property
-    def question(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def scene(self) -> int | str: ...
-    def score(self, given: str, /) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -57,10 +43,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """A `Score` over everything and one a question type, in order of first appearance."""
+    """A `Score` over everything and one a question type, in order of first appearance.
+
+    Attributes:
+        answers: (N,) how right each answer is, from 0 to 1.
+        pretrained_answers: (N,) the same of the reference, if there is one.
+    """
 
     overall: Score
     per_type: Mapping[str, Score]
+    answers: NDArray[np.float64]
+    pretrained_answers: NDArray[np.float64] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the overall score's keys, and `per_type`."""
@@ -69,12 +62,12 @@ class Scores:
 
 
 def score_answers(
-    samples: Sequence[Asked],
+    samples: Sequence[Sample],
     answers: Sequence[str],
     blind: BlindBaseline | None,
     pretrained_answers: Sequence[str] | None = None,
 ) -> Scores:
-    """Score `answers` to `samples`, overall and per type.
+    """Score `answers` to `samples`, each once, overall and per type.
 
     Raises:
         ValueError: no samples, or not one answer a sample.
@@ -83,25 +76,25 @@ def score_answers(
         raise ValueError(f"{len(samples)} samples and {len(answers)} answers: need one answer a sample")
     correct = _scored(samples, answers)
     reference = None if pretrained_answers is None else _scored(samples, pretrained_answers)
-    blindly = None
+    guessed = None
     if blind is not None:
-        blindly = _scored(samples, [blind.predict(sample.question, sample.type) for sample in samples])
+        guessed = _scored(samples, [blind.predict(sample.question, sample.type) for sample in samples])
     scenes = np.array([sample.scene for sample in samples])
     kinds = np.array([sample.type for sample in samples])
 
-    def score(chosen: np.ndarray) -> Score:
+    def score(chosen: NDArray[np.bool_]) -> Score:
         return Score(
             accuracy=float(correct[chosen].mean()),
             n=int(chosen.sum()),
             ci=accuracy_interval(correct[chosen], scenes[chosen].tolist()),
-            blind=None if blindly is None else float(blindly[chosen].mean()),
+            blind=None if guessed is None else float(guessed[chosen].mean()),
             pretrained=None
             if reference is None
             else _refer(correct[chosen], reference[chosen], scenes[chosen]),
         )
 
     per_type = {kind: score(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}
-    return Scores(score(np.ones(len(samples), dtype=bool)), per_type)
+    return Scores(score(np.ones(len(samples), dtype=bool)), per_type, correct, reference)
 
 
 def format_table(scores: Scores) -> str:
@@ -146,13 +139,13 @@ def _percent(interval: tuple[float, float], *, signed: bool = False) -> str:
     return f"{low} to {high}"
 
 
-def _scored(samples: Sequence[Asked], answers: Sequence[str]) -> np.ndarray:
+def _scored(samples: Sequence[Sample], answers: Sequence[str]) -> NDArray[np.float64]:
     return np.array(
         [sample.score(given) for given, sample in zip(answers, samples, strict=True)], dtype=float
     )
 
 
-def _refer(correct: np.ndarray, reference: np.ndarray, scenes: np.ndarray) -> Reference:
+def _refer(correct: NDArray[np.float64], reference: NDArray[np.float64], scenes: NDArray[Any]) -> Reference:
     return Reference(
         accuracy=float(reference.mean()),
         ci=accuracy_interval(correct=reference, groups=scenes.tolist()),

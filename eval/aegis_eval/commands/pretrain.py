@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from aegis_envs.tabletop.tasks import TASKS
 from aegis_eval.answers.asking import answer_samples
-from aegis_eval.answers.blind import MAX_BLIND_SCENES, BlindBaseline, blind_baseline
+from aegis_eval.answers.blind import blind_baseline
 from aegis_eval.answers.scoring import Scores, format_table, score_answers
 from aegis_eval.commands.anchor import AnchorConfig, build_anchor
 from aegis_eval.pretraining.batches import QuestionBatches
@@ -28,8 +28,9 @@ from aegis_eval.pretraining.card import model_card
 from aegis_eval.pretraining.packing import PackedBatch
 from aegis_eval.pretraining.state import TrainingState
 from aegis_eval.pretraining.vision_warmup import PatchNamer
+from aegis_eval.questions.sample import Sample
 from aegis_eval.questions.store import default_cache_dir, scene_images
-from aegis_eval.questions.tabletop import Sample, load_samples
+from aegis_eval.questions.tabletop import TABLETOP, load_samples
 from aegis_eval.questions.templated import all_words
 from aegis_eval.results.provenance import provenance
 from aegis_policy.support import cli, ranks
@@ -266,7 +267,7 @@ def _state_path(out: Path) -> Path:
 
 def _validate(vlm: VLMBackbone, samples: Sequence[Sample]) -> str:
     """Exact-match accuracy through the model's own `generate`, overall and by question type."""
-    scores = score_answers(samples, answer_samples(vlm, samples, batch_size=100), BlindBaseline())
+    scores = score_answers(samples, answer_samples(vlm, samples, batch_size=100), blind=None)
     by_type = ", ".join(f"{kind} {score.accuracy:.0%}" for kind, score in sorted(scores.per_type.items()))
     return f"{scores.overall.accuracy:.1%} ({by_type})"
 
@@ -315,9 +316,10 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
 def _score(vlm: VLMBackbone, benchmark: str, count: int, cfg: PretrainConfig) -> Scores:
     """Accuracy on a benchmark's test split, beside its blind baseline."""
     samples = load_samples(benchmark, "test", count, cfg.seed, cache_dir=cfg.cache_dir)
-    scenes = min(MAX_BLIND_SCENES, count)
     answers = answer_samples(vlm, samples, batch_size=100, description=f"scoring {benchmark}")
-    return score_answers(samples, answers, blind_baseline(benchmark, scenes, cache_dir=cfg.cache_dir))
+    return score_answers(
+        samples, answers, blind_baseline(TABLETOP[benchmark], count, cache_dir=cfg.cache_dir)
+    )
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from aegis_eval.pages import html as page
-from aegis_eval.questions.tabletop import BENCHMARKS, sample_images
+from aegis_eval.questions.tabletop import TABLETOP, sample_images
 from aegis_eval.results.rollouts import EpisodeVideo, read_rollouts
 from aegis_eval.results.run import Json, RunSummary
 
@@ -84,7 +84,7 @@ def questions(runs: Sequence[RunSummary], count: int) -> str:
     if not answered:
         return ""
     chosen = _choose_examples(answered, count)
-    images = sample_images(line["id"] for line in chosen if line["id"].split("/")[0] in BENCHMARKS)
+    images = sample_images(line["id"] for line in chosen if line["id"].split("/")[0] in TABLETOP)
     cards = []
     for line in chosen:
         rows = [("right answer", escape(line["answer"]))]

@@ -6,13 +6,11 @@ A wording is asked only if the answer follows from it: exactly one thing fits, a
 is clearly on one side or the other. Torch-free.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from aegis_envs.tabletop.scene import COLORS, SHAPES
 from aegis_eval.questions.phrasings import COMPOSED_COLOUR, COMPOSED_EXISTENCE, COMPOSED_SHAPE, RELATIONS
-from aegis_eval.questions.view import CLEAR, Question, View, choose, with_article
+from aegis_eval.questions.view import CLEAR, Maker, Question, View, choose, with_article
 
 
 def _colour(view: View, rng: np.random.Generator) -> Question | None:
@@ -89,14 +87,14 @@ def _reference(view: View, rng: np.random.Generator) -> tuple[int, str, int]:
 
 
 def _sides(view: View, axis: str, anchor: int) -> dict[int, int | None]:
-    """For every other object the side of `anchor` it is clearly on, 0 or 1, or None."""
+    """The side of `anchor`, 0 or 1, on which every other object clearly is, or None."""
     offsets = {
         index: view.offset(axis, index, anchor) for index in range(len(view.objects)) if index != anchor
     }
     return {index: int(offset > 0) if abs(offset) >= CLEAR else None for index, offset in offsets.items()}
 
 
-MAKERS: dict[str, Callable[[View, np.random.Generator], Question | None]] = {
+COMPOSED: dict[str, Maker] = {
     "colour+relation": _colour,
     "shape+relation": _shape,
     "existence+relation": _existence,

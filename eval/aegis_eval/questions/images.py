@@ -25,7 +25,8 @@ from aegis_envs.tabletop.scene import (
 )
 from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim
 
-SPLITS = {"train": 0, "val": 1, "test": 2}
+QUESTION_SPLITS = {"train": 0, "val": 1, "test": 2}
+"""Split of the questions -> its number in the seed of a scene; no scene is in two of them."""
 _LEAST_VISIBLE_PIXELS = 24
 _ALIKE = 0.5
 """How often an object after the first has a colour or shape in common with one before it."""
@@ -46,7 +47,7 @@ class SceneImage:
 
 def render_scene(sim: TabletopSim, split: str, seed: int, index: int) -> SceneImage:
     """Draw and render scene `index` of a split."""
-    rng = np.random.default_rng([SPLITS[split], seed, index])
+    rng = np.random.default_rng([QUESTION_SPLITS[split], seed, index])
     while True:
         scene = _draw(rng)
         sim.set_scene(scene)

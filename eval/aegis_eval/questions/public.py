@@ -1,17 +1,12 @@
-"""Public VQA benchmarks by name, scored as their authors score them."""
+"""Public VQA benchmarks by name, and one's own questions, scored as their authors score them."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-
+from aegis_eval.questions.from_records import Figures, Metric, ReadBenchmark
 from aegis_eval.questions.official_scores import canonical, matches, says, vqa_accuracy, yes_no_scores
 from aegis_eval.questions.readers import (
-    Picture,
     Reader,
     Record,
     read_coco,
@@ -20,11 +15,10 @@ from aegis_eval.questions.readers import (
     read_pope,
     read_textvqa,
 )
+from aegis_eval.questions.sample import Drawn, Sample
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample
 
-Metric = Callable[[str, Sequence[str]], float]
-CUSTOM = "custom"
 _USUAL = {"val": "validation"}
 """Split -> what `datasets` calls it."""
 _PEOPLE = 10
@@ -32,70 +26,77 @@ _PEOPLE = 10
 
 
 @dataclass(frozen=True)
-class PublicSample:
-    """One question about one image; samples with the same `scene` share their image.
+class PublicBenchmark(ReadBenchmark):
+    """A `Benchmark` with official files.
 
     Attributes:
-        answers: what counts as right, in the data's own wording: what people said, or the one answer.
-        index: among all questions of the source.
-        metric: from an answer and `answers` to a score from 0 to 1.
-    """
-
-    question: str
-    answers: tuple[str, ...]
-    type: str
-    id: str
-    scene: str
-    index: int
-    metric: Metric = field(repr=False)
-    picture: Picture = field(repr=False)
-
-    @property
-    def answer(self) -> str:
-        """What most people said, ties going to the first of them."""
-        return Counter(self.answers).most_common(1)[0][0]
-
-    @property
-    def image(self) -> NDArray[np.uint8]:
-        """(H, W, 3), read anew.
-
-        Raises:
-            AegisError: it is missing, or no picture.
-        """
-        try:
-            opened = Image.open(self.picture) if isinstance(self.picture, Path) else self.picture()
-            with opened as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise AegisError(
-                f"The image of {self.id} cannot be read ({error}): complete the images."
-            ) from error
-
-    def score(self, given: str) -> float:
-        """How right an answer is, from 0 to 1."""
-        return self.metric(given, self.answers)
-
-
-@dataclass(frozen=True)
-class PublicBenchmark:
-    """One benchmark.
-
-    Attributes:
-        task: what lmms-eval (0.7.3) calls it.
         metric: from an answer and what is right to a score from 0 to 1.
         files: official ones, `{}` being a split's name in them.
         splits: those with answers, by that name; the first is the one that is reported.
         read: the files.
         data_set: the id under which lmms-eval (0.7.3) reads the reported split, its configuration (`{}` being the
             split) and what that split is called there.
+        extra: figures reported besides accuracy.
     """
 
-    task: str
+    name: str
+    lmms_eval_task: str
     metric: Metric
     files: tuple[str, ...]
     splits: Mapping[str, str]
     read: Reader
     data_set: tuple[str, str | None, str]
+    extra: Callable[[Sequence[Sample], Sequence[str]], Figures] | None = None
+
+    @property
+    def reported(self) -> str:
+        """The split whose accuracy papers report."""
+        return next(iter(self.splits))
+
+    def figures(self, samples: Sequence[Sample], given: Sequence[str]) -> Figures:
+        """POPE's precision, recall and the like; of the others none."""
+        return self.extra(samples, given) if self.extra is not None else {}
+
+    def records(self, place: str | None, split: str) -> tuple[Iterator[Record], Metric]:
+        """The questions of the official files in a folder, or else of a data set."""
+        if split not in self.splits:
+            raise AegisError(
+                f"{self.name} has no answers for a split {split}: choose from {', '.join(self.splits)}."
+            )
+        folder = Path(place or "")
+        files = [folder / each.format(self.splits[split]) for each in self.files]
+        missing = [each.name for each in files if not each.is_file()]
+        if not missing:
+            return self.read(folder, files, self.splits[split]), self.metric
+        if len(missing) < len(files):
+            raise AegisError(f"{place}: {', '.join(missing)} is missing: put it beside the other files.")
+        data_set, config, reported = self.data_set
+        splits = [*([reported] if split == self.reported else []), split, _USUAL.get(split, split)]
+        try:
+            rows = read_data_set(place or data_set, splits, config and config.format(split))
+        except AegisError as error:
+            raise AegisError(
+                f"{error} The official files of {self.name} would be {', '.join(missing)}."
+            ) from error
+        return rows, self.metric
+
+
+@dataclass(frozen=True)
+class OwnQuestions(ReadBenchmark):
+    """A `Benchmark` of one's own: a data set in any place, see `readers.read_data_set`."""
+
+    name: str
+    lmms_eval_task: str
+    reported: str = "test"
+
+    def records(self, place: str | None, split: str) -> tuple[Iterator[Record], Metric]:
+        """The questions of the data set, scored as far as people agree."""
+        if place is None:
+            raise AegisError(
+                f"{self.name} needs a place, a folder or an id that datasets.load_dataset reads: --vqa.path=PLACE of "
+                f"aegis-vqa, {self.name}:PLACE elsewhere."
+            )
+        return read_data_set(place, [split, _USUAL.get(split, split)]), _agreement
 
 
 def _vqav2_accuracy(given: str, people: Sequence[str]) -> float:
@@ -117,127 +118,7 @@ def _agreement(given: str, answers: Sequence[str]) -> float:
     return float(canonical(given) in {canonical(each) for each in answers})
 
 
-_COCO = {"val": "val2014", "train": "train2014"}
-PUBLIC = {
-    "vqav2": PublicBenchmark(
-        "vqav2_val",
-        _vqav2_accuracy,
-        ("v2_OpenEnded_mscoco_{}_questions.json", "v2_mscoco_{}_annotations.json"),
-        _COCO,
-        read_coco,
-        ("lmms-lab-encoder/VQAv2", None, "validation"),
-    ),
-    "okvqa": PublicBenchmark(
-        "ok_vqa_val2014",
-        vqa_accuracy,
-        ("OpenEnded_mscoco_{}_questions.json", "mscoco_{}_annotations.json"),
-        _COCO,
-        read_coco,
-        ("lmms-lab-encoder/OK-VQA", None, "val2014"),
-    ),
-    "textvqa": PublicBenchmark(
-        "textvqa_val",
-        vqa_accuracy,
-        ("TextVQA_0.5.1_{}.json",),
-        {"val": "val", "train": "train"},
-        read_textvqa,
-        ("lmms-lab-encoder/textvqa", None, "validation"),
-    ),
-    "gqa": PublicBenchmark(
-        "gqa",
-        _exact,
-        ("{}_balanced_questions.json",),
-        {"testdev": "testdev", "val": "val", "train": "train"},
-        read_gqa,
-        ("lmms-lab-encoder/GQA", "{}_balanced_instructions", "testdev"),
-    ),
-    "pope": PublicBenchmark(
-        "pope",
-        _yes_or_no,
-        ("coco_pope_random.json", "coco_pope_popular.json", "coco_pope_adversarial.json"),
-        {"test": "val2014"},
-        read_pope,
-        ("lmms-lab-encoder/POPE", None, "test"),
-    ),
-}
-
-
-def reported_split(name: str) -> str:
-    """The split of a public benchmark whose accuracy papers report; `test` of one's own questions."""
-    return next(iter(PUBLIC[name].splits)) if name in PUBLIC else "test"
-
-
-def load_public(
-    name: str, path: str | None, split: str | None, count: int, seed: int = 0
-) -> tuple[list[PublicSample], int]:
-    """Questions of a public benchmark, or of one's own, in the order of their source.
-
-    Args:
-        name: one of `PUBLIC`, or `custom`.
-        path: the folder with the official files and images, or a data set (`question_sources.read_data_set`); for one
-            of `PUBLIC` by default the data set that lmms-eval reads.
-        split: by default the one that is reported.
-        count: so many drawn at random, or all there are.
-        seed: of the draw.
-
-    Returns:
-        Them, and how many there are in all.
-
-    Raises:
-        AegisError: the questions are not there, or not as they should be.
-    """
-    split = split or reported_split(name)
-    records, metric = _records(name, path, split)
-    try:
-        found = list(records)
-        if empty := [each.id for each in found if not each.answers]:
-            raise ValueError(f"question {empty[0]} has no answer")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise AegisError(
-            f"{path or name} does not hold what {name} holds ({type(error).__name__}: {error}): take the official "
-            "files as they are."
-        ) from error
-    if not found:
-        raise AegisError(f"{path or name} holds no question of split {split}: name another.")
-    times = Counter(each.id for each in found)
-    names = [each.id if times[each.id] == 1 else f"{each.id}-{row}" for row, each in enumerate(found)]
-    if count < len(found):
-        chosen = sorted(np.random.default_rng(seed).choice(len(found), count, replace=False).tolist())
-    else:
-        chosen = list(range(len(found)))
-    files = {picture for index in chosen if isinstance(picture := found[index].picture, Path)}
-    if missing := sorted(str(file) for file in files if not file.is_file()):
-        raise AegisError(
-            f"{len(missing)} of {len(files)} images are missing, {missing[0]} first: complete them."
-        )
-    samples = [
-        PublicSample(
-            found[index].question,
-            found[index].answers,
-            found[index].type,
-            f"{name}/{split}/{names[index]}",
-            found[index].image,
-            index,
-            metric,
-            found[index].picture,
-        )
-        for index in chosen
-    ]
-    return samples, len(found)
-
-
-def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
-    """The questions of `NAME` or `NAME:PATH` as `aegis_policy.vqa.examples` wants them of a source.
-
-    The answer is what most people said. A split that the benchmark does not have is refused.
-    """
-    name, _, path = source.partition(":")
-    samples, _ = load_public(name, path or None, split, count, seed)
-    for sample in samples:
-        yield VQAExample(sample.image, sample.question, sample.answer)
-
-
-def yes_no_figures(samples: Sequence[PublicSample], given: Sequence[str]) -> dict[str, dict[str, float]]:
+def yes_no_figures(samples: Sequence[Sample], given: Sequence[str]) -> dict[str, dict[str, float]]:
     """What POPE reports: accuracy, precision, recall, F1 and share of yes, over all questions and by type."""
     figures = {}
     for kind in ("all", *dict.fromkeys(sample.type for sample in samples)):
@@ -250,30 +131,85 @@ def yes_no_figures(samples: Sequence[PublicSample], given: Sequence[str]) -> dic
     return figures
 
 
-def _records(name: str, path: str | None, split: str) -> tuple[Iterator[Record], Metric]:
-    if name == CUSTOM:
-        if path is None:
-            raise AegisError(
-                "custom needs a place, a folder or an id that datasets.load_dataset reads: --vqa.path=PLACE of "
-                "aegis-vqa, custom:PLACE elsewhere."
-            )
-        return read_data_set(path, [split, _USUAL.get(split, split)]), _agreement
+_COCO = {"val": "val2014", "train": "train2014"}
+PUBLIC: dict[str, PublicBenchmark | OwnQuestions] = {
+    each.name: each
+    for each in (
+        PublicBenchmark(
+            "vqav2",
+            lmms_eval_task="vqav2_val",
+            metric=_vqav2_accuracy,
+            files=("v2_OpenEnded_mscoco_{}_questions.json", "v2_mscoco_{}_annotations.json"),
+            splits=_COCO,
+            read=read_coco,
+            data_set=("lmms-lab-encoder/VQAv2", None, "validation"),
+        ),
+        PublicBenchmark(
+            "okvqa",
+            lmms_eval_task="ok_vqa_val2014",
+            metric=vqa_accuracy,
+            files=("OpenEnded_mscoco_{}_questions.json", "mscoco_{}_annotations.json"),
+            splits=_COCO,
+            read=read_coco,
+            data_set=("lmms-lab-encoder/OK-VQA", None, "val2014"),
+        ),
+        PublicBenchmark(
+            "textvqa",
+            lmms_eval_task="textvqa_val",
+            metric=vqa_accuracy,
+            files=("TextVQA_0.5.1_{}.json",),
+            splits={"val": "val", "train": "train"},
+            read=read_textvqa,
+            data_set=("lmms-lab-encoder/textvqa", None, "validation"),
+        ),
+        PublicBenchmark(
+            "gqa",
+            lmms_eval_task="gqa",
+            metric=_exact,
+            files=("{}_balanced_questions.json",),
+            splits={"testdev": "testdev", "val": "val", "train": "train"},
+            read=read_gqa,
+            data_set=("lmms-lab-encoder/GQA", "{}_balanced_instructions", "testdev"),
+        ),
+        PublicBenchmark(
+            "pope",
+            lmms_eval_task="pope",
+            metric=_yes_or_no,
+            files=("coco_pope_random.json", "coco_pope_popular.json", "coco_pope_adversarial.json"),
+            splits={"test": "val2014"},
+            read=read_pope,
+            data_set=("lmms-lab-encoder/POPE", None, "test"),
+            extra=yes_no_figures,
+        ),
+        OwnQuestions("custom", lmms_eval_task="custom"),
+    )
+}
+
+
+def load_public(name: str, place: str | None, split: str | None, count: int, seed: int = 0) -> Drawn:
+    """Questions of a public benchmark, or of one's own, in the order of their source.
+
+    Args:
+        name: one of `PUBLIC`.
+        place: the folder with the official files and images, or a data set (`readers.read_data_set`); by default the
+            data set that lmms-eval reads, if it is not one's own.
+        split: by default the one that is reported.
+        count: so many drawn at random, or all there are.
+        seed: of the draw.
+
+    Raises:
+        AegisError: the questions are not there, or not as they should be.
+    """
     benchmark = PUBLIC[name]
-    if split not in benchmark.splits:
-        raise AegisError(
-            f"{name} has no answers for a split {split}: choose from {', '.join(benchmark.splits)}."
-        )
-    folder = Path(path or "")
-    files = [folder / each.format(benchmark.splits[split]) for each in benchmark.files]
-    missing = [each.name for each in files if not each.is_file()]
-    if not missing:
-        return benchmark.read(folder, files, benchmark.splits[split]), benchmark.metric
-    if len(missing) < len(files):
-        raise AegisError(f"{path}: {', '.join(missing)} is missing: put it beside the other files.")
-    data_set, config, reported = benchmark.data_set
-    splits = [*([reported] if split == reported_split(name) else []), split, _USUAL.get(split, split)]
-    try:
-        rows = read_data_set(path or data_set, splits, config and config.format(split))
-    except AegisError as error:
-        raise AegisError(f"{error} The official files of {name} would be {', '.join(missing)}.") from error
-    return rows, benchmark.metric
+    return benchmark.draw(place, split or benchmark.reported, count, seed)
+
+
+def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
+    """The questions of `NAME` or `NAME:PATH` as `aegis_policy.vqa.examples` wants them of a source.
+
+    The answer is what most people said. A split that the benchmark does not have is refused.
+    """
+    name, _, path = source.partition(":")
+    samples, _ = load_public(name, path or None, split, count, seed)
+    for sample in samples:
+        yield VQAExample(sample.image, sample.question, sample.answer)

@@ -3,7 +3,6 @@
 Questions are read at once, images one by one when they are asked for.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import datasets
 from PIL import Image
 
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json, read_jsonl
 
 Json = Mapping[str, Any]
 Picture = Path | Callable[[], Image.Image]
@@ -46,8 +46,8 @@ Reader = Callable[[Path, Sequence[Path], str], Iterator[Record]]
 def read_coco(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
     """VQAv2 and OK-VQA: a file of questions and one of annotations about the images of COCO."""
     questions, annotations = files
-    about = {each["question_id"]: each for each in _json(annotations)["annotations"]}
-    for each in _json(questions)["questions"]:
+    about = {each["question_id"]: each for each in read_json(annotations)["annotations"]}
+    for each in read_json(questions)["questions"]:
         known = about[each["question_id"]]
         yield Record(
             id=str(each["question_id"]),
@@ -61,7 +61,7 @@ def read_coco(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]
 
 def read_textvqa(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
     """TextVQA; the images of both splits lie in one folder."""
-    for each in _json(files[0])["data"]:
+    for each in read_json(files[0])["data"]:
         yield Record(
             id=str(each["question_id"]),
             image=each["image_id"],
@@ -74,7 +74,7 @@ def read_textvqa(root: Path, files: Sequence[Path], split: str) -> Iterator[Reco
 
 def read_gqa(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
     """GQA: one answer a question; its structural types."""
-    for name, each in _json(files[0]).items():
+    for name, each in read_json(files[0]).items():
         yield Record(
             id=name,
             image=each["imageId"],
@@ -89,8 +89,7 @@ def read_pope(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]
     """POPE: a file for each way in which the absent objects were chosen, a question a line."""
     for path in files:
         kind = path.stem.removeprefix("coco_pope_")
-        for line in path.read_text().splitlines():
-            each = json.loads(line)
+        for each in read_jsonl(path):
             yield Record(
                 id=f"{kind}-{each['question_id']}",
                 image=each["image"],
@@ -148,7 +147,7 @@ def _with_pictures(rows: datasets.Dataset, name: str) -> datasets.Dataset:
 
 
 _ONE_TYPE = "question"
-"""Of questions that nobody has sorted."""
+"""The type of questions that nobody has sorted."""
 _GQA_TEXTS, _GQA_IMAGES = "_instructions", "_images"
 """GQA's data set keeps its pictures, with an `id`, in a configuration of their own."""
 
@@ -217,7 +216,3 @@ def _row_opener(rows: datasets.Dataset, index: int) -> Callable[[], Image.Image]
         return image
 
     return opened
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text())

@@ -12,7 +12,7 @@ from aegis_envs.tabletop.demonstrations import Demonstration, Recipe, demonstrat
 from aegis_envs.tabletop.scene import Scene
 from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim, object_height
 from aegis_envs.tabletop.tasks import TASKS
-from aegis_eval.questions.images import SPLITS, SceneImage, all_visible, image_places
+from aegis_eval.questions.images import QUESTION_SPLITS, SceneImage, all_visible, image_places
 
 _RETRY = 1_000_003
 _STANDS = 0.01
@@ -25,11 +25,11 @@ def robot_frame(sim: TabletopSim, split: str, seed: int, index: int) -> SceneIma
     `train` shows episodes of the environment's training split, `val` and `test` of its test split, none of which
     has the seed of any other or of a recording made with a seed below a million.
     """
-    rng = np.random.default_rng([SPLITS[split], seed, index])
+    rng = np.random.default_rng([QUESTION_SPLITS[split], seed, index])
     recipe = Recipe(
         tasks=tuple(TASKS),
         split="train" if split == "train" else "test",
-        seed=1_000_000 * (1 + SPLITS[split]) + seed,
+        seed=1_000_000 * (1 + QUESTION_SPLITS[split]) + seed,
         noise=0.5,
         scatter=0.0,
         image_size=IMAGE_SIZE,

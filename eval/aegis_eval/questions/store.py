@@ -25,11 +25,12 @@ from tqdm import tqdm
 import aegis_envs.tabletop
 from aegis_envs.tabletop.scene import Scene
 from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim
-from aegis_eval.questions.images import SPLITS, SceneImage, render_scene
+from aegis_eval.questions.images import QUESTION_SPLITS, SceneImage, render_scene
 from aegis_eval.questions.robot_frames import robot_frame
 from aegis_policy.support.child_processes import watch_parent
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_directory
+from aegis_policy.support.json_files import read_jsonl
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class SceneImages(Sequence[SceneImage]):
 
     def __init__(self, directory: Path) -> None:
         self.images: NDArray[np.uint8] = np.load(directory / "images.npy", mmap_mode="r")
-        self._records = [json.loads(line) for line in (directory / "scenes.jsonl").read_text().splitlines()]
+        self._records = read_jsonl(directory / "scenes.jsonl")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -92,8 +93,8 @@ def scene_images(
     Raises:
         ValueError: unknown split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    if split not in QUESTION_SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose from {', '.join(QUESTION_SPLITS)}")
     directory = cache_dir / f"{source}-{split}-{count}-{seed}-{_recipe()}"
     if not directory.is_dir():
         with _alone(directory), rendering():

@@ -1,53 +1,33 @@
-"""Visual question answering benchmarks by name: the same samples for the same (name, split, seed) everywhere.
+"""Benchmarks of questions about rendered tabletops: the same samples for the same (name, split, seed) everywhere.
 
-Their images are rendered on first use and cached outside the repository.
+Their images are rendered on first use and cached outside the repository. What is asked about a scene is
+`aegis_eval.questions.templated`'s business.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aegis_envs.tabletop.sim import TabletopSim
-from aegis_eval.questions.images import SPLITS, SceneImage
+from aegis_eval.questions.images import QUESTION_SPLITS, SceneImage
+from aegis_eval.questions.sample import Drawn, Sample
 from aegis_eval.questions.store import SOURCES, default_cache_dir, scene_images
 from aegis_eval.questions.templated import COMPOSED_TYPES, TYPES, ask
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample, exact_match
 
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Images from one of `scene_store.SOURCES`, the types of question asked about each, and the benchmark whose
-    training questions a blind guesser knows.
-    """
-
-    source: str
-    types: tuple[str, ...]
-    guesser: str
-
-
-BENCHMARKS = {
-    "tabletop": Benchmark("scenes", TYPES, guesser="tabletop"),
-    "tabletop_composed": Benchmark("scenes", COMPOSED_TYPES, guesser="tabletop_composed"),
-    "tabletop_robot": Benchmark("robot", TYPES, guesser="tabletop"),
-}
-"""`tabletop`: what the embedded VLM was trained on. `tabletop_composed`: the same scenes, questions that join two
-attributes and a relation, as no training question does. `tabletop_robot`: the training's kind of questions about
-frames of robot episodes."""
 _QUESTION_STREAM = 7919
 """Keeps the generator of the questions apart from the one that drew the scene."""
 _FEW = 100
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image (H, W, 3) uint8 with one question; samples with the same `scene` share their image."""
+class TabletopSample:
+    """A `Sample` about a rendered scene, which has one right answer."""
 
     image: NDArray[np.uint8]
     question: str
@@ -55,10 +35,56 @@ class Sample:
     type: str
     id: str
     scene: int
+    index: int
 
     def score(self, given: str) -> float:
         """1 for the answer, but for case, punctuation and blanks; else 0."""
         return float(exact_match(given, self.answer))
+
+
+@dataclass(frozen=True)
+class TabletopBenchmark:
+    """A `Benchmark` whose images are rendered.
+
+    Attributes:
+        source: which of `store.SOURCES` makes its images.
+        types: of `templated.MAKERS`, asked about each.
+        guesser: the benchmark whose training questions a blind guesser knows.
+    """
+
+    name: str
+    source: str
+    types: tuple[str, ...]
+    guesser: str
+    reported: str = "test"
+    takes_place: bool = False
+    lmms_eval_task: str | None = None
+
+    def draw(self, place: str | None, split: str, count: int, seed: int, cache_dir: Path | None) -> Drawn:
+        """`load_samples`; there is no place to read from."""
+        samples = load_samples(self.name, split, count, seed, cache_dir=cache_dir)
+        return Drawn(samples, len(samples))
+
+    def training(self, scenes: int, cache_dir: Path | None) -> Sequence[Sample]:
+        """The training questions of `guesser`."""
+        return load_benchmark(self.guesser, "train", scenes, cache_dir=cache_dir)
+
+    def figures(self, samples: Sequence[Sample], given: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+        """None besides accuracy."""
+        return {}
+
+
+TABLETOP = {
+    each.name: each
+    for each in (
+        TabletopBenchmark("tabletop", "scenes", TYPES, guesser="tabletop"),
+        TabletopBenchmark("tabletop_composed", "scenes", COMPOSED_TYPES, guesser="tabletop_composed"),
+        TabletopBenchmark("tabletop_robot", "robot", TYPES, guesser="tabletop"),
+    )
+}
+"""`tabletop`: what the embedded VLM was trained on. `tabletop_composed`: the same scenes, questions that join two
+attributes and a relation, as no training question does. `tabletop_robot`: the training's kind of questions about
+frames of robot episodes."""
 
 
 def load_benchmark(
@@ -69,13 +95,13 @@ def load_benchmark(
     *,
     cache_dir: Path | None = None,
     num_workers: int | None = None,
-) -> list[Sample]:
+) -> list[TabletopSample]:
     """The questions about the first `n_scenes` scenes of a split: at most one of each type a scene.
 
     One a type, so that scenes in which little can be asked do not tilt the balance of the answers.
 
     Args:
-        name: one of `BENCHMARKS`.
+        name: one of `TABLETOP`.
         split: "train", "val" or "test"; no scene is in two of them.
         n_scenes: number of images.
         seed: another seed gives other scenes of the same split.
@@ -86,28 +112,38 @@ def load_benchmark(
         AegisError: a benchmark or split that does not exist, or no scenes asked for.
     """
     benchmark = _known(name)
-    if split not in SPLITS:
-        raise AegisError(f"--split={split} does not exist in {name}: choose from {', '.join(SPLITS)}.")
+    if split not in QUESTION_SPLITS:
+        raise AegisError(
+            f"--split={split} does not exist in {name}: choose from {', '.join(QUESTION_SPLITS)}."
+        )
     if n_scenes < 1:
         raise AegisError(
             f"--benchmark={name} needs at least one scene, got {n_scenes}: ask for more samples."
         )
-    samples = []
-    for index, photo in enumerate(_photos(benchmark.source, split, n_scenes, seed, cache_dir, num_workers)):
-        rng = np.random.default_rng([_QUESTION_STREAM, SPLITS[split], seed, index])
+    samples: list[TabletopSample] = []
+    for scene, photo in enumerate(_photos(benchmark.source, split, n_scenes, seed, cache_dir, num_workers)):
+        rng = np.random.default_rng([_QUESTION_STREAM, QUESTION_SPLITS[split], seed, scene])
         for kind in benchmark.types:
             for question in ask(photo.scene, rng, types=[kind], n=1, place=photo.place):
-                identity = f"{name}/{split}/{seed}/{index}/{kind}"
+                identity = f"{name}/{split}/{seed}/{scene}/{kind}"
                 samples.append(
-                    Sample(photo.image, question.text, question.answer, question.type, identity, index)
+                    TabletopSample(
+                        photo.image,
+                        question.text,
+                        question.answer,
+                        question.type,
+                        identity,
+                        scene,
+                        index=len(samples),
+                    )
                 )
     return samples
 
 
-def _known(name: str) -> Benchmark:
-    if name not in BENCHMARKS:
-        raise AegisError(f"--benchmark={name} is not known: choose from {', '.join(BENCHMARKS)}.")
-    return BENCHMARKS[name]
+def _known(name: str) -> TabletopBenchmark:
+    if name not in TABLETOP:
+        raise AegisError(f"--benchmark={name} is not known: choose from {', '.join(TABLETOP)}.")
+    return TABLETOP[name]
 
 
 def _photos(
@@ -131,7 +167,7 @@ def _photos(
 
 def load_samples(
     name: str, split: str, count: int, seed: int = 0, *, cache_dir: Path | None = None
-) -> list[Sample]:
+) -> list[TabletopSample]:
     """Exactly `count` samples: whole scenes until there are enough, the last one cut.
 
     Raises:
@@ -157,17 +193,6 @@ def vqa_examples(name: str, split: str, count: int, seed: int) -> Iterator[VQAEx
         yield VQAExample(sample.image, sample.question, sample.answer)
 
 
-def guesser_questions(
-    name: str, n_scenes: int, seed: int = 0, *, cache_dir: Path | None = None
-) -> list[Sample]:
-    """What a blind guesser of a benchmark has seen: the first `n_scenes` scenes of a training split.
-
-    Raises:
-        AegisError: as `load_benchmark`.
-    """
-    return load_benchmark(_known(name).guesser, "train", n_scenes, seed, cache_dir=cache_dir)
-
-
 def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
     """Images of samples by id, rendered again.
 
@@ -178,27 +203,8 @@ def sample_images(ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
     with closing(TabletopSim()) as sim:
         for identity in ids:
             name, *rest = identity.split("/")
-            if name not in BENCHMARKS or len(rest) != 4 or rest[0] not in SPLITS:
-                raise AegisError(f"{identity} is not the id of a sample of {', '.join(BENCHMARKS)}.")
-            render = SOURCES[BENCHMARKS[name].source].render
+            if name not in TABLETOP or len(rest) != 4 or rest[0] not in QUESTION_SPLITS:
+                raise AegisError(f"{identity} is not the id of a sample of {', '.join(TABLETOP)}.")
+            render = SOURCES[TABLETOP[name].source].render
             images[identity] = render(sim, rest[0], int(rest[1]), int(rest[2])).image
     return images
-
-
-class Identified(Protocol):
-    """A question of any kind, and its answer."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-
-
-def fingerprint(samples: Iterable[Identified]) -> str:
-    """A short hash of which questions were asked and what counts as right."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(f"{sample.id}\t{sample.question}\t{sample.answer}\n".encode())
-    return digest.hexdigest()[:16]

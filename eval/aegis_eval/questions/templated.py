@@ -6,12 +6,12 @@ that a model that cannot see gains little: as many yes as no, and most missing t
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from aegis_envs.tabletop.scene import COLORS, SHAPES, Scene, depth, lateral
-from aegis_eval.questions.composed import MAKERS as COMPOSED_MAKERS
+from aegis_eval.questions.composed import COMPOSED
 from aegis_eval.questions.phrasings import (
     CAPTION_PROMPTS,
     COLOUR,
@@ -29,15 +29,14 @@ from aegis_eval.questions.phrasings import (
     WHERE,
     templates,
 )
-from aegis_eval.questions.view import CLEAR, Item, Place, Question, View, choose, with_article
+from aegis_eval.questions.view import CLEAR, Item, Maker, Place, Question, View, choose, with_article
 
-TYPES = ("colour", "shape", "count", "existence", "relation", "extreme")
-COMPOSED_TYPES = tuple(COMPOSED_MAKERS)
-"""Forms of question that training never uses, see `aegis_eval.questions.composed`."""
 POSITION_BINS = 16
 MAX_COUNT = 4
 _RARITY = np.array([0.7, 0.7, 1.5, 3.0, 5.0])
 """Weights of the counts 0..4: few scenes have four of anything."""
+_SPAN = 0.44
+"""Metres of table that fill the image when no projection is given."""
 
 
 def ask(
@@ -56,16 +55,16 @@ def ask(
         ValueError: a type that does not exist.
     """
     types = TYPES if types is None else tuple(types)
-    unknown = sorted(set(types) - set(_MAKERS))
+    unknown = sorted(set(types) - set(MAKERS))
     if unknown:
-        raise ValueError(f"unknown question type {', '.join(unknown)}: choose from {', '.join(_MAKERS)}")
+        raise ValueError(f"unknown question type {', '.join(unknown)}: choose from {', '.join(MAKERS)}")
     view = View(scene, place or table_place(scene))
     asked: dict[str, Question] = {}
     for _ in range(4 * n):
         for index in rng.permutation(len(types)):
             if len(asked) >= n:
                 return list(asked.values())
-            question = _MAKERS[types[index]](view, rng)
+            question = MAKERS[types[index]](view, rng)
             if question is not None:
                 asked.setdefault(question.text, question)
     return list(asked.values())
@@ -246,20 +245,22 @@ def _where(view: View, rng: np.random.Generator) -> Question:
     return Question(choose(rng, WHERE).format(name=name), _bins(*view.place(item)), "where")
 
 
-_MAKERS: dict[str, Callable[[View, np.random.Generator], Question | None]] = {
+def _bins(u: float, v: float) -> str:
+    column, row = (int(np.clip(fraction * POSITION_BINS, 0, POSITION_BINS - 1)) for fraction in (u, v))
+    return f"x{column:02d} y{row:02d}"
+
+
+_TRAINED: dict[str, Maker] = {
     "colour": _colour,
     "shape": _shape,
     "count": _count,
     "existence": _existence,
     "relation": _relation,
     "extreme": _extreme,
-    "where": _where,
-    **COMPOSED_MAKERS,
 }
-_SPAN = 0.44
-"""Metres of table that fill the image when no projection is given."""
-
-
-def _bins(u: float, v: float) -> str:
-    column, row = (int(np.clip(fraction * POSITION_BINS, 0, POSITION_BINS - 1)) for fraction in (u, v))
-    return f"x{column:02d} y{row:02d}"
+MAKERS: dict[str, Maker] = {**_TRAINED, "where": _where, **COMPOSED}
+"""Every type of question, by its name; a new one is a function of (view, rng), a line here and its phrasings."""
+TYPES = tuple(_TRAINED)
+"""What a benchmark asks of what training asks."""
+COMPOSED_TYPES = tuple(COMPOSED)
+"""Forms of question that training never uses, see `aegis_eval.questions.composed`."""

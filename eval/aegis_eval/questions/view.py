@@ -17,7 +17,7 @@ CLEAR = 0.07
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its short lower-case answer; `type` is one of those of `aegis_eval.questions.templated`."""
+    """Words about a scene with their short lower-case answer; `type` is one of `templated.MAKERS`."""
 
     text: str
     answer: str
@@ -43,6 +43,10 @@ class View:
         """How far object `index` lies beyond `other` along the image axis, right or down being positive."""
         column = "uv".index(axis)
         return float(self.uv[index, column] - self.uv[other, column])
+
+
+Maker = Callable[[View, np.random.Generator], Question | None]
+"""Draws a question of one type about a scene, or None where it cannot be asked."""
 
 
 def with_article(name: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from aegis_envs.errors import SimulatorError
 from aegis_eval.answers.asking import answer_samples
@@ -14,8 +15,10 @@ from aegis_eval.commands import vqa
 from aegis_eval.commands.anchor import AnchorConfig, make_anchor
 from aegis_eval.commands.vqa import VqaConfig, evaluate, main
 from aegis_eval.questions import tabletop as benchmarks
-from aegis_eval.questions.tabletop import load_samples
+from aegis_eval.questions.tabletop import TabletopSample, load_samples
+from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json, read_jsonl
 from aegis_policy.vlm.backbone import VLMBackbone
 
 SAMPLES = 18
@@ -117,11 +120,31 @@ def test_answers_do_not_depend_on_the_batches(tiny_vlm_dir: Path):
     assert answer_samples(vlm, samples, batch_size=4) == answer_samples(vlm, samples, batch_size=1)
 
 
-def test_a_policy_is_compared_with_the_vlm_it_was_made_from(tiny_checkpoint: Path, tmp_path: Path):
-    out = evaluate(_asking(tiny_checkpoint, tmp_path / "out"))
-    results = json.loads((out / "results.json").read_text())
-    assert results["pretrained"]["paired"]["lost"] == results["pretrained"]["paired"]["gained"] == 0
-    assert results["model"] == str(tiny_checkpoint)
+def test_a_policy_is_compared_with_the_vlm_it_was_made_from(
+    tiny_vlm_dir: Path, tiny_checkpoint: Path, tmp_path: Path
+):
+    policy = AegisPolicy.from_pretrained(str(tiny_checkpoint))
+    with torch.no_grad():
+        policy.vlm.decoder_layers[1].mlp.down_proj.weight.mul_(-3)
+    policy.save_pretrained(tmp_path / "changed")
+    out = evaluate(_asking(tmp_path / "changed", tmp_path / "out"))
+    alone = evaluate(VqaConfig(vlm=str(tiny_vlm_dir), output_dir=tmp_path / "alone", samples=6))
+    lines = read_jsonl(out / "samples.jsonl")
+    assert [line["pretrained"] for line in lines] == [
+        line["given"] for line in read_jsonl(alone / "samples.jsonl")
+    ]
+    assert all(line["pretrained"] != line["given"] for line in lines), "another model answers"
+    results = read_json(out / "results.json")
+    assert results["model"] == str(tmp_path / "changed") and results["pretrained_model"] == str(tiny_vlm_dir)
+    assert results["vlm_fingerprint"] != read_json(alone / "results.json")["vlm_fingerprint"]
+
+
+def test_every_answer_is_scored_once(tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scored: list[str] = []
+    monkeypatch.setattr(TabletopSample, "score", lambda self, given: scored.append(given) or 0.0)
+    vlm = str(tiny_vlm_dir)
+    evaluate(VqaConfig(vlm=vlm, pretrained=vlm, output_dir=tmp_path / "out", samples=4))
+    assert len(scored) == 3 * 4, "the model's, the pretrained model's and the guesser's"
 
 
 def test_a_policy_is_compared_with_answers_that_its_vlm_gave_before(

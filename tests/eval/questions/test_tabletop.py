@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from aegis_eval.questions.sample import fingerprint
 from aegis_eval.questions.store import SOURCES
 from aegis_eval.questions.tabletop import (
-    BENCHMARKS,
-    fingerprint,
+    TABLETOP,
     load_benchmark,
     load_samples,
     sample_images,
@@ -50,7 +50,7 @@ def test_samples_have_images_and_unique_ids_and_at_most_one_question_a_type(samp
 @pytest.mark.parametrize("name", ["tabletop_composed", "tabletop_robot"])
 def test_every_benchmark_names_its_images_so_that_they_can_be_made_again(name):
     few = load_samples(name, "test", 6)
-    assert {sample.type for sample in few} <= set(BENCHMARKS[name].types)
+    assert {sample.type for sample in few} <= set(TABLETOP[name].types)
     images = sample_images([few[0].id, few[-1].id])
     for sample in (few[0], few[-1]):
         assert np.array_equal(images[sample.id], sample.image)

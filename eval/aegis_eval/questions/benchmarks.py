@@ -1,0 +1,29 @@
+"""All benchmarks by the name that `--benchmark` gives them.
+
+A new one is a line of `TABLETOP`, where images are rendered, or of `PUBLIC`, where questions are read. A new type of
+question about rendered images is a line of `aegis_eval.questions.templated.MAKERS`.
+"""
+
+from aegis_eval.questions.public import PUBLIC
+from aegis_eval.questions.sample import Benchmark
+from aegis_eval.questions.tabletop import TABLETOP
+from aegis_policy.support.errors import AegisError
+
+BENCHMARKS: dict[str, Benchmark] = {**TABLETOP, **PUBLIC}
+
+
+def find_benchmark(name: str, place: str | None = None) -> Benchmark:
+    """The benchmark of this name.
+
+    Args:
+        name: of `--benchmark`.
+        place: of `--vqa.path`.
+
+    Raises:
+        AegisError: there is none, or it takes no place.
+    """
+    if name not in BENCHMARKS:
+        raise AegisError(f"--benchmark={name} is not known: choose from {', '.join(BENCHMARKS)}.")
+    if place is not None and not BENCHMARKS[name].takes_place:
+        raise AegisError(f"--vqa.path goes with public benchmarks and custom, not with --benchmark={name}.")
+    return BENCHMARKS[name]
