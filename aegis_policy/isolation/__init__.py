@@ -85,6 +85,7 @@ from aegis_policy.isolation._blocked_components import BlockedComponents, select
 from aegis_policy.isolation._factors import FactorAccumulator, LinearFactors
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._isolator import GRANULARITIES, GradientIsolator
+from aegis_policy.isolation._joined_components import JoinedComponents
 from aegis_policy.isolation._low_rank import LowRankProjector
 from aegis_policy.isolation._moment_accumulators import MomentAccumulator, NoiseAccumulator
 from aegis_policy.isolation._moments import EPS, Moments, global_moments, masked_moments
@@ -105,6 +106,7 @@ __all__ = [
     "FactorAccumulator",
     "GaussianAnchor",
     "GradientIsolator",
+    "JoinedComponents",
     "LayerProjection",
     "LinearFactors",
     "LowRankProjector",

@@ -2,8 +2,8 @@
 
 Take the eigenpairs (a_k, u_k) of a layer's input covariance and (g_j, v_j) of that of its output gradients
 (`_factors`). A change D of the weights splits into components v_j^T D u_k, and moves the answers by a Fisher weight of
-about g_j a_k each (K-FAC: Martens and Grosse, arXiv 1503.05671). Protecting the heaviest components protects the answers;
-with the input covariance alone (G = I) whole input directions are protected (GPM, arXiv 2103.09762).
+about g_j a_k each (K-FAC: Martens and Grosse, arXiv 1503.05671). Protecting the heaviest components protects the
+answers; with the input covariance alone (G = I) whole input directions are protected (GPM, arXiv 2103.09762).
 
 Shape suffixes: D inputs, E outputs of a linear layer, K input and J output eigenpairs.
 """
@@ -18,7 +18,7 @@ from aegis_policy.isolation._factors import LinearFactors
 from aegis_policy.isolation._sketch import Spectrum
 
 _NEGLIGIBLE = 0.01
-"""Directions of which a soft block would take less than this share are left out of it."""
+"""Directions of which a block would take less than this share are left out of it."""
 
 
 class BlockedComponents(NamedTuple):
@@ -40,15 +40,18 @@ class BlockedComponents(NamedTuple):
         Returns:
             The squared norm of what was taken away, a scalar.
         """
-        component = change_ED @ self.input_vectors_DK
-        if self.output_vectors_EJ is not None:
-            component = self.output_vectors_EJ.T @ component
-        component = component * self.strength
-        shed = component.square().sum()
-        if self.output_vectors_EJ is not None:
-            component = self.output_vectors_EJ @ component
-        change_ED.addmm_(component, self.input_vectors_DK.T, alpha=-1)
-        return shed
+        removed = self.coefficients(change_ED) * self.strength
+        change_ED.addmm_(self.along_outputs(removed), self.input_vectors_DK.T, alpha=-1)
+        return removed.square().sum()
+
+    def coefficients(self, change_ED: Tensor) -> Tensor:
+        """The components V^T D U of a change: (J, K), or (E, K) without output directions."""
+        change_EK = change_ED @ self.input_vectors_DK
+        return change_EK if self.output_vectors_EJ is None else self.output_vectors_EJ.T @ change_EK
+
+    def along_outputs(self, coefficients: Tensor) -> Tensor:
+        """The matrix V C (E, K) of coefficients C, which `input_vectors_DK.T` turns into a change."""
+        return coefficients if self.output_vectors_EJ is None else self.output_vectors_EJ @ coefficients
 
     def to(self, like: Tensor) -> "BlockedComponents":
         """The same block on the device and in the dtype of `like`."""
@@ -130,11 +133,15 @@ def _trim(layer: LinearFactors, strength: Tensor, use_outputs: bool) -> BlockedC
     inputs, outputs = layer
     if not use_outputs or outputs is None:
         kept_K = strength > _NEGLIGIBLE
-        return BlockedComponents(_orthonormal(inputs, kept_K), None, strength[kept_K]) if kept_K.any() else None
+        return (
+            BlockedComponents(_orthonormal(inputs, kept_K), None, strength[kept_K]) if kept_K.any() else None
+        )
     kept_J, kept_K = (strength > _NEGLIGIBLE).any(1), (strength > _NEGLIGIBLE).any(0)
     if not kept_J.any():
         return None
-    return BlockedComponents(_orthonormal(inputs, kept_K), _orthonormal(outputs, kept_J), strength[kept_J][:, kept_K])
+    return BlockedComponents(
+        _orthonormal(inputs, kept_K), _orthonormal(outputs, kept_J), strength[kept_J][:, kept_K]
+    )
 
 
 def _orthonormal(spectrum: Spectrum, kept: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from aegis_policy.isolation._blocked_components import BlockedComponents
+from aegis_policy.isolation._joined_components import JoinedComponents, join
 from aegis_policy.isolation._numerics import whole_float32_products
 from aegis_policy.isolation._projector import PLACES, Descent, Projector, gradient_of, one_of
 
@@ -13,7 +14,8 @@ from aegis_policy.isolation._projector import PLACES, Descent, Projector, gradie
 class LowRankProjector(Projector):
     """Takes the blocked components out of every step of the layers' weights.
 
-    With input directions U, output directions V and strengths S of its `BlockedComponents`, a step D of a weight becomes
+    With the input directions U, output directions V and strengths S of its `BlockedComponents`, the step D of a
+    weight becomes
 
         D - V (S * (V^T D U)) U^T
 
@@ -21,9 +23,12 @@ class LowRankProjector(Projector):
     weights' precision, however long the training lasts; outputs on inputs in the span of U then do not move along V.
     Nothing is computed on the data: no second backward pass, no communication between ranks.
 
+    Attributes:
+        blocks: every weight that learns, with what may not move of it.
+
     Args:
         layers: linear layers by name. A layer without a block is left alone.
-        blocks: by layer name, see `select_blocks`.
+        blocks: by layer name, see `select_blocks`. Those of layers that share one weight are joined.
         acts_on: the step to project, see `Projector`.
 
     Raises:
@@ -31,20 +36,31 @@ class LowRankProjector(Projector):
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Linear], blocks: Mapping[str, BlockedComponents], acts_on: str = "update"
+        self,
+        layers: Mapping[str, nn.Linear],
+        blocks: Mapping[str, BlockedComponents],
+        acts_on: str = "update",
     ) -> None:
         if unknown := sorted(blocks.keys() - layers.keys()):
-            raise ValueError(f"There are blocks for {', '.join(unknown)}, which are no layers of this model.")
+            raise ValueError(
+                f"There are blocks for {', '.join(unknown)}, which are no layers of this model: "
+                "select blocks of its own."
+            )
         self.acts_on = one_of("acts_on", acts_on, PLACES)
-        self.blocks: list[tuple[nn.Parameter, BlockedComponents]] = []
+        by_weight: dict[nn.Parameter, list[BlockedComponents]] = {}
         for name, block in blocks.items():
             weight = layers[name].weight
             assert isinstance(weight, nn.Parameter)
             _check_fit(name, weight, block)
             if weight.requires_grad:
-                self.blocks.append((weight, block))
-        if not self.blocks:
-            raise ValueError("No layer with a block requires gradients: there is nothing to protect.")
+                by_weight.setdefault(weight, []).append(block)
+        if not by_weight:
+            raise ValueError(
+                "No layer with a block requires gradients, so there is nothing to protect: unfreeze one before."
+            )
+        self.blocks: list[tuple[nn.Parameter, BlockedComponents | JoinedComponents]] = [
+            (weight, join(together)) for weight, together in by_weight.items()
+        ]
         self._shed: Tensor | None = None
 
     @property
@@ -94,12 +110,11 @@ class LowRankProjector(Projector):
         """`blocked_energy`: the share of the last step's squared norm, over all blocked layers, that was taken away."""
         return {"blocked_energy": 0.0 if self._shed is None else float(torch.nan_to_num(self._shed))}
 
-    def _block(self, index: int, step: Tensor) -> BlockedComponents:
+    def _block(self, index: int, step: Tensor) -> BlockedComponents | JoinedComponents:
+        """The block as the step needs it, which is kept: it moves to another device or dtype once."""
         weight, block = self.blocks[index]
-        if block.strength.device != step.device or block.strength.dtype != step.dtype:
-            block = block.to(step)
-            self.blocks[index] = weight, block
-        return block
+        self.blocks[index] = weight, block.to(step)
+        return self.blocks[index][1]
 
 
 def _check_fit(name: str, weight: nn.Parameter, block: BlockedComponents) -> None:
@@ -108,5 +123,5 @@ def _check_fit(name: str, weight: nn.Parameter, block: BlockedComponents) -> Non
     if inputs != weight.shape[1] or outputs not in (None, weight.shape[0]):
         raise ValueError(
             f"The block of {name} is for a weight of shape ({outputs or weight.shape[0]}, {inputs}), but it has "
-            f"{tuple(weight.shape)}."
+            f"{tuple(weight.shape)}: select blocks of this model."
         )

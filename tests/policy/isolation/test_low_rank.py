@@ -249,7 +249,11 @@ def test_bfloat16_weights_are_blocked_to_their_own_precision(setting):
     ("name", "block", "complaint"),
     [
         ("9.up", BlockedComponents(torch.eye(8), None, torch.ones(8)), r"9\.up, which are no layers"),
-        ("0.up", BlockedComponents(torch.eye(5), None, torch.ones(5)), r"shape \(16, 5\), but it has \(16, 8\)"),
+        (
+            "0.up",
+            BlockedComponents(torch.eye(5), None, torch.ones(5)),
+            r"shape \(16, 5\), but it has \(16, 8\)",
+        ),
         (
             "0.up",
             BlockedComponents(torch.eye(8), torch.eye(3), torch.ones(3, 8)),
@@ -270,4 +274,6 @@ def test_nothing_that_learns_is_an_error(setting):
 
 def test_an_unknown_place_is_refused(setting):
     with pytest.raises(ValueError, match="acts_on='weights' is unknown"):
-        LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8), None, torch.ones(8))}, "weights")
+        LowRankProjector(
+            linears(setting), {"0.up": BlockedComponents(torch.eye(8), None, torch.ones(8))}, "weights"
+        )

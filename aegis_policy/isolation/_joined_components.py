@@ -1,0 +1,159 @@
+"""Several sets of blocked components on one weight, as tied layers have: all of them are blocked at once.
+
+Removing one set after the other would put a part of the first back, for their directions are not orthogonal to each
+other's.
+
+A block of strength s leaves the share 1 - s = 1 / (1 + x) of a component, with x = s / (1 - s) its Fisher weight in
+units of the threshold where the block is soft, infinity where it is hard. The Fisher weights of a weight's uses add up.
+With the components of all blocks as columns of B and X = diag(x), the step D therefore becomes
+
+    (I + B X B^T)^-1 D = D - R z        where    R = B diag(sqrt(s)),    (I + C) z = R^T D
+
+(Woodbury), where C holds the inner products between columns of R that belong to different blocks. Hard blocks together
+are the orthogonal projection away from the span of all their components.
+
+Shape suffixes: D inputs, E outputs of a linear layer, K input and J output directions.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aegis_policy.isolation._blocked_components import BlockedComponents
+
+_SAME = 1e-10
+"""Directions whose squared sine is below this share are the same one, known to float32."""
+_LEFT = 1e-7
+"""How much of the blocked components, relative to the step's, may be left."""
+_MOST_ITERATIONS = 500
+
+
+class JoinedComponents(NamedTuple):
+    """The union of blocks of which not all take whole input directions.
+
+    I + C is never formed: in a common basis of all directions it is applied with thin products, and conjugate gradients
+    solve for z.
+
+    Attributes:
+        basis: orthonormal directions that span those of all parts, outputs None where a part takes all of them.
+        parts: the blocks in the coordinates of `basis`, float64.
+    """
+
+    basis: BlockedComponents
+    parts: tuple[BlockedComponents, ...]
+
+    def remove_(self, change_ED: Tensor) -> Tensor:
+        """Take the union out of `change_ED`, in place.
+
+        Returns:
+            The squared norm of what was taken away, a scalar.
+        """
+        inside = self.basis.coefficients(change_ED)
+        removed = self._blocked_part_of(inside.to(self.parts[0].strength)).to(inside)
+        change_ED.addmm_(self.basis.along_outputs(removed), self.basis.input_vectors_DK.T, alpha=-1)
+        return removed.square().sum()
+
+    def to(self, like: Tensor) -> "JoinedComponents":
+        """The same union for steps on the device and in the dtype of `like`; its solution is found in float64."""
+        device = "cpu" if like.device.type == "mps" else like.device  # MPS has no float64
+        precise = like.new_empty(0, dtype=torch.float64, device=device)
+        return JoinedComponents(self.basis.to(like), tuple(part.to(precise) for part in self.parts))
+
+    def _blocked_part_of(self, inside: Tensor) -> Tensor:
+        """R z of the step's coefficients in the basis."""
+        roots = [part.strength.sqrt() for part in self.parts]
+
+        def assembled(solution: Sequence[Tensor]) -> Tensor:
+            return torch.stack(
+                [
+                    part.along_outputs(root * z) @ part.input_vectors_DK.T
+                    for part, root, z in zip(self.parts, roots, solution, strict=True)
+                ]
+            ).sum(0)
+
+        def seen(change: Tensor) -> list[Tensor]:
+            return [root * part.coefficients(change) for part, root in zip(self.parts, roots, strict=True)]
+
+        def applied(solution: Sequence[Tensor]) -> list[Tensor]:
+            """(R^T R + 1 - S) z, which is (I + C) z: within a block R^T R is S."""
+            return [
+                x + (1 - part.strength) * z
+                for x, part, z in zip(seen(assembled(solution)), self.parts, solution, strict=True)
+            ]
+
+        return assembled(_conjugate_gradients(applied, seen(inside)))
+
+
+def join(blocks: Sequence[BlockedComponents]) -> BlockedComponents | JoinedComponents:
+    """What blocks the components of all `blocks` of one weight; a single one is left as it is."""
+    if len(blocks) == 1:
+        return blocks[0]
+    blocks = [block.to(block.strength.double()) for block in blocks]
+    if all(block.output_vectors_EJ is None for block in blocks):
+        return _joined_inputs(blocks)
+    inputs_DK = _span([block.input_vectors_DK for block in blocks])
+    sides = [block.output_vectors_EJ for block in blocks if block.output_vectors_EJ is not None]
+    outputs_EJ = _span(sides) if len(sides) == len(blocks) else None
+    parts = tuple(
+        BlockedComponents(
+            _orthonormal(inputs_DK.T @ block.input_vectors_DK),
+            block.output_vectors_EJ
+            if outputs_EJ is None or block.output_vectors_EJ is None
+            else _orthonormal(outputs_EJ.T @ block.output_vectors_EJ),
+            block.strength,
+        )
+        for block in blocks
+    )
+    whole = inputs_DK.new_ones(inputs_DK.shape[1])
+    return JoinedComponents(BlockedComponents(inputs_DK, outputs_EJ, whole), parts)
+
+
+def _joined_inputs(blocks: Sequence[BlockedComponents]) -> BlockedComponents:
+    """The union of blocks of whole input directions is one more of them: the eigenpairs of R (I + C)^+ R^T."""
+    strength_K = torch.cat([block.strength for block in blocks])
+    R_DK = torch.cat([block.input_vectors_DK for block in blocks], 1) * strength_K.sqrt()
+    directions_DK, R_KK = torch.linalg.qr(R_DK)
+    gram_KK = R_KK.T @ R_KK + torch.diag(1 - strength_K)
+    core_KK = R_KK @ torch.linalg.pinv(gram_KK, rtol=_SAME, hermitian=True) @ R_KK.T
+    values_K, vectors_KK = torch.linalg.eigh((core_KK + core_KK.T) / 2)
+    kept_K = values_K > _SAME
+    joined = BlockedComponents(directions_DK @ vectors_KK[:, kept_K], None, values_K[kept_K].clamp(max=1))
+    return joined.to(joined.strength.float())
+
+
+def _span(sets: Sequence[Tensor]) -> Tensor:
+    """Orthonormal columns that span those of all `sets`."""
+    left, values, _ = torch.linalg.svd(torch.cat(list(sets), 1), full_matrices=False)
+    return left[:, values.square() > _SAME * values[0].square()]
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """The nearest orthonormal columns: those given are known to float32."""
+    left, _, right = torch.linalg.svd(columns, full_matrices=False)
+    return left @ right
+
+
+def _conjugate_gradients(
+    apply: Callable[[Sequence[Tensor]], list[Tensor]], wanted: list[Tensor]
+) -> list[Tensor]:
+    """Solve `apply(z) = wanted` for a positive semi-definite operator (Hestenes and Stiefel, 1952)."""
+    solution = [torch.zeros_like(each) for each in wanted]
+    residual, direction = wanted, wanted
+    square = _dot(residual, residual)
+    enough = square * _LEFT**2
+    for _ in range(_MOST_ITERATIONS):
+        if square <= enough:
+            break
+        image = apply(direction)
+        step = square / _dot(direction, image)
+        solution = [z + step * d for z, d in zip(solution, direction, strict=True)]
+        residual = [r - step * x for r, x in zip(residual, image, strict=True)]
+        before, square = square, _dot(residual, residual)
+        direction = [r + square / before * d for r, d in zip(residual, direction, strict=True)]
+    return solution
+
+
+def _dot(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(x * y).sum() for x, y in zip(xs, ys, strict=True)]).sum()

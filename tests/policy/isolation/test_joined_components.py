@@ -1,0 +1,154 @@
+"""Blocks of tied layers: one weight, under two names, blocked for both of its uses."""
+
+import pytest
+import torch
+from torch import nn
+
+from aegis_policy.isolation import BlockedComponents, JoinedComponents, LowRankProjector, ProjectedAdamW
+
+D, E, K, J = 12, 10, 4, 3
+STAIRCASE_JK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).float()
+"""The strengths of a hard Kronecker block: the heaviest components lie towards the leading directions."""
+
+
+def directions(width: int, count: int, near: torch.Tensor | None = None, way: float = 1.0) -> torch.Tensor:
+    """Orthonormal columns; `near` others, if given, up to about the angle `way`."""
+    columns = torch.randn(width, count) * way
+    return torch.linalg.qr(columns if near is None else near + columns).Q
+
+
+def whole_inputs(strength: torch.Tensor | None = None) -> BlockedComponents:
+    return BlockedComponents(directions(D, K), None, torch.ones(K) if strength is None else strength)
+
+
+def kronecker(strength: torch.Tensor = STAIRCASE_JK) -> BlockedComponents:
+    return BlockedComponents(directions(D, K), directions(E, J), strength)
+
+
+def pairs(seed: int) -> list[list[BlockedComponents]]:
+    """Two blocks of every kind."""
+    torch.manual_seed(seed)
+    near = kronecker()
+    return [
+        [whole_inputs(), whole_inputs()],
+        [kronecker(), kronecker()],
+        [kronecker(), whole_inputs()],
+        [near, near._replace(input_vectors_DK=directions(D, K, near.input_vectors_DK, 1e-2))],
+        [near, near],
+        [whole_inputs(torch.rand(K)), whole_inputs(torch.rand(K))],
+        [kronecker(torch.rand(J, K)), kronecker(torch.rand(J, K))],
+        [kronecker(), kronecker(), whole_inputs(torch.rand(K))],
+    ]
+
+
+KINDS = [
+    "inputs",
+    "kronecker",
+    "kronecker and inputs",
+    "nearly the same",
+    "the same",
+    "soft inputs",
+    "soft kronecker",
+    "three",
+]
+
+
+def tied(blocks: list[BlockedComponents]) -> tuple[nn.Linear, LowRankProjector]:
+    layers = {str(index): nn.Linear(D, E, bias=False) for index in range(len(blocks))}
+    for layer in layers.values():
+        layer.weight = layers["0"].weight
+    return layers["0"], LowRankProjector(layers, {str(index): block for index, block in enumerate(blocks)})
+
+
+def left_of(step_ED: torch.Tensor, blocks: list[BlockedComponents]) -> torch.Tensor:
+    """What may stay of a step, dense and in float64: away from the span of all hard components H it is multiplied by
+    (I + X)^-1, where X adds up the soft components' s / (1 - s)."""
+    hard, total = [], torch.eye(step_ED.numel(), dtype=torch.float64)
+    for block in blocks:
+        U_DK = block.input_vectors_DK.double()
+        V_EJ = torch.eye(E).double() if block.output_vectors_EJ is None else block.output_vectors_EJ.double()
+        components = torch.einsum("ej,dk->jked", V_EJ, U_DK).flatten(2).flatten(0, 1)
+        strength = block.strength.double().expand(V_EJ.shape[1], -1).flatten()
+        hard.append(components[strength == 1])
+        soft, s = components[strength < 1], strength[strength < 1]
+        total += soft.T * (s / (1 - s)) @ soft
+    _, values, right = torch.linalg.svd(torch.cat(hard), full_matrices=False)
+    span = right[values > 1e-6]
+    free = torch.eye(len(total), dtype=torch.float64) - span.T @ span
+    left = (
+        free @ torch.linalg.pinv(free @ total @ free, rtol=1e-9, hermitian=True) @ step_ED.double().flatten()
+    )
+    return left.view(E, D)
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tied_weight_loses_the_union_of_its_blocks_and_no_more(kind, seed):
+    blocks = pairs(seed)[kind]
+    layer, projector = tied(blocks)
+    assert [weight for weight, _ in projector.blocks] == projector.protected == [layer.weight]
+    step = torch.randn(E, D)
+    layer.weight.grad = step.clone()
+    projector.project_()
+    expected = left_of(step, blocks)
+    torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=0, atol=1e-4)
+    shed = (step.double() - expected).square().sum() / step.double().square().sum()
+    assert projector.metrics()["blocked_energy"] == pytest.approx(float(shed), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", range(5), ids=KINDS[:5])
+def test_no_hard_component_of_either_use_moves_in_training(kind):
+    blocks = pairs(0)[kind]
+    layer, projector = tied(blocks)
+    before = layer.weight.detach().clone()
+    optimizer = ProjectedAdamW([layer.weight], projector, lr=1e-2, weight_decay=0.1)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        (layer(torch.randn(20, D)) - torch.randn(20, E)).square().mean().backward()
+        optimizer.step()
+    moved = layer.weight.detach() - before
+    assert moved.norm() > 1e-2
+    for block in blocks:
+        assert (block.coefficients(moved) * block.strength).norm() < 1e-4 * moved.norm()
+
+
+def test_the_order_of_the_uses_does_not_matter():
+    for blocks in pairs(1):
+        results = []
+        for ordered in (blocks, blocks[::-1]):
+            layer, projector = tied(ordered)
+            torch.manual_seed(2)
+            layer.weight.grad = torch.randn(E, D)
+            projector.project_()
+            results.append(layer.weight.grad)
+        torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+
+
+def test_two_uses_of_whole_input_directions_are_one_block_of_them():
+    torch.manual_seed(0)
+    _, projector = tied([whole_inputs(), whole_inputs()])
+    ((_, block),) = projector.blocks
+    assert isinstance(block, BlockedComponents)
+    assert block.input_vectors_DK.shape == (D, 2 * K)
+    torch.testing.assert_close(block.strength, torch.ones(2 * K))
+
+
+def test_a_weight_in_bfloat16_is_joined_to_its_own_precision():
+    torch.manual_seed(0)
+    blocks = [kronecker(), kronecker()]
+    layer, projector = tied(blocks)
+    assert isinstance(projector.blocks[0][1], JoinedComponents)
+    layer.weight.data = layer.weight.data.bfloat16()
+    step = torch.randn(E, D)
+    layer.weight.grad = step.bfloat16()
+    projector.project_()
+    torch.testing.assert_close(layer.weight.grad.double(), left_of(step, blocks), rtol=0, atol=0.05)
+
+
+def test_a_layer_with_a_weight_of_its_own_keeps_its_block_as_it_is():
+    torch.manual_seed(0)
+    block = kronecker()
+    layers = {"own": nn.Linear(D, E), "other": nn.Linear(D, E)}
+    projector = LowRankProjector(layers, {"own": block, "other": kronecker()})
+    assert projector.blocks[0][1] is block
