@@ -2,16 +2,25 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import pytest
 from random_data import write_random_dataset
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let the process that commands are forks of import what they need while the first tests run, in `make test`."""
+    if hasattr(session.config, "workerinput"):
+        from aegis_eval.experiments.forked_commands import start_server
+
+        start_server(commands.SETTINGS)
+
 
 _WORDS = "what colour is the cube sphere cylinder red green blue yellow push reach pick up to zone yes no answer en"
 _CAMERAS = ("observation.images.front", "observation.images.wrist")
@@ -46,26 +55,8 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`shell(*arguments)`: run a command as a user would, on one thread, without a network."""
-    return _run
-
-
-def _run(*arguments: str, cwd: Path | None = None, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    settings = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return subprocess.run(
-        arguments,
-        cwd=cwd,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """`shell(*arguments)`: run a command as a user would, on one thread, without a network; see `commands.run`."""
+    return commands.run
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """The guide to any model: its loop runs as printed."""
 
 import re
-import subprocess
-from collections.abc import Callable
+import runpy
+import sys
 from pathlib import Path
+
+import pytest
 
 _GUIDE = Path(__file__).parents[2] / "docs" / "isolation.md"
 
@@ -13,14 +15,17 @@ def _blocks() -> list[str]:
 
 
 def test_the_loop_learns_and_the_questions_stay(
-    shell: Callable[..., subprocess.CompletedProcess[str]], tiny_vlm_dir: Path, tmp_path: Path
+    tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    script = tmp_path / "loop.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tiny_vlm_dir)])
+
     def moved(code: str) -> tuple[float, float]:
-        (tmp_path / "loop.py").write_text(code)
-        done = shell("python", str(tmp_path / "loop.py"), str(tiny_vlm_dir))
-        assert done.returncode == 0, done.stderr[-2000:]
-        found = re.search(r"loss (\S+), hidden states of the questions moved by (\S+)%", done.stdout)
-        assert found is not None
+        script.write_text(code)
+        runpy.run_path(str(script), run_name="__main__")
+        printed = capsys.readouterr().out
+        found = re.search(r"loss (\S+), hidden states of the questions moved by (\S+)%", printed)
+        assert found is not None, printed
         return float(found[1]), float(found[2])
 
     loop = _blocks()[0]

@@ -72,7 +72,7 @@ def tiny_vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config(tiny_vlm_dir: Path, tiny_anchor: Path, tiny_vqa: Path) -> Callable[..., AegisConfig]:
     """`make_config(protection=..., **options)`: on the tiny VLM and its anchor; `aegis` is the paper's unless told."""
 
@@ -101,7 +101,7 @@ def make_config(tiny_vlm_dir: Path, tiny_anchor: Path, tiny_vqa: Path) -> Callab
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_policy(make_config: Callable[..., AegisConfig]) -> MakePolicy:
     """`make_policy(protection=..., **options)`: a fresh policy, its zero-initialised layers woken up."""
 

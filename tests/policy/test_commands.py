@@ -21,7 +21,8 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 def run(shell: Shell, fresh_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a protected training of four steps."""
     output = tmp_path_factory.mktemp("train") / "run"
-    done = shell("lerobot-train", *fresh_flags, f"--output_dir={output}", "--steps=4", "--save_freq=2")
+    flags = [*fresh_flags, f"--output_dir={output}", "--steps=4", "--save_freq=2"]
+    done = shell("lerobot-train", *flags, fork=False)
     assert done.returncode == 0, done.stderr[-3000:]
     log = done.stdout + done.stderr
     for figure in (

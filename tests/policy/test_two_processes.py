@@ -10,47 +10,62 @@ import pytest
 import torch
 from training_steps import MakePolicy
 
+from aegis_policy.modeling_aegis import AegisPolicy
+
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
-@pytest.mark.parametrize(
-    ("protection", "options", "acted"),
-    [
-        ("aegis", {"anchor": "gaussian"}, "conflict_fraction"),
-        ("aegis", {"anchor": "kronecker"}, "blocked_energy"),
-        (
-            "aegis",
-            {"anchor": "gaussian", "anchor_tokens": "apart", "anchor_momentum": 0.9},
-            "conflict_fraction",
-        ),
-        ("w2_penalty", {"penalty": 0.1}, "anchor_distance"),
-        ("replay", {"replay_batch_size": 2}, "vqa_loss"),
-        ("knowledge_insulation", {}, "action_token_loss"),
-    ],
-)
-def test_two_processes_equal_one_on_the_same_global_batch(
+PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gaussian": ("aegis", {"anchor": "gaussian"}, "conflict_fraction"),
+    "kronecker": ("aegis", {"anchor": "kronecker"}, "blocked_energy"),
+    "apart": (
+        "aegis",
+        {"anchor": "gaussian", "anchor_tokens": "apart", "anchor_momentum": 0.9},
+        "conflict_fraction",
+    ),
+    "w2_penalty": ("w2_penalty", {"penalty": 0.1}, "anchor_distance"),
+    "replay": ("replay", {"replay_batch_size": 2}, "vqa_loss"),
+    "knowledge_insulation": ("knowledge_insulation", {}, "action_token_loss"),
+}
+"""Name -> protection, its options, and the figure that shows that it acted."""
+
+
+@pytest.fixture(scope="module")
+def launched(
     make_policy: MakePolicy,
     make_batch: Callable[..., dict[str, Any]],
     shell: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    protection: str,
-    options: dict[str, Any],
-    acted: str,
-) -> None:
-    policy = make_policy(protection, **options, optimizer_lr=1e-3, optimizer_lr_backbone=1e-3, flow_samples=2)
-    policy.save_pretrained(tmp_path / "policy")
-    batches = [make_batch(size=6, seed=seed) for seed in range(4)]
-    torch.save(batches, tmp_path / "batches.pt")
-
-    arguments = [str(tmp_path / name) for name in ("policy", "batches.pt", "out")]
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, AegisPolicy]]:
+    """The folder in which two ranks trained every part, in one launch, and the policies as they were before."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    policies = {
+        name: make_policy(
+            protection, **options, optimizer_lr=1e-3, optimizer_lr_backbone=1e-3, flow_samples=2
+        )
+        for name, (protection, options, _) in PARTS.items()
+    }
+    for name, policy in policies.items():
+        policy.save_pretrained(folder / name / "policy")
+    torch.save([make_batch(size=6, seed=seed) for seed in range(4)], folder / "batches")
+    arguments = [str(folder / name) for name in ("batches", *PARTS)]
     done = shell("torchrun", "--nproc_per_node=2", "--standalone", str(SCRIPT), *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"out.{rank}", weights_only=True) for rank in range(2))
-    if protection == "replay":  # whose batch is a rank's
+    return folder, policies
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_two_processes_equal_one_on_the_same_global_batch(
+    launched: tuple[Path, dict[str, AegisPolicy]], part: str
+) -> None:
+    folder, policies = launched
+    policy, acted = policies[part], PARTS[part][2]
+    first, second = (torch.load(folder / part / f"rank{rank}", weights_only=True) for rank in range(2))
+    if part == "replay":  # whose batch is a rank's
         policy.config.replay_batch_size *= 2
-        policy.save_pretrained(tmp_path / "policy")
+        policy.save_pretrained(folder / part / "policy")
     alone = runpy.run_path(str(SCRIPT))["train"](
-        tmp_path / "policy", tmp_path / "batches.pt", rank=0, ranks=1
+        folder / part / "policy", folder / "batches", rank=0, ranks=1
     )
 
     start = dict(policy.named_parameters())

@@ -1,8 +1,8 @@
-"""Train a policy for some steps on this rank's share of fixed global batches, and save the parameters.
+"""Train policies for some steps on this rank's share of fixed global batches, and save their parameters.
 
-Run by `test_two_processes.py` under torchrun with: the policy's checkpoint, the file of the batches, the file
-to write. It wraps and steps as `lerobot-train` does: DDP with `find_unused_parameters`, clipping, the preset
-optimizer.
+Run by `test_two_processes.py` under torchrun with the file of the batches and folders: each holds a checkpoint,
+`policy`, and gets a file a rank. It wraps and steps as `lerobot-train` does: DDP with `find_unused_parameters`,
+clipping, the preset optimizer.
 """
 
 import sys
@@ -40,13 +40,15 @@ def train(checkpoint: Path, batches: Path, rank: int, ranks: int) -> dict[str, A
     return {"parameters": dict(policy.named_parameters()), "figures": logged}
 
 
-def main(checkpoint: Path, batches: Path, out: Path) -> None:
+def main(batches: Path, folders: list[Path]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    result = train(checkpoint, batches, dist.get_rank(), dist.get_world_size())
-    torch.save(result, out.with_suffix(f".{dist.get_rank()}"))
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for folder in folders:
+        torch.save(train(folder / "policy", batches, rank, ranks), folder / f"rank{rank}")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    first, *others = map(Path, sys.argv[1:])
+    main(first, others)

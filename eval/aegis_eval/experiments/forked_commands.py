@@ -56,12 +56,10 @@ class ForkedCommand:
         if entry is None or program.parent != Path(sys.executable).parent:
             return None
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_IMPORTED))
+        start_server(environment)
         words, variables = [str(word) for word in command], {**os.environ, **environment}
         process = context.Process(target=_run, args=(entry, words, log, variables))
         with _STATUS:
-            with _inherited(environment):
-                forkserver.ensure_running()
             with _without_main():
                 try:
                     process.start()
@@ -80,6 +78,13 @@ class ForkedCommand:
     def terminate(self) -> None:
         """Ask it to end."""
         self._process.terminate()
+
+
+def start_server(environment: Mapping[str, str]) -> None:
+    """Start the process that commands are forks of, unless it runs; it imports what they need meanwhile."""
+    multiprocessing.set_forkserver_preload(list(_IMPORTED))
+    with _STATUS, _inherited(environment):
+        forkserver.ensure_running()
 
 
 def end_with_parent() -> None:
