@@ -53,8 +53,7 @@ def find_anchor(
             "--policy.anchor_path=anchor.safetensors."
         )
     try:
-        anchor = Anchor.load(path)
-        anchor.check(vlm.num_layers, vlm.hidden_size, config.vlm_fingerprint)
+        anchor = _anchor_of(vlm, path, config)
         protection.check_anchor(anchor)
     except AnchorError as error:
         raise AegisError(f"{named} cannot be used: {error}") from error
@@ -62,6 +61,20 @@ def find_anchor(
         config.anchor_info = {**anchor.metadata, "path": str(path)}
         config.anchor_path = None
     return protection.part_of(anchor)
+
+
+def _anchor_of(vlm: VLMBackbone, path: Path, config: "AegisConfig") -> Anchor:
+    """The anchor in a file.
+
+    Raises:
+        AnchorError: it is not one of this VLM; the mend names the command that makes one.
+    """
+    try:
+        anchor = Anchor.load(path)
+        anchor.check(vlm.num_layers, vlm.hidden_size, config.vlm_fingerprint)
+    except AnchorError as error:
+        raise AnchorError(error.fault, f"{error.mend}, with aegis-anchor --vlm={config.vlm}") from error
+    return anchor
 
 
 def find_reference(

@@ -1,4 +1,4 @@
-"""Everything `aegis-anchor` found out about a pretrained model, and the one file that keeps it."""
+"""Everything that is kept of a pretrained model in order to protect it, and the one file that keeps it."""
 
 import os
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ from aegis_policy.isolation._gaussian import REBUILD, AnchorError, GaussianAncho
 from aegis_policy.isolation._sketch import Spectrum
 
 KIND = "aegis-anchor"
+"""What the file calls its format."""
 FORMAT_VERSION = "2"
 
 
@@ -64,26 +65,22 @@ class Anchor:
         """
         path = Path(path)
         if not path.is_file():
-            raise AnchorError(f"There is no anchor at {path}: correct the path or {REBUILD}.")
+            raise AnchorError(f"There is no anchor at {path}", f"correct the path or {REBUILD}")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise AnchorError(
-                f"The anchor {path} is truncated or not a safetensors file: {REBUILD}."
-            ) from error
+            raise AnchorError(f"The anchor {path} is truncated or not a safetensors file") from error
         if metadata.get("kind") != KIND or metadata.get("format_version") != FORMAT_VERSION:
             found = f"{metadata.get('kind')!r} of format {metadata.get('format_version')!r}"
-            raise AnchorError(
-                f"The anchor {path} is {found}, not {KIND!r} of format {FORMAT_VERSION!r}: {REBUILD}."
-            )
+            raise AnchorError(f"The anchor {path} is {found}, not {KIND!r} of format {FORMAT_VERSION!r}")
         try:
             gaussians, factors, importance = _gaussians(tensors), _factors(tensors), _importance(tensors)
         except AnchorError as error:
-            raise AnchorError(str(error).replace("The anchor", f"The anchor {path}", 1)) from error
+            raise AnchorError(f"{error.fault} in {path}", error.mend) from error
         except (KeyError, ValueError) as error:
-            raise AnchorError(f"The anchor {path} is not whole ({error}): {REBUILD}.") from error
+            raise AnchorError(f"The anchor {path} is not whole ({error})") from error
         return cls(gaussians, factors, importance, metadata)
 
     def part(
@@ -129,7 +126,8 @@ class Anchor:
         if fingerprint is not None and made_from is not None and made_from != fingerprint:
             raise AnchorError(
                 f"The anchor of {self.metadata.get('vlm', 'an unnamed model')} was made from weights {made_from} "
-                f"but the model has {fingerprint}: name the anchor of this model, or {REBUILD}."
+                f"but the model has {fingerprint}",
+                f"name the anchor of this model, or {REBUILD}",
             )
         for gaussian in self.gaussians.values():
             gaussian.check(num_layers, hidden_size)

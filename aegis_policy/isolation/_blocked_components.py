@@ -105,7 +105,9 @@ def _weights(name: str, layer: LinearFactors, use_outputs: bool) -> Tensor:
     if not use_outputs:
         return layer.inputs.values_K
     if layer.outputs is None:
-        raise ValueError(f"The anchor holds no output factor of {name}.")
+        raise ValueError(
+            f"There is no output factor of {name}: gather it with outputs=True, or set use_outputs=False."
+        )
     return torch.outer(layer.outputs.values_K, layer.inputs.values_K)
 
 

@@ -18,7 +18,7 @@ from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
 
 class LinearFactors(NamedTuple):
-    """Of one linear layer: the spectrum of its inputs and, if known, that of its output gradients.
+    """The spectrum of a linear layer's inputs and, if known, that of its output gradients.
 
     Inputs are averaged over tokens and output gradients summed, so that the products of both are comparable between
     layers that see different numbers of tokens (K-FAC's "expand", arXiv 2311.00636).

@@ -14,11 +14,23 @@ from aegis_policy.isolation._moment_accumulators import MomentAccumulator
 from aegis_policy.isolation._moments import EPS, Moments
 from aegis_policy.isolation._numerics import at_least_float32
 
-REBUILD = "rebuild it with aegis-anchor"
+REBUILD = "rebuild it from the pretrained model"
 
 
 class AnchorError(ValueError):
-    """An anchor that cannot protect this model. The message is one sentence: what, where, what to do."""
+    """An anchor that cannot protect this model; its message is one sentence, `fault: mend.`
+
+    Attributes:
+        fault: what is wrong, and where.
+        mend: what to do. Who knows the command that does it raises the fault again with a mend that names it.
+    """
+
+    def __init__(self, fault: str, mend: str = REBUILD) -> None:
+        super().__init__(fault, mend)
+        self.fault, self.mend = fault, mend
+
+    def __str__(self) -> str:
+        return f"{self.fault}: {self.mend}."
 
 
 def w2_squared(mean: Tensor, std: Tensor, mean0: Tensor, std0: Tensor) -> Tensor:
@@ -104,7 +116,7 @@ class GaussianAnchor:
         object.__setattr__(self, "mean_LD", self.mean_LD.detach().to(torch.float32, copy=True))
         object.__setattr__(self, "std_LD", self.std_LD.detach().to(torch.float32, copy=True))
         if fault := _fault(self.mean_LD, self.std_LD, self.count):
-            raise AnchorError(f"The anchor {fault}: {REBUILD}.")
+            raise AnchorError(f"The Gaussian anchor {fault}")
 
     @classmethod
     def from_accumulators(
@@ -149,13 +161,11 @@ class GaussianAnchor:
             AnchorError: it is not.
         """
         if self.num_layers != num_layers:
-            raise AnchorError(
-                f"The anchor describes {self.num_layers} layers but the model has {num_layers}: {REBUILD}."
-            )
+            raise AnchorError(f"The anchor describes {self.num_layers} layers but the model has {num_layers}")
         if self.hidden_size != hidden_size:
             raise AnchorError(
                 f"The anchor describes hidden states of size {self.hidden_size} but the model's have size "
-                f"{hidden_size}: {REBUILD}."
+                f"{hidden_size}"
             )
 
 

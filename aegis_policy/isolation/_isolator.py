@@ -1,21 +1,22 @@
-"""Collects hidden states, takes the anchor gradient on the same graph, projects the task gradient.
+"""The projector of the Gaussian anchor: takes the anchor gradient on the task's own graph, and projects the step.
+
+Not here: how hidden states are kept (`_hidden_states`), how far they are from the anchor (`_anchor_distance`), and the
+projection itself (`_projection`).
 
 Shape suffixes: B batch, T tokens, D hidden dimension, L layers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aegis_policy.isolation._anchor_distance import AnchorDistance
 from aegis_policy.isolation._anchor_gradients import AnchorGradients
-from aegis_policy.isolation._gaussian import GaussianAnchor, w2_cotangents, w2_squared
-from aegis_policy.isolation._moment_average import MomentAverage
-from aegis_policy.isolation._moments import EPS, global_moments
-from aegis_policy.isolation._numerics import at_least_float32
+from aegis_policy.isolation._gaussian import GaussianAnchor
+from aegis_policy.isolation._hidden_states import HiddenStates
+from aegis_policy.isolation._moments import EPS
 from aegis_policy.isolation._projection import LayerProjection, project_
 from aegis_policy.isolation._projector import (
     PLACES,
@@ -89,25 +90,23 @@ class GradientIsolator(Projector):
         if not 0 <= momentum < 1 or refresh_every < 1 or restoring < 0:
             raise ValueError(
                 f"momentum={momentum} must lie in [0, 1), refresh_every={refresh_every} be at least 1, "
-                f"restoring={restoring} at least 0."
+                f"and restoring={restoring} at least 0."
             )
         self.acts_on = one_of("acts_on", acts_on, PLACES)
         if restoring and self.acts_on == "update":
             raise ValueError("restoring adds to the gradient, so it needs acts_on='gradient'.")
         self.layers = list(layers)
         self.granularity = one_of("granularity", granularity, GRANULARITIES)
-        self.whiten = whiten
-        self.momentum = momentum
         self.refresh_every = refresh_every
         self.restoring = restoring
-        self.eps = eps
         self.parameters = _trainable_once(parameters)
         if not any(self.parameters):
-            raise ValueError("No layer has a parameter that requires gradients: there is nothing to protect.")
+            raise ValueError(
+                "No layer has a parameter that requires gradients, so there is nothing to protect: unfreeze one before."
+            )
         self._masks: list[Tensor] = []
-        self._hidden: dict[int, Tensor] = {}
-        self._anchor_moments = [(each.mean_LD, each.std_LD) for each in self.anchors]
-        self._averages = [MomentAverage(momentum, each.mean_LD) for each in self.anchors]
+        self._hidden_states = HiddenStates(layers)
+        self._anchor_distance = AnchorDistance(self.anchors, whiten=whiten, momentum=momentum, eps=eps)
         self._anchor_grads = AnchorGradients(self.parameters)
         self._projections_made = 0
         self._distance = 0.0
@@ -126,19 +125,9 @@ class GradientIsolator(Projector):
         """
         if len(masks) != len(self.anchors):
             raise ValueError(f"There are {len(masks)} masks for {len(self.anchors)} anchors: give one each.")
-        self._masks, self._hidden = [mask_BT.bool() for mask_BT in masks], {}
-        hooks = [
-            layer.register_forward_hook(partial(self._keep_output, index))
-            for index, layer in enumerate(self.layers)
-        ]
-        try:
+        self._masks = [mask_BT.bool() for mask_BT in masks]
+        with self._hidden_states.collect():
             yield
-        except BaseException:
-            self._hidden = {}
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def accumulate(self) -> float:
         """Add this batch's anchor gradient to the step's; the graph stays for the task's backward.
@@ -158,9 +147,11 @@ class GradientIsolator(Projector):
         hidden, masks = self._take_hidden()
         if self._anchor_grads.reduced:
             return self._distance
-        loss, cotangents, tokens = self._distance_of(hidden, masks)
+        distance = self._anchor_distance.of_batch(hidden, masks)
         with_graph = [
-            (x, cotangent) for x, cotangent in zip(hidden, cotangents, strict=True) if x.requires_grad
+            (x, cotangent)
+            for x, cotangent in zip(hidden, distance.cotangents, strict=True)
+            if x.requires_grad
         ]
         self._anchor_grads.add(
             list(
@@ -173,46 +164,12 @@ class GradientIsolator(Projector):
                 )
             )
         )
-        self._distance, fewest = torch.stack([loss, tokens]).tolist()
+        self._distance, fewest = torch.stack([distance.value, distance.tokens]).tolist()
         if fewest == 0:
             raise ValueError(
-                "The mask given to collect() has no valid token: there are no moments to compare."
+                "A mask given to collect() has no valid token, so there are no moments to compare: leave the batch out."
             )
         return self._distance
-
-    def _distance_of(
-        self, hidden: Sequence[Tensor], masks: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The anchor loss, its gradient in each layer's hidden states, and the fewest tokens of an anchor."""
-        losses, cotangents, tokens = [], [], []
-        for index, mask_BT in enumerate(masks):
-            mean0_LD, std0_LD = self._anchor_like(index, hidden[0])
-            scale_LD = 1 / std0_LD if self.whiten else torch.ones_like(std0_LD)
-            batch = global_moments(hidden, mask_BT, self.eps)
-            average = self._averages[index].update(batch)
-            # Away from an anchor moved by the same gap, the batch has the gradient that the average would have.
-            lag_mean_LD, lag_std_LD = batch.mean_LD - average.mean_LD, batch.std_LD - average.std_LD
-            losses.append(
-                w2_squared(
-                    *(scale_LD * x_LD for x_LD in (average.mean_LD, average.std_LD, mean0_LD, std0_LD))
-                )
-            )
-            cotangents.append(
-                w2_cotangents(
-                    hidden,
-                    mask_BT,
-                    batch,
-                    mean0_LD + lag_mean_LD,
-                    std0_LD + lag_std_LD,
-                    scale_LD.square() if self.whiten else None,
-                )
-            )
-            tokens.append(batch.tokens)
-        summed = [
-            torch.stack(layer).sum(0) if len(layer) > 1 else layer[0]
-            for layer in zip(*cotangents, strict=True)
-        ]
-        return torch.stack(losses).sum(), summed, torch.stack(tokens).min()
 
     def prepare(self) -> None:
         """Sum the step's anchor gradients over ranks. A rank that accumulated nothing contributes zeros.
@@ -273,7 +230,9 @@ class GradientIsolator(Projector):
                 others, own = (torch.cat(side) for side in zip(*pairs, strict=True))
                 cosines.append(torch.nn.functional.cosine_similarity(others, own, dim=0))
         if not cosines:
-            raise ValueError("The other gradient reaches none of the protected parameters.")
+            raise ValueError(
+                "The other gradient reaches none of the protected parameters: give one of a loss that depends on them."
+            )
         return torch.stack(cosines).mean()
 
     def clear(self) -> None:
@@ -285,24 +244,14 @@ class GradientIsolator(Projector):
 
     def averages(self) -> dict[str, Tensor]:
         """The moving averages by name, for a checkpoint; they are updated in place."""
-        return {
-            f"{index}.{name}": tensor
-            for index, average in enumerate(self._averages)
-            for name, tensor in average.state().items()
-        }
+        return self._anchor_distance.averages()
 
     def noise_floor(self, samples: int) -> float | None:
         """The distance that `accumulate()` would return of a batch of so many of the anchors' own samples.
 
-        None if an anchor does not know its noise. A moving average is as quiet as that many more samples.
+        None if an anchor does not know its noise. A moving average is quieter than one batch.
         """
-        floors = [
-            each.noise_floor(samples, 1 / each.std_LD.square() if self.whiten else None)
-            for each in self.anchors
-        ]
-        if any(floor is None for floor in floors):
-            return None
-        return sum(floor or 0.0 for floor in floors) * (1 - self.momentum) / (1 + self.momentum)
+        return self._anchor_distance.noise_floor(samples)
 
     def metrics(self) -> dict[str, float]:
         """Figures for a training log, zero before the first step; the keys never change.
@@ -323,47 +272,23 @@ class GradientIsolator(Projector):
             "unprojected_layers": unprojected,
         }
 
-    def _keep_output(self, index: int, layer: nn.Module, args: Any, output: Any) -> None:
-        if torch._C._current_graph_task_id() != -1:
-            return  # a checkpointed layer is being recomputed during a backward pass
-        if index in self._hidden:
-            raise RuntimeError(
-                f"Layer {index} ran twice inside one collect() block: use one block for each forward."
-            )
-        self._hidden[index] = output[0] if isinstance(output, tuple) else output
-
     def _take_hidden(self) -> tuple[list[Tensor], list[Tensor]]:
-        hidden, self._hidden = self._hidden, {}
-        if not hidden:
-            raise RuntimeError(
-                "No hidden states were collected: run the forward pass inside collect(mask) first."
-            )
-        if missing := [index for index in range(len(self.layers)) if index not in hidden]:
-            raise RuntimeError(
-                f"Layers {missing} did not run inside collect(), so they would be unprotected."
-            )
+        hidden = self._hidden_states.take()
         for index, parameters in enumerate(self.parameters[: len(self.layers)]):
             if parameters and not hidden[index].requires_grad:
                 raise RuntimeError(
                     f"The hidden states of layer {index} need no gradient, so it would be unprotected: run "
                     "the forward pass with gradients enabled and, if checkpointed, with use_reentrant=False."
                 )
-        ordered = [hidden[index] for index in range(len(self.layers))]
-        masks = [mask_BT.to(ordered[0].device) for mask_BT in self._masks]
-        for index, x_BTD in enumerate(ordered):
+        masks = [mask_BT.to(hidden[0].device) for mask_BT in self._masks]
+        for index, x_BTD in enumerate(hidden):
             if any(x_BTD.shape != (*mask_BT.shape, self.anchors[0].hidden_size) for mask_BT in masks):
                 raise ValueError(
                     f"The hidden states of layer {index} have shape {tuple(x_BTD.shape)}, which does not fit "
-                    f"a mask of shape {tuple(masks[0].shape)} and an anchor of size {self.anchors[0].hidden_size}."
+                    f"a mask of shape {tuple(masks[0].shape)} and an anchor of size {self.anchors[0].hidden_size}: "
+                    "give collect() the mask of this batch, and the isolator the anchor of these layers."
                 )
-        return ordered, masks
-
-    def _anchor_like(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean0_LD, std0_LD = self._anchor_moments[index]
-        if mean0_LD.device != x.device or mean0_LD.dtype != at_least_float32(x).dtype:
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            self._anchor_moments[index] = mean0_LD.to(x.device, dtype), std0_LD.to(x.device, dtype)
-        return self._anchor_moments[index]
+        return hidden, masks
 
 
 def _trainable_once(parameters: Sequence[Sequence[nn.Parameter]]) -> list[list[nn.Parameter]]:

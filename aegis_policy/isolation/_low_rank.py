@@ -89,7 +89,7 @@ class LowRankProjector(Projector):
     def blocked_share(self, gradient: Descent) -> Tensor:
         """The share of a gradient's squared norm, over all blocked layers, that lies in the blocks, a scalar.
 
-        Of the gradient of what is to be kept this is what the blocks can hold; the task may still change the rest.
+        If the gradient is that of what is to be kept, this is what the blocks hold of it; the task may change the rest.
 
         Args:
             gradient: of each protected parameter, or None where there is none.

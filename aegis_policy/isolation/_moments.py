@@ -1,7 +1,7 @@
 """Mean and deviation of hidden states over the valid tokens of one batch, or of a global batch.
 
 Not here: moments of a stream of batches (`_moment_accumulators`), what moments are compared with (`_gaussian`), and
-where hidden states come from (`_isolator`).
+where hidden states come from (`_hidden_states`).
 
 Shape suffixes: B batch, T tokens, D hidden dimension, L layers.
 """

@@ -97,9 +97,13 @@ class CovarianceSketch:
             ValueError: nothing was seen, only zeros, or values that are not finite.
         """
         if not self._sketch_DS.isfinite().all():
-            raise ValueError("The sketch has seen values that are not finite: there is no spectrum.")
+            raise ValueError(
+                "The sketch has seen values that are not finite, so there is no spectrum: leave such batches out."
+            )
         if not self._total > 0:
-            raise ValueError("The sketch has seen no row that is not zero: there is no spectrum.")
+            raise ValueError(
+                "The sketch has seen no row that is not zero, so there is no spectrum: run the layer on data first."
+            )
         test_DS = self._test_DS.cpu().double()
         core_SS = test_DS.T @ self._sketch_DS
         values_S, vectors_SS = torch.linalg.eigh((core_SS + core_SS.T) / 2)

@@ -67,9 +67,9 @@ class Aegis(Protection):
                 held.add("kronecker")
         if kinds - held:
             raise AnchorError(
-                f"The anchor does not hold what --policy.anchor={self.config.anchor} needs: "
+                f"The anchor does not hold what --policy.anchor={self.config.anchor} needs",
                 f"rebuild it with aegis-anchor --kinds=[{','.join(sorted(kinds))}] and name it with "
-                "--policy.anchor_path."
+                "--policy.anchor_path",
             )
 
     def part_of(self, anchor: Anchor) -> Anchor:

@@ -23,8 +23,8 @@ class W2Penalty(Protection):
     def check_anchor(self, anchor: Anchor) -> None:
         if "all" not in anchor.gaussians:
             raise AnchorError(
-                "The anchor holds no moments for --policy.protection=w2_penalty: rebuild it with "
-                "aegis-anchor --kinds=[gaussian]."
+                "The anchor holds no moments for --policy.protection=w2_penalty",
+                "rebuild it with aegis-anchor --kinds=[gaussian]",
             )
 
     def part_of(self, anchor: Anchor) -> Anchor:
@@ -86,8 +86,8 @@ class EWC(L2SP):
     def check_anchor(self, anchor: Anchor) -> None:
         if not anchor.importance:
             raise AnchorError(
-                "The anchor holds no Fisher information of single weights for --policy.protection=ewc: rebuild it with "
-                "aegis-anchor --kinds=[fisher] and name it with --policy.anchor_path."
+                "The anchor holds no Fisher information of single weights for --policy.protection=ewc",
+                "rebuild it with aegis-anchor --kinds=[fisher] and name it with --policy.anchor_path",
             )
 
     def part_of(self, anchor: Anchor) -> Anchor:

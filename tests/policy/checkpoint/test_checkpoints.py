@@ -190,7 +190,7 @@ def test_an_anchor_of_another_vlm_is_refused(
     metadata = {"vlm": "other"} | ({"fingerprint": fingerprint} if fingerprint else {})
     gaussian = GaussianAnchor(torch.zeros(layers, width), torch.ones(layers, width), 10)
     Anchor({"all": gaussian}, metadata=metadata).save(tmp_path / "anchor.safetensors")
-    with pytest.raises(AegisError, match=complaint):
+    with pytest.raises(AegisError, match=rf"{complaint}.*: .*with aegis-anchor --vlm="):
         AegisPolicy(make_config("aegis", anchor_path=tmp_path / "anchor.safetensors"))
 
 

@@ -91,7 +91,7 @@ def test_a_failed_save_leaves_the_old_anchor_and_nothing_beside_it(anchor, tmp_p
 
 
 def assert_one_sentence(message: str, *parts: object) -> None:
-    assert message.endswith("rebuild it with aegis-anchor.")
+    assert message.endswith("rebuild it from the pretrained model.")
     assert message.count("rebuild it") == 1
     assert "\n" not in message
     for part in parts:
