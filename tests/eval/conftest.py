@@ -13,9 +13,9 @@ from aegis_envs.tabletop.env import TabletopEnv
 from aegis_envs.tabletop.expert import expert_action
 from aegis_eval.answers.blind import BlindBaseline
 from aegis_eval.answers.scoring import score_answers
-from aegis_eval.commands.report import write_report
+from aegis_eval.pages.report import write_report
 from aegis_eval.questions.tabletop import TabletopSample, load_samples
-from aegis_eval.results.comparison import ComparedRun, Questions
+from aegis_eval.results.compared import ComparedRun, Questions
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.swap import SwapProbe
 from aegis_policy.support.json_files import write_json

@@ -31,7 +31,7 @@ from aegis_eval.experiments.plan import Plan, learning_parts, read_seconds
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import VARIANTS
 from aegis_eval.pages.comparison import write_comparison
-from aegis_eval.results.comparison import ComparedRun, Questions
+from aegis_eval.results.compared import Compared, ComparedRun, Questions
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.rollouts import read_rollouts
 from aegis_eval.results.training_log import Curves, read_curves
@@ -179,7 +179,7 @@ def _run(config: CompareConfig, plan: Plan, given: dict[str, Any]) -> Path:
     }
     with atomic_write(config.output_dir / "comparison.json") as beside:
         beside.write_text(json.dumps(results) + "\n")
-    return write_comparison(results, config.output_dir, runs=config.output_dir / "runs")
+    return write_comparison(Compared.of(results), config.output_dir, runs=config.output_dir / "runs")
 
 
 def _read(key: RunKey, folder: Path) -> ComparedRun:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from aegis_eval.commands.report import RunSummary, write_report
 from aegis_eval.experiments import catalogue as experiment_stages
 from aegis_eval.experiments.folder import claimed
 from aegis_eval.experiments.stage import Processes, Stage, run_stage
+from aegis_eval.pages.report import write_report
 from aegis_eval.results.provenance import provenance
+from aegis_eval.results.run import RunSummary
 from aegis_policy.support import cli
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}

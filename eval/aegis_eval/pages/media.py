@@ -1,69 +1,167 @@
-"""Sections of the report to look at: rollout videos, and questions with their images."""
+"""What a page shows to look at: rollout videos, and questions with their images.
 
+Which of them are shown is chosen here, so that few tell much; the markup is in `templates/parts.jinja`.
+"""
+
+import io
+import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 
-from aegis_eval.pages import html as page
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from aegis_eval.pages.html import data_uri
 from aegis_eval.questions.tabletop import TABLETOP, sample_images
 from aegis_eval.results.rollouts import EpisodeVideo, read_rollouts
 from aegis_eval.results.run import Json, RunSummary
+from aegis_policy.support.errors import AegisError
 
 
-def films(runs: Sequence[RunSummary], per_task: int) -> str:
-    """Up to `per_task` videos of every run and task."""
-    blocks = []
+@dataclass(frozen=True)
+class Film:
+    """A rollout's video, inside the page; `label` is what a screen reader says."""
+
+    source: str
+    caption: str
+    label: str
+    success: bool
+
+
+@dataclass(frozen=True)
+class FilmRow:
+    """Videos under one heading."""
+
+    heading: str
+    films: list[Film]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model answered."""
+
+    model: str
+    text: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class QuestionCard:
+    """A question with its right answer, what the models said, and its image if that could be rendered again."""
+
+    question: str
+    answer: str
+    given: list[Given]
+    image: str | None
+
+
+def films(runs: Sequence[RunSummary], per_task: int) -> list[FilmRow]:
+    """Up to `per_task` videos of every task, a row a run.
+
+    Raises:
+        AegisError: a video is none.
+    """
+    rows = []
     for run in runs:
-        chosen = list(_choose_videos(run.rollouts.videos, per_task)) if run.rollouts is not None else []
-        shown = []
-        for video in chosen:
-            outcome = "success" if video.success else "failure"
-            tone = "good" if video.success else "bad"
-            caption = f'{escape(video.task)}, episode {video.episode}: <span class="{tone}">{outcome}</span>'
-            alt = f"Rollout of {run.name}, task {video.task}, episode {video.episode}: {outcome}"
-            shown.append(page.film(video.path, alt, caption))
-        if shown:
-            blocks.append(
-                f'<h3 class="films-of">{escape(run.name)}</h3><div class="films">{"".join(shown)}</div>'
-            )
-    return f"<h2>Rollouts</h2>{''.join(blocks)}" if blocks else ""
+        videos = run.rollouts.videos if run.rollouts is not None else ()
+        shown = [
+            _film(video, run.name, caption=f"{video.task}, episode {video.episode}")
+            for video in _choose_videos(videos, per_task)
+        ]
+        rows.append(FilmRow(run.name, shown))
+    return [row for row in rows if row.films]
 
 
 def films_side_by_side(
     rollouts: Mapping[str, Path], instruction: Callable[[str, int], str], episodes: int = 2
-) -> str:
-    """The same initial states under every protection, those first that tell the protections apart.
+) -> list[FilmRow]:
+    """The same initial states under every protection, those first that tell the protections apart; a row a state.
 
     Args:
         rollouts: name -> output folder of `lerobot-eval`, all with the same seed.
         instruction: (task, episode) -> what the policies were told.
         episodes: initial states of each task.
+
+    Raises:
+        AegisError: a folder holds no rollouts, or a video is none.
     """
     videos = {
-        name: {(v.task, v.episode): v for v in read_rollouts(folder).videos}
+        name: {(video.task, video.episode): video for video in read_rollouts(folder).videos}
         for name, folder in rollouts.items()
     }
     shared = set.intersection(*(set(found) for found in videos.values())) if videos else set()
-    blocks = []
+    rows = []
     for task in sorted({task for task, _ in shared}):
         states = sorted(
-            (key for key in shared if key[0] == task),
-            key=lambda key: (len({found[key].success for found in videos.values()}) == 1, key[1]),
+            (state for state in shared if state[0] == task),
+            key=lambda state: (len({found[state].success for found in videos.values()}) == 1, state[1]),
         )
-        for key in states[:episodes]:
-            shown = []
-            for name, found in videos.items():
-                outcome, tone = ("success", "good") if found[key].success else ("failure", "bad")
-                alt = f"Rollout of {name}, task {task}, episode {key[1]}: {outcome}"
-                caption = f'{escape(name)}: <span class="{tone}">{outcome}</span>'
-                shown.append(page.film(found[key].path, alt, caption))
-            told = escape(instruction(*key))
-            heading = f'<h3 class="films-of">{escape(task)}, initial state {key[1]}: “{told}”</h3>'
-            blocks.append(f'{heading}<div class="films">{"".join(shown)}</div>')
-    if not blocks:
-        return ""
-    text = '<p class="soft">The same scene and instruction under each protection, first seed.</p>'
-    return f"<h2>Side by side</h2>{text}{''.join(blocks)}"
+        for state in states[:episodes]:
+            shown = [_film(found[state], name, caption=name) for name, found in videos.items()]
+            rows.append(FilmRow(f"{task}, initial state {state[1]}: “{instruction(*state)}”", shown))
+    return rows
+
+
+def questions(runs: Sequence[RunSummary], count: int) -> list[QuestionCard]:
+    """`count` questions from different scenes, types taking turns, half of them such that models disagree on."""
+    answered = {run.name: {line["id"]: line for line in run.answers} for run in runs if run.answers}
+    if not answered:
+        return []
+    chosen = _choose_examples(answered, count)
+    images = sample_images(line["id"] for line in chosen if line["id"].split("/")[0] in TABLETOP)
+    cards = []
+    for line in chosen:
+        given = [
+            Given(name, lines[line["id"]]["given"], lines[line["id"]]["correct"])
+            for name, lines in answered.items()
+            if line["id"] in lines
+        ]
+        if "pretrained" in line:
+            given.insert(0, Given("pretrained", line["pretrained"], line["pretrained_correct"]))
+        image = _png(images[line["id"]]) if line["id"] in images else None
+        cards.append(QuestionCard(line["question"], line["answer"], given, image))
+    return cards
+
+
+def _film(video: EpisodeVideo, run: str, caption: str) -> Film:
+    outcome = "success" if video.success else "failure"
+    return Film(
+        source=data_uri("video/mp4", _browser_video(video.path)),
+        caption=caption,
+        label=f"Rollout of {run}, task {video.task}, episode {video.episode}: {outcome}",
+        success=video.success,
+    )
+
+
+def _browser_video(path: Path) -> bytes:
+    """The file itself if it is 4:2:0 H.264 already, which browsers play, else converted."""
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    probe = subprocess.run(
+        [ffmpeg, "-hide_banner", "-i", str(path)], capture_output=True, text=True, check=False
+    )
+    if re.search(r"Video: h264\b.*\byuv420p\b", probe.stderr):
+        return path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "video.mp4"
+        command = [ffmpeg, "-v", "error", "-i", str(path), "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p"]
+        # Even sides, as 4:2:0 needs them.
+        command += ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-movflags", "+faststart", str(converted)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["unknown reason"])[-1]
+            raise AegisError(f"{path} cannot be shown as a video ({reason}): record the rollouts again.")
+        return converted.read_bytes()
+
+
+def _png(image_HW3: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HW3).save(buffer, format="PNG", optimize=True)
+    return data_uri("image/png", buffer.getvalue())
 
 
 def _choose_videos(videos: Iterable[EpisodeVideo], per_task: int) -> Iterable[EpisodeVideo]:
@@ -76,30 +174,6 @@ def _choose_videos(videos: Iterable[EpisodeVideo], per_task: int) -> Iterable[Ep
         ranked = [v for v in firsts if v is not None]
         ranked += [v for v in found if v not in ranked]
         yield from sorted(ranked[:per_task], key=lambda video: video.episode)
-
-
-def questions(runs: Sequence[RunSummary], count: int) -> str:
-    """`count` questions with image if it can be rendered again, right answer, and what every model said."""
-    answered = {run.name: {line["id"]: line for line in run.answers} for run in runs if run.answers}
-    if not answered:
-        return ""
-    chosen = _choose_examples(answered, count)
-    images = sample_images(line["id"] for line in chosen if line["id"].split("/")[0] in TABLETOP)
-    cards = []
-    for line in chosen:
-        rows = [("right answer", escape(line["answer"]))]
-        if "pretrained" in line:
-            rows.append(("pretrained", _judged(line["pretrained"], line["pretrained_correct"])))
-        for name, lines in answered.items():
-            if line["id"] in lines:
-                given = lines[line["id"]]
-                rows.append((escape(name), _judged(given["given"], given["correct"])))
-        listed = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in rows)
-        shown = ""
-        if line["id"] in images:
-            shown = page.picture(images[line["id"]], f"Tabletop scene of the question: {line['question']}")
-        cards.append(f'<div class="card">{shown}<h3>{escape(line["question"])}</h3><dl>{listed}</dl></div>')
-    return f'<h2>Questions, before and after</h2><div class="grid">{"".join(cards)}</div>'
 
 
 def _choose_examples(answered: Mapping[str, Mapping[str, Json]], count: int) -> list[Json]:
@@ -128,8 +202,3 @@ def _take_turns(lines: Sequence[Json]) -> list[Json]:
         seen[line["type"]] = seen.get(line["type"], 0) + 1
         ranked.append((seen[line["type"]], line))
     return [line for _, line in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def _judged(text: str, correct: bool) -> str:
-    tone, word = ("good", "right") if correct else ("bad", "wrong")
-    return f'{escape(text) or "(nothing)"} <span class="{tone}">({word})</span>'

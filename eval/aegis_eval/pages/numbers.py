@@ -1,12 +1,17 @@
-"""Sections of the report about numbers: headline, success, retention, training."""
+"""What the page of single runs says in numbers: a card a run, success, answers, whether it listens, training.
+
+Computed here from `RunSummary`s, shown by `templates/report.jinja`.
+"""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 
-from aegis_eval.pages import html as page
+from markupsafe import Markup
+
 from aegis_eval.pages.svg import SERIES, Point, curve_figure, rate_figure
 from aegis_eval.results.rollouts import Rollouts, TaskSuccess
 from aegis_eval.results.run import Json, RunSummary
+from aegis_eval.results.training_log import Curves
 from aegis_eval.statistics.tables import Table
 
 CURVES = {
@@ -20,147 +25,180 @@ CURVES = {
     "grad_norm": ("Gradient norm", "norm before clipping", True),
 }
 """Figure of training -> heading, what is shown, whether the axis is logarithmic."""
+_KINDS = ("subspace", "gaussian", "kronecker")
+"""Kinds of anchor that a figure's name in the log may begin with; older logs leave them out."""
 
 
-def headline(runs: Sequence[RunSummary]) -> str:
-    """One card a run with its success and its accuracy."""
+@dataclass(frozen=True)
+class Number:
+    """A rate with what it is a rate of and its interval."""
+
+    rate: str
+    meaning: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of the pretrained model's answers; `tone` is `good` or `bad` where the interval excludes 0."""
+
+    sentence: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class RunCard:
+    """A run at a glance; `series` is the number of its colour."""
+
+    name: str
+    series: int
+    numbers: list[Number]
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates as a figure and as a table, with a paragraph on what they are."""
+
+    figure: Markup
+    table: Table
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of training over steps."""
+
+    heading: str
+    meaning: str
+    figure: Markup
+
+
+def run_cards(runs: Sequence[RunSummary]) -> list[RunCard]:
+    """Success and accuracy of every run."""
     cards = []
     for index, run in enumerate(runs):
         numbers = []
         if run.rollouts is not None:
             overall = run.rollouts.overall
-            numbers.append(_number(overall.rate, overall.ci, f"episodes succeed, of {overall.episodes}"))
+            meaning = f"episodes succeed, of {overall.episodes}"
+            numbers.append(Number(_percent(overall.rate), meaning, _interval(overall.ci)))
         if run.vqa is not None:
-            numbers.append(
-                _number(run.vqa["accuracy"], run.vqa["ci"], f"questions answered, of {run.vqa['n']}")
-            )
-        cards.append(
-            f'<section class="card run" style="--run: var(--series-{index % len(SERIES)})">'
-            f"<h2>{escape(run.name)}</h2>"
-            f'<div class="numbers">{"".join(numbers)}</div>{_kept(run)}</section>'
-        )
-    lead = "What each policy can do, and what its backbone can still answer. Brackets: 95 % intervals."
+            meaning = f"questions answered, of {run.vqa['n']}"
+            numbers.append(Number(_percent(run.vqa["accuracy"]), meaning, _interval(run.vqa["ci"])))
+        cards.append(RunCard(run.name, index % len(SERIES), numbers, _change(run)))
+    return cards
+
+
+def lead(runs: Sequence[RunSummary]) -> str:
+    """What the cards show, and what there is to compare them with."""
+    sentences = ["What each policy can do, and what its backbone can still answer. Brackets: 95 % intervals."]
     first = next((run.vqa for run in runs if run.vqa is not None), None)
-    before = first and first["pretrained"]
-    if first and before:
-        lead += (
-            f" Before any robot training the backbone answered {_percent(before['accuracy'])} "
+    if first is not None and (before := first["pretrained"]):
+        sentences.append(
+            f"Before any robot training the backbone answered {_percent(before['accuracy'])} "
             f"[{_interval(before['ci'])}]."
         )
-    if first and first["blind"] is not None:
-        lead += f" Without looking one gets {_percent(first['blind'])}."
-    return f'<p class="soft">{escape(lead)}</p><div class="grid">{"".join(cards)}</div>'
+    if first is not None and first["blind"] is not None:
+        sentences.append(f"Without looking one gets {_percent(first['blind'])}.")
+    return " ".join(sentences)
 
 
-def _number(rate: float, ci: Sequence[float], meaning: str) -> str:
-    below = f"{escape(meaning)}<br>[{_interval(ci)}]"
-    return f'<div class="number"><b>{_percent(rate)}</b><span>{below}</span></div>'
-
-
-def _kept(run: RunSummary) -> str:
-    """How the answers changed against the pretrained model; green or red where the interval excludes 0."""
+def _change(run: RunSummary) -> Change | None:
     reference = run.vqa and run.vqa.get("pretrained")
     if not reference:
-        return ""
+        return None
     paired = reference["paired"]
     low, high = paired["ci"]
-    tone = "bad" if high < 0 else "good" if low > 0 else ""
-    return (
-        f'<p class="{tone}" style="margin: 12px 0 0">{_points(paired["difference"])} points against the '
-        f"pretrained model [{_points(low)} to {_points(high)}]: answers lost {paired['lost']}, "
-        f"gained {paired['gained']}.</p>"
+    return Change(
+        f"{_points(paired['difference'])} points against the pretrained model [{_points(low)} to {_points(high)}]: "
+        f"answers lost {paired['lost']}, gained {paired['gained']}.",
+        tone="bad" if high < 0 else "good" if low > 0 else "",
     )
 
 
-def success(runs: Sequence[RunSummary]) -> str:
-    """Success per task, and what swapping the instruction did."""
+def success(runs: Sequence[RunSummary]) -> Rates | None:
+    """Success per task, and over all where there are several; None where no run was rolled out."""
     rolled = {run.name: run.rollouts for run in runs if run.rollouts is not None}
     if not rolled:
-        return ""
-    tasks = list(dict.fromkeys(item.task for rollouts in rolled.values() for item in _rows(rollouts)))
-    by_task = {name: {item.task: item for item in _rows(rollouts)} for name, rollouts in rolled.items()}
+        return None
+    by_task = {name: {each.task: each for each in _tasks(rollouts)} for name, rollouts in rolled.items()}
+    tasks = list(dict.fromkeys(task for found in by_task.values() for task in found))
     figure = rate_figure(
         tasks,
         {
-            name: {task: Point(item.rate, item.ci) for task, item in found.items()}
+            name: {task: Point(each.rate, each.ci) for task, each in found.items()}
             for name, found in by_task.items()
         },
         description="Success rate per task and run, with 95 % intervals",
     )
     rows = [[task, *(_success_cell(found.get(task)) for found in by_task.values())] for task in tasks]
-    parts = [f'<div class="card">{figure}</div>']
-    parts.append(
-        f'<div class="card">{page.table(Table(["task", *by_task], rows, total="all" in tasks))}</div>'
-    )
-    return f'<h2>Success</h2><div class="grid">{"".join(parts)}</div>{_swaps(runs)}'
+    return Rates(figure, Table(["task", *by_task], rows, total="all" in tasks))
 
 
-def _rows(rollouts: Rollouts) -> list[TaskSuccess]:
+def _tasks(rollouts: Rollouts) -> list[TaskSuccess]:
     return [*rollouts.tasks, rollouts.overall] if len(rollouts.tasks) > 1 else list(rollouts.tasks)
 
 
-def _success_cell(item: TaskSuccess | None) -> str:
-    return "" if item is None else f"{item.successes}/{item.episodes}  [{_interval(item.ci)}]"
+def _success_cell(task: TaskSuccess | None) -> str:
+    return "" if task is None else _counted(task.successes, task.episodes, task.ci)
 
 
-def _swaps(runs: Sequence[RunSummary]) -> str:
+def listening(runs: Sequence[RunSummary]) -> Table | None:
+    """What swapping the instruction did to every run, a row a task; None where nothing was swapped."""
     rows = [
         [
             run.name,
             f"{probe.task}, {probe.split}",
-            f"{probe.followed}/{2 * probe.pairs}  [{_interval(probe.followed_ci)}]",
-            f"{probe.changed}/{probe.pairs}  [{_interval(probe.changed_ci)}]",
+            _counted(probe.followed, 2 * probe.pairs, probe.followed_ci),
+            _counted(probe.changed, probe.pairs, probe.changed_ci),
         ]
         for run in runs
         for probe in run.swaps
     ]
-    if not rows:
-        return ""
-    text = (
-        "Each scene twice, with two look-alike objects named in turn: did the arm end at the one that was "
-        "named, and did the swap change where it went?"
-    )
     header = ["run", "task", "went to the named object", "swap changed the object"]
-    shown = f'<div class="card">{page.table(Table(header, rows))}</div>'
-    return f'<h2>Does it listen?</h2><p class="soft">{text}</p>{shown}'
+    return Table(header, rows) if rows else None
 
 
-def retention(runs: Sequence[RunSummary]) -> str:
-    """Accuracy per question type against the pretrained model and, where there is one, the blind baseline."""
+def retention(runs: Sequence[RunSummary]) -> Rates | None:
+    """Accuracy per question type against the pretrained model and the blind baseline, if any; None without answers."""
     asked = {run.name: run.vqa for run in runs if run.vqa is not None}
     if not asked:
-        return ""
+        return None
     first = next(iter(asked.values()))
-    reference = _paired_scores(first)
-    rows = [*first["per_type"], "all"]
+    scores = {name: _scores(results) for name, results in asked.items()}
+    kinds = [*first["per_type"], "all"]
+    before = {kind: score["pretrained"] for kind, score in _scores(first).items() if score["pretrained"]}
     blind = {kind: score["blind"] for kind, score in _scores(first).items() if score["blind"] is not None}
     figure = rate_figure(
-        rows,
-        {name: _points_of(_scores(results)) for name, results in asked.items()},
-        reference=_points_of(reference) if reference else None,
+        kinds,
+        {name: _rates(each) for name, each in scores.items()},
+        reference=_rates(before) if before else None,
         blind=blind,
         description="Accuracy per question type of every model, with 95 % intervals"
         + (", and a blind baseline" if blind else ""),
     )
-    header = ["question type", "n", *(["blind"] if blind else [])]
-    header += [*(["pretrained"] if reference else []), *asked]
-    cells = []
-    for kind in rows:
+    header = [
+        "question type",
+        "n",
+        *(["blind"] if blind else []),
+        *(["pretrained"] if before else []),
+        *asked,
+    ]
+    rows = []
+    for kind in kinds:
         row = [kind, str(_scores(first)[kind]["n"]), *([_percent(blind[kind])] if blind else [])]
-        if reference:
-            row.append(_percent(reference[kind]["accuracy"]) if kind in reference else "")
-        row += [_answer_cell(_scores(results).get(kind)) for results in asked.values()]
-        cells.append(row)
+        if before:
+            row.append(_percent(before[kind]["accuracy"]) if kind in before else "")
+        row += [_answer_cell(each.get(kind)) for each in scores.values()]
+        rows.append(row)
     about = "Exact-match accuracy on questions about held-out scenes. " if blind else "Official accuracy. "
     about += "Blind is the most frequent answer to the same question in training. " if blind else ""
-    text = (
-        f"{escape(str(first['benchmark']))}. {about}Brackets beside a run are the 95 % interval of its paired "
-        "difference to the pretrained model, in points; of its own accuracy, in %, where nothing is compared."
-    )
-    return (
-        f'<h2>What the backbone still answers</h2><p class="soft">{text}</p><div class="grid">'
-        f'<div class="card wide">{figure}</div>'
-        f'<div class="card wide">{page.table(Table(header, cells, total=True))}</div></div>'
+    return Rates(
+        figure,
+        Table(header, rows, total=True),
+        about=f"{first['benchmark']}. {about}Brackets beside a run are the 95 % interval of its paired difference to "
+        "the pretrained model, in points; of its own accuracy, in %, where nothing is compared.",
     )
 
 
@@ -168,11 +206,7 @@ def _scores(results: Json) -> dict[str, Json]:
     return {**results["per_type"], "all": results}
 
 
-def _paired_scores(results: Json) -> dict[str, Json]:
-    return {kind: score["pretrained"] for kind, score in _scores(results).items() if score["pretrained"]}
-
-
-def _points_of(scores: Mapping[str, Json]) -> dict[str, Point]:
+def _rates(scores: Mapping[str, Json]) -> dict[str, Point]:
     return {kind: Point(score["accuracy"], tuple(score["ci"])) for kind, score in scores.items()}
 
 
@@ -185,16 +219,29 @@ def _answer_cell(score: Json | None) -> str:
     return f"{_percent(score['accuracy'])}  [{_points(low)} to {_points(high)}]"
 
 
-def training(runs: Sequence[RunSummary]) -> str:
-    """A figure for every known training figure that some run logged."""
-    cards = []
-    for key, (heading, label, log) in CURVES.items():
-        curves = {run.name: run.curves[key] for run in runs if key in run.curves}
-        if curves:
-            names = [run.name for run in runs]
-            figure = curve_figure(curves, names, log=log, description=f"{heading} over training: {label}")
-            cards.append(f'<div class="card"><h3>{heading}</h3><p class="soft">{label}</p>{figure}</div>')
-    return f'<h2>Over training</h2><div class="grid">{"".join(cards)}</div>' if cards else ""
+def charts(curves: Mapping[str, Curves]) -> list[Chart]:
+    """A chart of every figure of `CURVES` that somebody logged; a figure that one did not log has no line there.
+
+    Args:
+        curves: name, of a run or of a protection -> its curves. The order fixes how each looks, in all charts.
+    """
+    found = []
+    for figure, (heading, meaning, log) in CURVES.items():
+        names = (figure, *(f"{kind}_{figure}" for kind in _KINDS))
+        shown = {
+            name: next(each[logged] for logged in names if logged in each)
+            for name, each in curves.items()
+            if any(logged in each for logged in names)
+        }
+        if shown:
+            description = f"{heading} over training: {meaning}"
+            drawn = curve_figure(shown, list(curves), log=log, description=description)
+            found.append(Chart(heading, meaning, drawn))
+    return found
+
+
+def _counted(successes: int, n: int, ci: Sequence[float]) -> str:
+    return f"{successes}/{n}  [{_interval(ci)}]"
 
 
 def _percent(rate: float) -> str:

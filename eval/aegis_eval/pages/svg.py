@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from aegis_eval.pages.html import render
 from aegis_eval.results.training_log import Curve
 from aegis_eval.statistics.intervals import Interval
 
@@ -64,7 +66,7 @@ def rate_figure(
     reference: Mapping[str, Point] | None = None,
     blind: Mapping[str, float] | None = None,
     description: str,
-) -> str:
+) -> Markup:
     """Rates in per cent, one row a task or question type, one dot with an interval a run.
 
     Args:
@@ -117,7 +119,7 @@ def scatter_figure(
     lines: Mapping[str, tuple[float | None, float | None]],
     labels: tuple[str, str],
     description: str,
-) -> str:
+) -> Markup:
     """Two rates in per cent against each other, one dot with two intervals a run.
 
     Args:
@@ -157,7 +159,7 @@ def scatter_figure(
 
 def curve_figure(
     curves: Mapping[str, Curve], runs: Sequence[str], *, log: bool = False, description: str
-) -> str:
+) -> Markup:
     """One training figure over steps, a line a run; `runs` are all runs of the page, which fix how each looks."""
     figure, axes = _axes(2.5, width=3.8)
     for name, curve in curves.items():
@@ -204,24 +206,25 @@ def _legend(axes: Axes, figure: Figure) -> None:
         figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
 
 
-def _svg(figure: Figure, description: str) -> str:
-    """SVG without a document header, sized by the page, its ids its own."""
+def _svg(figure: Figure, description: str) -> Markup:
+    """The figure in the page's colours, with ids that are its own; `description` is what a screen reader says."""
     buffer = io.StringIO()
     with context(_STYLE | {"svg.hashsalt": description}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    head, body = svg.split(">", 1)
-    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    drawn = re.search(r'<svg [^>]*viewBox="([^"]*)"[^>]*>(.*)</svg>', buffer.getvalue(), flags=re.DOTALL)
+    assert drawn is not None
+    view_box, drawing = drawn.groups()
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     prefix = re.sub(r"\W+", "-", description.lower())[:60]
-    body = re.sub(r'(id="|href="#|url\(#)', rf"\1{prefix}-", body)
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return f'{head} role="img" aria-label="{label}">{_themed(body)}'
+    drawing = re.sub(r'(id="|href="#|url\(#)', rf"\1{prefix}-", drawing)
+    shown = render(
+        "figure.jinja", view_box=view_box, description=description, drawing=Markup(_themed(drawing))
+    )
+    return Markup(shown)
 
 
-def _themed(svg: str) -> str:
+def _themed(drawing: str) -> str:
     for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
+        drawing = drawing.replace(color, f"var({variable})")
     # Presentation attributes cannot hold CSS variables; matplotlib writes colours into `style`, bar a few.
-    return re.sub(r'(fill|stroke)="(var\([^)]*\))"', r'style="\1: \2"', svg)
+    return re.sub(r'(fill|stroke)="(var\([^)]*\))"', r'style="\1: \2"', drawing)

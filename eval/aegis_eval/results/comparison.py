@@ -8,11 +8,12 @@ over them is too narrow rather than too wide: what lies just outside an interval
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 
+from aegis_eval.results.compared import ALL, ComparedRun, Questions
 from aegis_eval.statistics.intervals import mcnemar_p
 from aegis_eval.statistics.resampling import (
     Array,
@@ -23,55 +24,9 @@ from aegis_eval.statistics.resampling import (
     estimate,
     rate_estimate,
 )
+from aegis_policy.support.errors import AegisError
 
-ALL = "all"
 REFERENCE = "none"
-
-
-@dataclass(frozen=True)
-class Questions:
-    """What every run is asked in one benchmark: the type and scene of each question, and a `1` where the pretrained
-    model is right."""
-
-    types: list[str]
-    scenes: list[int]
-    pretrained: str
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """One training and everything that was measured of it.
-
-    Attributes:
-        protection: name of the variant.
-        lr: learning rate of the backbone.
-        seed: of the training.
-        rollouts: split -> task -> a `1` for every episode that succeeded, in the order of the initial states.
-        answers: benchmark -> a `1` for every question answered correctly.
-        swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`.
-        drift: mean relative drift of the activations.
-        drift_per_layer: the same of every decoder layer.
-        folder: name of the run's folder; protections that are the same training share one.
-        curves: of the training log: name -> {"steps", "values"}.
-        seconds: stage -> how long it took.
-    """
-
-    protection: str
-    lr: float
-    seed: int
-    rollouts: dict[str, dict[str, str]]
-    answers: dict[str, str]
-    swaps: dict[str, dict[str, int]]
-    drift: float
-    drift_per_layer: list[float]
-    folder: str
-    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def outcomes(self, split: str, task: str) -> str:
-        """Of one task, or of all one after the other."""
-        by_task = self.rollouts[split]
-        return "".join(by_task.values()) if task == ALL else by_task[task]
 
 
 @dataclass(frozen=True)
@@ -119,14 +74,17 @@ class Comparison:
         """Summarise runs: the same seeds of every protection, `none` among them.
 
         Raises:
-            ValueError: they are not that.
+            AegisError: they are not that.
         """
         grouped: dict[str, list[ComparedRun]] = defaultdict(list)
         for run in runs:
             grouped[run.protection].append(run)
         seeds = {name: [run.seed for run in group] for name, group in grouped.items()}
         if REFERENCE not in grouped or len({tuple(each) for each in seeds.values()}) != 1:
-            raise ValueError(f"every protection needs the same seeds, {REFERENCE} among them: {seeds}")
+            raise AegisError(
+                f"a comparison needs the same seeds of every protection, {REFERENCE} among them, got {seeds}: run what "
+                "is missing."
+            )
         drawn = _Drawn(grouped[REFERENCE], questions)
         return cls({name: _result(group, drawn, grouped) for name, group in grouped.items()})
 

@@ -1,6 +1,7 @@
 """What a comparison lets one say, in sentences: which protection to take, and what is not known."""
 
-from aegis_eval.results.comparison import ALL, REFERENCE, Comparison, ProtectionResult
+from aegis_eval.results.compared import ALL
+from aegis_eval.results.comparison import REFERENCE, Comparison, ProtectionResult
 from aegis_eval.statistics.resampling import Estimate
 from aegis_eval.statistics.text import change, rate
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from aegis_eval.commands.report import RunSummary, read_vqa, write_report
+from aegis_eval.pages.report import write_report
+from aegis_eval.results.run import RunSummary, read_vqa
 from aegis_policy.support.errors import AegisError
 
 

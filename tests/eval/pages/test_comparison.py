@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aegis_eval.commands.report import ReportConfig, find_runs, report
+from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.results.run import find_runs
 from aegis_policy.support.errors import AegisError
 
 

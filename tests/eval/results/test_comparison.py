@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aegis_eval.results.comparison import ALL, ComparedRun, Comparison, Questions
+from aegis_eval.results.compared import ALL, ComparedRun, Questions
+from aegis_eval.results.comparison import Comparison
 from aegis_eval.results.verdicts import headline, verdicts
 from aegis_eval.statistics.resampling import Resampling, change_estimate, estimate
+from aegis_policy.support.errors import AegisError
 
 EPISODES, SCENES = 100, 300
 TYPES = ("shape", "count")
@@ -183,7 +185,7 @@ def test_the_headline_names_the_best_that_keeps_its_answers_and_who_is_not_told_
 
 
 def test_seeds_that_some_protection_lacks_are_refused(questions):
-    with pytest.raises(ValueError, match="needs the same seeds"):
+    with pytest.raises(AegisError, match="needs the same seeds"):
         Comparison.of([*make_runs("none", 0.5, 0.5), *make_runs("aegis", 0.5, 0.5, seeds=2)], questions)
-    with pytest.raises(ValueError, match="none among them"):
+    with pytest.raises(AegisError, match="none among them"):
         Comparison.of(make_runs("aegis", 0.5, 0.5), questions)

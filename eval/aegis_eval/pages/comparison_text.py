@@ -1,0 +1,106 @@
+"""What the page of a comparison and its Markdown say alike: what was compared, what is known, the table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from aegis_eval.results.compared import ALL, Compared
+from aegis_eval.results.comparison import Comparison, ProtectionResult
+from aegis_eval.results.verdicts import headline, verdicts
+from aegis_eval.statistics.intervals import wilson_interval
+from aegis_eval.statistics.resampling import Estimate
+from aegis_eval.statistics.tables import Table
+from aegis_eval.statistics.text import change, rate
+
+_OURS = "aegis"
+_HEADER = (
+    "protection",
+    "backbone lr",
+    "success, test %",
+    "against none",
+    "answers %",
+    "against pretrained",
+    "success, unseen %",
+    "against none",
+    "robot frames: answers %",
+    "drift %",
+    "went to the named object %",
+)
+_TITLES = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of protections at some learning rates.
+
+    Attributes:
+        won: which of those that keep their answers succeeds most often.
+        known: what can and what cannot be said of ours, a sentence each; empty where ours was not compared.
+        table: what was measured, a row a protection.
+    """
+
+    won: str
+    known: list[str]
+    table: Table
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> Self:
+        """Say what a comparison lets one say."""
+        ours = _OURS in comparison.protections
+        return cls(
+            won=headline(comparison, benchmark="tabletop"),
+            known=verdicts(comparison, ours=_OURS, benchmark="tabletop") if ours else [],
+            table=Table(_HEADER, [[name, *_cells(row)] for name, row in comparison.protections.items()]),
+        )
+
+
+def what_was_compared(compared: Compared) -> str:
+    """One paragraph on protections, data and measurements."""
+    config = compared.config
+    by_folder: dict[str, list[str]] = {}
+    for run in compared.runs:
+        by_folder.setdefault(run.folder, []).append(run.protection)
+    same = dict.fromkeys(" and ".join(shared) for shared in by_folder.values() if len(shared) > 1)
+    quick = (
+        "A quick run, to see that everything works: its numbers mean nothing. " if config.get("quick") else ""
+    )
+    seen = f", seen by {config['cameras']} alone" if config.get("cameras") else ""
+    return (
+        f"{quick}{len(compared.protections)} protections of the same vision-language model, {config['seeds']} seeds "
+        f"each, trained for {config['steps']} steps on the same demonstrations of {config['task']}{seen}. Each run met "
+        f"the same {config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and "
+        f"shape that no demonstration does) and the same {config['samples']} questions of each kind."
+        + "".join(
+            f" {names} are the same training, for vision tower and projector do not learn." for names in same
+        )
+    )
+
+
+def markdown(compared: Compared, summaries: Mapping[str, Summary]) -> str:
+    """All of it as Markdown; `summaries` are at the `common` learning rate and, if there were several, `tuned`."""
+    parts = [what_was_compared(compared)]
+    for name, summary in summaries.items():
+        listed = "\n".join(f"- {sentence}" for sentence in summary.known)
+        parts += [_TITLES[name], f"**{summary.won}**", *filter(None, [listed]), summary.table.markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(row: ProtectionResult) -> list[str]:
+    def success(split: str) -> list[str]:
+        against = "" if row.against_none is None else change(row.against_none[split][ALL])
+        return [rate(row.success[split][ALL]), against]
+
+    scenes, frames = row.answers["tabletop"][ALL], row.answers["tabletop_robot"][ALL]
+    followed = sum(counts["followed"] for counts in row.swaps.values())
+    rollouts = 2 * sum(counts["pairs"] for counts in row.swaps.values())
+    listened = Estimate(followed / rollouts, wilson_interval(followed, rollouts))
+    return [
+        f"{row.lr:g}",
+        *success("test"),
+        rate(scenes.accuracy),
+        change(scenes.change),
+        *success("unseen"),
+        rate(frames.accuracy),
+        rate(row.drift),
+        f"{rate(listened, 0)} of {rollouts}",
+    ]
