@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import commands
@@ -57,6 +58,16 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`shell(*arguments)`: run a command as a user would, on one thread, without a network; see `commands.run`."""
     return commands.run
+
+
+@pytest.fixture
+def fork_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A fork server of its own: that of other tests may have loaded what commands need."""
+    server = forkserver.ForkServer()
+    for name in ("connect_to_new_process", "ensure_running"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    yield
+    server._stop()
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ _MAY_IMPORT = {
     "eval.devices": "policy.support",
     "eval.checkpoints": "policy.support policy.vlm policy.modeling_aegis",
     "eval.statistics": "",
-    "eval.questions": "policy.support policy.vqa envs.errors envs.tabletop",
+    "eval.questions": "policy.support policy.vqa envs envs.tabletop",
     "eval.answers": "policy.support policy.vlm policy.vqa policy.configuration_aegis eval.statistics eval.questions",
     "eval.results": "policy.support envs.tabletop eval.devices eval.checkpoints eval.statistics",
     "eval.experiments": "policy.support policy.vlm policy.protections envs.tabletop eval.results",

@@ -18,6 +18,8 @@ from aegis_eval.statistics.intervals import (
     accuracy_interval,
     compare_paired,
 )
+from aegis_eval.statistics.tables import Table
+from aegis_eval.statistics.text import p_value
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,8 @@ def format_table(scores: Scores) -> str:
         header += ["blind %"]
     if scores.overall.pretrained is not None:
         header += ["pretrained %", "change", "95 % of change", "p of change"]
-    rows = [header]
-    for kind, score in [*scores.per_type.items(), ("all", scores.overall)]:
-        rows.append(_table_row(kind, score))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    rows = [_table_row(kind, score) for kind, score in scores.per_type.items()]
+    return Table(header, [*rows, _table_row("all", scores.overall)], total=True).text()
 
 
 def _table_row(kind: str, score: Score) -> list[str]:
@@ -129,7 +120,7 @@ def _table_row(kind: str, score: Score) -> list[str]:
             f"{100 * score.pretrained.accuracy:.1f}",
             f"{100 * paired.difference:+.1f}",
             _percent(paired.ci, signed=True),
-            f"{paired.p_value:.3f}" if paired.p_value >= 0.001 else "<0.001",
+            p_value(paired.p_value),
         ]
     return row
 

@@ -19,12 +19,11 @@ from importlib.metadata import EntryPoint, entry_points
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
 from typing import Self
 
 import torch
 
-from aegis_policy.support.child_processes import watch_parent
+from aegis_policy.support.child_processes import watch_parent, without_main
 
 _IMPORTED = ("lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "aegis_policy.modeling_aegis")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -60,7 +59,7 @@ class ForkedCommand:
         words, variables = [str(word) for word in command], {**os.environ, **environment}
         process = context.Process(target=_run, args=(entry, words, log, variables))
         with _STATUS:
-            with _without_main():
+            with without_main():
                 try:
                     process.start()
                 except EOFError:  # the server has ended
@@ -108,17 +107,6 @@ def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
             else:
                 os.environ[name] = value
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """A new process would import the script that the experiment was started from, which commands do not need."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 @cache

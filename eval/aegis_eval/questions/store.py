@@ -9,25 +9,26 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import aegis_envs.tabletop
+import aegis_envs
 from aegis_envs.tabletop.scene import Scene
 from aegis_envs.tabletop.sim import IMAGE_SIZE, TabletopSim
 from aegis_eval.questions.images import QUESTION_SPLITS, SceneImage, render_scene
 from aegis_eval.questions.robot_frames import robot_frame
-from aegis_policy.support.child_processes import watch_parent
+from aegis_policy.support.child_processes import watch_parent, without_main
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_directory
 from aegis_policy.support.json_files import read_jsonl
@@ -43,8 +44,20 @@ class Source:
 
 SOURCES = {"scenes": Source(render_scene, 250), "robot": Source(robot_frame, 20)}
 
+_DRAWN_WITH = ("rendering.py", "recording/disturbances.py")
+"""What in `aegis_envs` decides how a picture looks, besides the tabletop."""
 _Rendered = tuple[NDArray[np.uint8], list[str]]
 """Images of a range and their JSON lines."""
+
+
+class _Range(NamedTuple):
+    """Images `start` to `stop` - 1 of a split: what one worker renders at a time."""
+
+    source: str
+    split: str
+    seed: int
+    start: int
+    stop: int
 
 
 @contextmanager
@@ -115,43 +128,50 @@ def _alone(directory: Path) -> Iterator[None]:
 @cache
 def _recipe() -> str:
     """A short hash of the code that draws, moves and renders: pictures of other code are made again."""
+    envs, here = Path(aegis_envs.__file__).parent, Path(__file__).parent
+    drawn_by = [*(envs / "tabletop").rglob("*.py"), *(envs / name for name in _DRAWN_WITH)]
+    sources = {path.relative_to(envs).as_posix(): path for path in drawn_by}
+    sources |= {name: here / name for name in ("images.py", "robot_frames.py")}
     digest = hashlib.sha256(version("mujoco").encode())
-    sources = [*Path(aegis_envs.tabletop.__file__).parent.glob("*.py")]
-    sources += [Path(__file__).with_name(name) for name in ("images.py", "robot_frames.py")]
-    for path in sorted(sources, key=lambda path: path.name):
-        digest.update(path.read_bytes())
+    for name in sorted(sources):
+        digest.update(sources[name].read_bytes())
     return digest.hexdigest()[:12]
 
 
 def _render_all(directory: Path, source: str, split: str, count: int, seed: int, num_workers: int) -> None:
     chunk = SOURCES[source].chunk
-    jobs = [(source, split, seed, start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    jobs = [_Range(source, split, seed, start, min(start + chunk, count)) for start in range(0, count, chunk)]
     with atomic_directory(directory) as beside, ExitStack() as stack:
         images = np.lib.format.open_memmap(
             beside / "images.npy", mode="w+", dtype=np.uint8, shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3)
         )
         records = stack.enter_context((beside / "scenes.jsonl").open("w"))
         bar = stack.enter_context(tqdm(total=count, desc=f"rendering {split} {source}", unit="image"))
-        chunks: Iterable[_Rendered] = map(_render_range, jobs)
-        if min(num_workers, len(jobs)) > 1:
-            context = multiprocessing.get_context("forkserver")
-            pool = ProcessPoolExecutor(min(num_workers, len(jobs)), context, initializer=watch_parent)
-            workers = stack.enter_context(pool)
-            chunks = workers.map(_render_range, jobs)
-        for (_, _, _, start, stop), (pictures, lines) in zip(jobs, chunks, strict=True):
-            images[start:stop] = pictures
+        rendered = stack.enter_context(closing(_rendered(jobs, num_workers)))
+        for job, (pictures, lines) in zip(jobs, rendered, strict=True):
+            images[job.start : job.stop] = pictures
             records.writelines(lines)
-            bar.update(stop - start)
+            bar.update(job.stop - job.start)
         images.flush()
 
 
-def _render_range(job: tuple[str, str, int, int, int]) -> _Rendered:
-    source, split, seed, start, stop = job
-    sim = TabletopSim()
-    try:
-        rendered = [SOURCES[source].render(sim, split, seed, index) for index in range(start, stop)]
-    finally:
-        sim.close()
+def _rendered(jobs: Sequence[_Range], num_workers: int) -> Generator[_Rendered]:
+    """Every range in order, from worker processes if there is more than one for them to share."""
+    processes = min(num_workers, len(jobs))
+    if processes == 1:
+        yield from map(_render_range, jobs)
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(processes, context, initializer=watch_parent) as pool:
+        with without_main():  # all workers start here
+            chunks = pool.map(_render_range, jobs)
+        yield from chunks
+
+
+def _render_range(job: _Range) -> _Rendered:
+    render = SOURCES[job.source].render
+    with closing(TabletopSim()) as sim:
+        rendered = [render(sim, job.split, job.seed, index) for index in range(job.start, job.stop)]
     records = [json.dumps({"scene": item.scene.to_dict(), "places": item.places}) + "\n" for item in rendered]
     return np.stack([item.image for item in rendered]), records
 

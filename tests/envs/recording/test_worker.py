@@ -1,7 +1,6 @@
 """Simulation workers as a recording starts them: light, whichever simulator they run."""
 
 import multiprocessing
-from multiprocessing import forkserver
 
 import pytest
 from running_processes import packages_in
@@ -12,16 +11,6 @@ from aegis_envs.recording.recorder import SOURCES
 from aegis_envs.recording.sources import RecordConfig
 from aegis_envs.recording.worker import simulate
 from aegis_envs.tabletop.configuration import AegisTabletopEnv
-
-
-@pytest.fixture
-def fork_server(monkeypatch):
-    """A fork server of its own: that of other tests may have loaded what commands need."""
-    server = forkserver.ForkServer()
-    for name in ("connect_to_new_process", "ensure_running"):
-        monkeypatch.setattr(forkserver, name, getattr(server, name))
-    yield
-    server._stop()
 
 
 @pytest.mark.parametrize(
