@@ -10,13 +10,18 @@ export TOKENIZERS_PARALLELISM ?= false
 # Without compiled modules every command takes 22 seconds to start instead of 9 (two cores, torch 2.11, lerobot 0.6.1).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow docs lint types format lock clean
+.PHONY: demo test test-tools test-slow docs lint types format lock clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/aegis-demo $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder \
+		-m "not slow and not tools" --durations=25 $(TEST_FLAGS)
+
+# What needs another tool or service beside it (Ray, Sphinx, build and twine), with the machine to itself.
+test-tools: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "tools and not slow" --durations=5 $(TEST_FLAGS)
 
 test-slow: $(VENV)/.installed
 	$(PYTHON) -m pytest -m slow $(TEST_FLAGS)

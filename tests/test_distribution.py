@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from environments import ROOT, new_environment
 
+pytestmark = pytest.mark.tools
+
 _PACKAGES = {"aegis_policy": ".", "aegis_envs": "envs", "aegis_eval": "eval"}
 """Package -> the folder of the repository that holds it."""
 

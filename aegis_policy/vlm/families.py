@@ -1,7 +1,7 @@
 """What is known of each VLM family: where its parts are, how it is spoken to, what its inputs need.
 
 A family that is missing here can come from any installed package: an entry point of the group
-`aegis_policy.vlm.families`, named like the `model_type` of the model's config.json, that is a `Family` (docs/vlms.md).
+`aegis_policy.vlm_families`, named like the `model_type` of the model's config.json, that is a `Family` (docs/vlms.md).
 """
 
 from collections.abc import Mapping

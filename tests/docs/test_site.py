@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.tools
 def test_the_site_builds_without_a_warning_and_has_every_page(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-d"]
     done = subprocess.run(

@@ -12,7 +12,6 @@ from aegis_eval.commands.demo import DemoConfig, demo
 from aegis_policy.support.errors import AegisError
 
 
-@pytest.mark.xdist_group("demo")
 def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(tmp_path: Path) -> None:
     command = [
         Path(sys.executable).with_name("aegis-demo"),

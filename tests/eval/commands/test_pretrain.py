@@ -1,5 +1,7 @@
 """Pretraining from nothing: it learns, it can be stopped and continued, and it leaves a plain directory."""
 
+import io
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from aegis_eval.commands import pretrain as module
+import aegis_eval.commands.pretrain as module
 from aegis_eval.commands.pretrain import PretrainConfig, pretrain
 from aegis_policy.isolation import Anchor
 from aegis_policy.support.errors import AegisError
@@ -17,10 +19,20 @@ from aegis_policy.vlm.small import SmallVLMSize
 _SIZE = SmallVLMSize(patch_size=32, vision_layers=1, vision_width=32, text_layers=1, text_width=32, heads=2)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures are kept, for all trainings here."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> PretrainConfig:
+def config(tmp_path: Path, cache: Path) -> PretrainConfig:
+    return _config(tmp_path / "vlm", cache)
+
+
+def _config(out: Path, cache: Path) -> PretrainConfig:
     return PretrainConfig(
-        out=tmp_path / "vlm",
+        out=out,
         size=_SIZE,
         scenes=12,
         steps=12,
@@ -33,7 +45,7 @@ def config(tmp_path: Path) -> PretrainConfig:
         card_samples=12,
         transfer_samples=6,
         anchor_samples=12,
-        cache_dir=tmp_path / "cache",
+        cache_dir=cache,
     )
 
 
@@ -41,17 +53,18 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     return AutoModelForImageTextToText.from_pretrained(path).state_dict()
 
 
-@pytest.mark.parametrize(("phase", "at"), [("patches_at", 5), ("at", 0), ("at", 8)])
-def test_an_interrupted_run_continues_to_the_same_weights(
-    phase: str,
-    at: int,
-    config: PretrainConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    pretrain(config)
-    assert "validation accuracy" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, str]:
+    """A training that nothing interrupted, and what it printed."""
+    config = _config(tmp_path_factory.mktemp("whole") / "vlm", cache)
+    with redirect_stdout(io.StringIO()) as printed:
+        pretrain(config)
+    return config, printed.getvalue()
+
+
+def test_a_training_leaves_a_model_with_its_anchor_and_its_card(whole: tuple[PretrainConfig, str]) -> None:
+    config, printed = whole
+    assert "validation accuracy" in printed
     card = (config.out / "README.md").read_text()
     assert "| `steps` | 12 |" in card
     assert "colour+relation" in card and "6\nquestions" in card
@@ -59,6 +72,16 @@ def test_an_interrupted_run_continues_to_the_same_weights(
         1, 32, VLMBackbone.from_pretrained(config.out).fingerprint()
     )
 
+
+@pytest.mark.parametrize(("phase", "at"), [("patches_at", 5), ("at", 0), ("at", 8)])
+def test_an_interrupted_training_continues_to_the_same_weights(
+    phase: str,
+    at: int,
+    whole: tuple[PretrainConfig, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = whole[0]
     stopped = replace(config, out=tmp_path / "stopped")
     original = getattr(module.QuestionBatches, phase)
     repeated: list[int] = []
@@ -81,8 +104,8 @@ def test_an_interrupted_run_continues_to_the_same_weights(
         patch.setattr(module.QuestionBatches, phase, watch)
         pretrain(stopped)
     assert repeated[0] == at - at % config.save_freq
-    whole, continued = _weights(config.out), _weights(stopped.out)
-    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    expected, continued = _weights(config.out), _weights(stopped.out)
+    assert all(torch.equal(expected[name], continued[name]) for name in expected)
     assert not stopped.out.with_name("stopped.training").exists()
 
 
@@ -111,11 +134,11 @@ def test_other_flags_do_not_continue_somebody_elses_training(
     ],
 )
 def test_numbers_that_cannot_be_are_named(
-    config: PretrainConfig, flags: dict[str, object], sentence: str
+    config: PretrainConfig, flags: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(AegisError, match=sentence):
-        pretrain(replace(config, **flags))
-    assert not config.out.parent.joinpath("cache").exists()
+        pretrain(replace(config, cache_dir=tmp_path / "cache", **flags))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_model_is_never_overwritten(config: PretrainConfig) -> None:

@@ -204,6 +204,7 @@ def test_progress_counts_costs_and_what_was_done_before(tmp_path: Path) -> None:
         assert progress.share == 1.0
 
 
+@pytest.mark.tools
 def test_on_ray_a_lost_worker_costs_only_its_job_which_is_run_again(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster

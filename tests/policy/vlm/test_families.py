@@ -123,7 +123,7 @@ def test_an_answers_tokens_and_their_end_are_what_is_learned(vlm: VLMBackbone) -
     torch.testing.assert_close(logits[0, -count:], alone[0, -count:], rtol=1e-4, atol=1e-4)
 
 
-def test_twenty_steps_under_aegis_a_checkpoint_and_an_export(
+def test_steps_under_aegis_a_checkpoint_and_an_export(
     directory: Path, make_config: Callable[..., AegisConfig], make_batch: MakeBatch, tmp_path: Path
 ) -> None:
     pretrained = VLMBackbone.from_pretrained(directory)
@@ -144,7 +144,7 @@ def test_twenty_steps_under_aegis_a_checkpoint_and_an_export(
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
     optimizer = build_optimizer(policy)
-    figures = [training_step(policy, optimizer, make_batch(seed=step)) for step in range(20)]
+    figures = [training_step(policy, optimizer, make_batch(seed=step)) for step in range(4)]
     assert all(np.isfinite(list(each.values())).all() for each in figures)
     assert figures[-1]["blocked_energy"] > 0 and figures[-1]["subspace_blocked_energy"] > 0
     before = dict(pretrained.model.named_parameters())
@@ -182,7 +182,7 @@ def test_twenty_steps_under_aegis_a_checkpoint_and_an_export(
     ("family", "sentence"),
     [
         ('Family("model.language_model.layers", "model.vision_tower", "model.multi_modal_projector")', None),
-        ('"a string"', "llava = my_vlms:LLAVA of aegis_policy.vlm.families is no Family"),
+        ('"a string"', "llava = my_vlms:LLAVA of aegis_policy.vlm_families is no Family"),
         ("undefined", "cannot be loaded"),
         ("Family()", "cannot be loaded"),
         (
@@ -204,7 +204,7 @@ def test_another_family_comes_from_an_installed_package(
     )
     metadata = tmp_path / "site" / "my_vlms-1.0.dist-info"
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my_vlms\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[aegis_policy.vlm.families]\nllava = my_vlms:LLAVA\n")
+    (metadata / "entry_points.txt").write_text("[aegis_policy.vlm_families]\nllava = my_vlms:LLAVA\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.delitem(sys.modules, "my_vlms", raising=False)
     if sentence is not None:
