@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
-from aegis_eval.commands.anchor import build_anchor
+from aegis_policy.anchors.building import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS

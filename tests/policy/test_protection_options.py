@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer
 
-from aegis_eval.commands.anchor import build_anchor
+from aegis_policy.anchors.building import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone

@@ -10,32 +10,24 @@ No label is read: the anchor is about what the model knows, right or wrong.
 
 import hashlib
 import json
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import batched, islice
+from itertools import batched
 from pathlib import Path
 
 import torch
-import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from tqdm import tqdm
 
 from aegis_eval.devices import torch_device
 from aegis_eval.results.provenance import package_versions
-from aegis_policy.anchors.building import KINDS, AnchorBuilder, RobotFrame
+from aegis_policy.anchors.building import Batch, RobotFrame, anchor_of_batches
+from aegis_policy.anchors.kinds import DEFAULT_KINDS, KINDS
+from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.isolation import Anchor
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM
-from aegis_policy.vqa.examples import INDEX_FILE, VQAExample, load_vqa
-
-Batch = Sequence[VQAExample] | Sequence[RobotFrame]
-_SAVE_SECONDS = 60.0
-"""How much of an interrupted pass may have to be done again."""
+from aegis_policy.vqa.examples import INDEX_FILE, load_vqa
 
 
 @dataclass
@@ -64,7 +56,7 @@ class AnchorConfig:
     vlm: str = EMBEDDED_VLM
     vqa: str | None = None
     cameras: str | None = None
-    kinds: list[str] = field(default_factory=lambda: ["gaussian", "kronecker"])
+    kinds: list[str] = field(default_factory=lambda: list(DEFAULT_KINDS))
     rank: int = 256
     samples: int = 3_000
     out: Path = Path("anchor.safetensors")
@@ -94,15 +86,15 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         )
     config = replace(config, vqa=config.vqa or "tabletop")
     sources = _sources(config)
-    answered = {"kronecker", "fisher"} & set(config.kinds)
-    if answered and all(_is_dataset(source) for source in sources):
+    asking = [kind for kind in config.kinds if KINDS[kind].asks]
+    if asking and all(_is_dataset(source) for source in sources):
         raise AegisError(
-            f"--kinds={config.kinds} with --vqa={config.vqa}: robot frames have no answers, which {answered.pop()} is "
+            f"--kinds={config.kinds} with --vqa={config.vqa}: robot frames have no answers, which {asking[0]} is "
             "about; take --kinds=[gaussian,subspace], or add questions (--vqa=SOURCE+DATASET)."
         )
     device = torch_device(config.device)
     vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
-    anchor = _anchor_of(
+    anchor = anchor_of_batches(
         vlm,
         _batches(config, sources),
         kinds=config.kinds,
@@ -110,7 +102,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         rank=config.rank,
         total=config.samples * len(sources),
         seed=config.seed,
-        unfinished=_Unfinished(config, vlm.fingerprint()),
+        unfinished=_unfinished(config, sources, vlm.fingerprint()),
     )
     anchor.save(config.out)
     size = config.out.stat().st_size / 1e6
@@ -120,115 +112,16 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     return anchor
 
 
-def build_anchor(
-    vlm: VLMBackbone,
-    examples: Iterable[VQAExample],
-    *,
-    kinds: Sequence[str],
-    source: str,
-    batch_size: int,
-    rank: int = 256,
-    total: int | None = None,
-    seed: int = 0,
-) -> Anchor:
-    """The anchor of a VLM over questions; see `AnchorBuilder` for the memory it takes.
-
-    Raises:
-        AegisError: a part of the model never took part, or computed values that are not finite.
-    """
-    return _anchor_of(
-        vlm, batched(examples, batch_size), kinds=kinds, source=source, rank=rank, total=total, seed=seed
-    )
-
-
-class _Unfinished:
-    """A pass that was interrupted: its builder's state in a file beside the anchor's."""
-
-    def __init__(self, config: AnchorConfig, fingerprint: str) -> None:
-        self.path = config.out.with_name(f".{config.out.name}.unfinished")
-        self._pass = json.dumps(
-            [
-                fingerprint,
-                _described(_sources(config)),
-                package_versions(),
-                *(
-                    getattr(config, name)
-                    for name in ("cameras", "kinds", "rank", "samples", "batch_size", "seed")
-                ),
-            ]
-        )
-        self._saved = time.monotonic()
-
-    def restore(self, builder: AnchorBuilder) -> tuple[int, int]:
-        """How many batches and samples of this very pass are in `builder` now; 0 if none were kept."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                noted = file.metadata() or {}
-                if noted.get("pass") != self._pass:
-                    return 0, 0
-                builder.load_state({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return 0, 0
-        return int(noted["batches"]), int(noted["samples"])
-
-    def save(self, builder: AnchorBuilder, batches: int, samples: int) -> None:
-        """Keep the state, if the last time was a while ago."""
-        if time.monotonic() - self._saved < _SAVE_SECONDS:
-            return
-        state = {name: x.cpu().contiguous().clone() for name, x in builder.state().items()}
-        with atomic_write(self.path) as beside:
-            save_file(state, beside, {"pass": self._pass, "batches": str(batches), "samples": str(samples)})
-        self._saved = time.monotonic()
-
-    def discard(self) -> None:
-        """The pass is finished."""
-        self.path.unlink(missing_ok=True)
-
-
-def _anchor_of(
-    vlm: VLMBackbone,
-    batches: Iterable[Batch],
-    *,
-    kinds: Sequence[str],
-    source: str,
-    rank: int,
-    total: int | None,
-    seed: int,
-    unfinished: _Unfinished | None = None,
-) -> Anchor:
-    builder = AnchorBuilder(vlm, kinds, rank, seed)
-    number, count = unfinished.restore(builder) if unfinished else (0, 0)
-    with tqdm(total=total, initial=count, desc="aegis-anchor", unit="sample") as bar:
-        for batch in islice(batches, number, None):
-            _add(builder, batch, number)
-            number, count = number + 1, count + len(batch)
-            bar.update(len(batch))
-            if unfinished:
-                unfinished.save(builder, number, count)
-    metadata = {
-        "vlm": vlm.name,
-        "fingerprint": vlm.fingerprint(),
-        "samples": str(count),
-        "source": source,
-        "kinds": ",".join(kinds),
-        "rank": str(rank),
-        "seed": str(seed),
-        "tokens": "all valid tokens of image and question; for covariances those of the model's own answer too",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    anchor = builder.anchor(metadata)
-    if unfinished:
-        unfinished.discard()
-    return anchor
-
-
-def _add(builder: AnchorBuilder, batch: Batch, number: int) -> None:
-    frames = [each for each in batch if isinstance(each, RobotFrame)]
-    if frames:
-        builder.add_frames(frames)
-    else:
-        builder.add_questions([each for each in batch if isinstance(each, VQAExample)], number)
+def _unfinished(config: AnchorConfig, sources: Sequence[str], fingerprint: str) -> UnfinishedPass:
+    """The place of an interrupted pass, which the same flags over the same samples with the same packages continue."""
+    names = ("cameras", "kinds", "rank", "samples", "batch_size", "seed")
+    identity = [
+        fingerprint,
+        _described(sources),
+        package_versions(),
+        *(getattr(config, name) for name in names),
+    ]
+    return UnfinishedPass(config.out.with_name(f".{config.out.name}.unfinished"), json.dumps(identity))
 
 
 def _batches(config: AnchorConfig, sources: Sequence[str]) -> Iterator[Batch]:
@@ -272,7 +165,7 @@ def _sources(config: AnchorConfig) -> list[str]:
 
 def _kinds(config: AnchorConfig) -> list[str]:
     """What `--policy.anchor` may name of the file, and `fisher`."""
-    return sorted({*config.kinds, *(["subspace"] if "kronecker" in config.kinds else [])})
+    return sorted({*config.kinds, *(brought for kind in config.kinds for brought in KINDS[kind].brings)})
 
 
 def _described(sources: Sequence[str]) -> str:

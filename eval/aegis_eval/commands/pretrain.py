@@ -22,7 +22,6 @@ from aegis_envs.tabletop.tasks import TASKS
 from aegis_eval.answers.asking import answer_samples
 from aegis_eval.answers.blind import blind_baseline
 from aegis_eval.answers.scoring import Scores, format_table, score_answers
-from aegis_eval.commands.anchor import AnchorConfig, build_anchor
 from aegis_eval.pretraining.batches import QuestionBatches
 from aegis_eval.pretraining.card import model_card
 from aegis_eval.pretraining.packing import PackedBatch
@@ -33,6 +32,8 @@ from aegis_eval.questions.store import default_cache_dir, scene_images
 from aegis_eval.questions.tabletop import TABLETOP, load_samples
 from aegis_eval.questions.templated import all_words
 from aegis_eval.results.provenance import provenance
+from aegis_policy.anchors.building import build_anchor
+from aegis_policy.anchors.kinds import DEFAULT_KINDS
 from aegis_policy.support import cli, ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_directory, require_new_directory
@@ -281,11 +282,10 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
         saved.name = cfg.out.name
         questions = load_samples("tabletop", "train", cfg.anchor_samples, cfg.seed, cache_dir=cfg.cache_dir)
         examples = (VQAExample(sample.image, sample.question) for sample in questions)
-        kinds = AnchorConfig().kinds
         build_anchor(
             saved,
             examples,
-            kinds=kinds,
+            kinds=DEFAULT_KINDS,
             source="tabletop",
             batch_size=32,
             total=len(questions),

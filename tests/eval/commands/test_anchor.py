@@ -8,8 +8,9 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from random_data import write_random_questions
 
-from aegis_eval.commands.anchor import AnchorConfig, build_anchor, make_anchor
-from aegis_policy.anchors.building import AnchorBuilder, drawing
+from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_policy.anchors.answers import drawing
+from aegis_policy.anchors.building import AnchorBuilder, build_anchor
 from aegis_policy.isolation import Anchor, global_moments, w2_squared
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -240,7 +241,7 @@ def test_a_pass_that_was_stopped_is_continued_to_the_same_anchor(
 ) -> None:
     kinds = ["gaussian", "kronecker", "fisher"]
     whole = _anchor(tiny_vlm_dir, tmp_path / "whole", kinds=kinds)
-    monkeypatch.setattr("aegis_eval.commands.anchor._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("aegis_policy.anchors.unfinished.SAVE_SECONDS", 0.0)
     seen: list[int] = []
     add = AnchorBuilder.add_questions
 

@@ -1,0 +1,58 @@
+"""Fisher information of single weights: squared gradients of drawn answers, one sample at a time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aegis_policy.anchors.answers import loss_of_drawn_answers, with_answers
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vqa.examples import VQAExample
+
+
+class Fisher:
+    """Gathers the importance of every weight that may ever learn; as large as the model."""
+
+    needs_answers = True
+
+    def __init__(self, vlm: VLMBackbone, seed: int) -> None:
+        self.vlm, self.seed = vlm, seed
+        self.weights = _weights(vlm)
+        self.totals = {name: torch.zeros_like(p) for name, p in self.weights.items()}
+
+    def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
+        for index, (example, answer) in enumerate(zip(batch, answers, strict=True)):
+            inputs = with_answers(self.vlm, [example], [answer])
+            loss = loss_of_drawn_answers(self.vlm, inputs, [self.seed, number, index])
+            gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
+            for total, gradient in zip(self.totals.values(), gradients, strict=True):
+                if gradient is not None:
+                    total.addcmul_(gradient, gradient)
+
+    def frames(self, inputs: dict[str, Tensor]) -> None:
+        """Frames have no answers."""
+
+    def gathered(self) -> dict[str, Any]:
+        mean = sum(float(x.sum()) for x in self.totals.values()) / sum(
+            x.numel() for x in self.totals.values()
+        )
+        if mean == 0:
+            raise ValueError(
+                "no answer's gradient reached a weight, so all Fisher information is zero: add questions."
+            )
+        return {"importance": {name: fisher.cpu() / mean for name, fisher in self.totals.items()}}
+
+    def state(self) -> dict[str, Tensor]:
+        return self.totals
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, total in self.totals.items():
+            total.copy_(state[name])
+
+
+def _weights(vlm: VLMBackbone) -> dict[str, nn.Parameter]:
+    """Everything that may ever learn under a protection, by its name in the model."""
+    parts = (vlm.vision_tower, vlm.projector, vlm.decoder_layers)
+    wanted = {id(p) for part in parts for p in part.parameters()}
+    return {name: p for name, p in vlm.model.named_parameters() if id(p) in wanted}
