@@ -1,6 +1,8 @@
 """How sure a score is: intervals, and the paired comparison of two models.
 
-Pure functions over arrays and strings; nothing here knows models, images or files.
+Pure functions over arrays; nothing here knows models, images or files. What scipy has too (Wilson's interval, McNemar's
+exact test) is written out, since scipy rounds otherwise in the last bit and results are compared to it; tests hold the
+two together.
 """
 
 import math
@@ -11,11 +13,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis_eval.statistics.draws import draws
+
 Interval = tuple[float, float]
 
 _SIGN_FLIPS = 10_000
-_BOOTSTRAP_BLOCK = 2_000_000
-"""Resampling weights held at a time."""
+_BLOCK = 2_000_000
+"""Signs held at a time."""
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -133,8 +137,8 @@ def mean_interval(
 def _sign_test(sums: NDArray[np.float64], seed: int) -> float:
     """Two-sided p of the groups' changes if each could as well have gone the other way.
 
-    With one change a group this is McNemar's exact test; where groups change by more, their signs are flipped at
-    random.
+    With one change a group this is McNemar's exact test, summed in whole numbers. Where groups change by more, which
+    McNemar's does not know of, their signs are flipped at random.
     """
     changed = sums[sums != 0]
     if np.all(np.abs(changed) == 1):
@@ -142,7 +146,7 @@ def _sign_test(sums: NDArray[np.float64], seed: int) -> float:
         tail = sum(math.comb(len(changed), k) for k in range(fewer + 1))
         return min(1.0, 2 * tail / 2 ** len(changed))
     rng, as_far = np.random.default_rng(seed), 0
-    block = max(1, _BOOTSTRAP_BLOCK // len(changed))
+    block = max(1, _BLOCK // len(changed))
     for start in range(0, _SIGN_FLIPS, block):
         signs = rng.choice((-1.0, 1.0), size=(min(block, _SIGN_FLIPS - start), len(changed)))
         as_far += int((np.abs(signs @ changed) >= abs(changed.sum()) - 1e-9).sum())
@@ -169,12 +173,6 @@ def _bootstrap_mean(
 ) -> Interval:
     """Percentile interval of the mean, whole groups being drawn with replacement."""
     sums, sizes = _by_group(values, groups)
-    count = len(sums)
-    rng = np.random.default_rng(seed)
-    block = max(1, _BOOTSTRAP_BLOCK // count)
-    means = []
-    for start in range(0, resamples, block):
-        draws = rng.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start))
-        means.append(draws @ sums / (draws @ sizes))
+    means = [drawn_RG @ sums / (drawn_RG @ sizes) for drawn_RG in draws(len(sums), resamples, seed)]
     low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)

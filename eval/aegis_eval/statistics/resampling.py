@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from aegis_eval.statistics.draws import draws
 from aegis_eval.statistics.intervals import Interval, wilson_interval
 
 RESAMPLES = 4000
+_SEEDS, _GROUPS = 0, 1
+"""Streams of what is drawn."""
 _ENOUGH = 10
 """Groups that changed, for a bootstrap to know of all that may happen."""
 Array = NDArray[np.float64]
@@ -51,16 +54,16 @@ class Resampling:
         seed: int = 0,
     ) -> None:
         _, group_of_N = np.unique(range(count) if groups_N is None else groups_N, return_inverse=True)
-        drawing_seeds, drawing_groups = np.random.default_rng(seed).spawn(2)
         self.groups = int(group_of_N.max()) + 1
-        self._seeds_RK = _weights(drawing_seeds, seeds)
-        self._weights_RN = _weights(drawing_groups, self.groups)[:, group_of_N]
+        self._seeds_RK = _weights(seeds, seed, _SEEDS)
+        self._weights_RN = _weights(self.groups, seed, _GROUPS)[:, group_of_N]
         if weights_N is not None:
             self._weights_RN = self._weights_RN * np.asarray(weights_N)
+        self._total_R1 = self._weights_RN.sum(1, keepdims=True)
 
     def means(self, values_KN: Array) -> Array:
         """Weighted mean over measurements and seeds in every draw, (1 + R,)."""
-        means_RK = self._weights_RN @ values_KN.T / self._weights_RN.sum(1, keepdims=True)
+        means_RK = self._weights_RN @ values_KN.T / self._total_R1
         return (means_RK * self._seeds_RK).sum(1) / self._seeds_RK.sum(1)
 
 
@@ -121,6 +124,6 @@ def bits(text: str) -> Array:
     return np.array([int(character) for character in text], dtype=float)
 
 
-def _weights(rng: np.random.Generator, count: int) -> Array:
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return np.concatenate([np.ones((1, count)), draws])
+def _weights(things: int, seed: int, stream: int) -> Array:
+    """Once everything as it is, then how often each comes in every resample, (1 + R, things)."""
+    return np.concatenate([np.ones((1, things)), *draws(things, RESAMPLES, seed, (stream,))])
