@@ -13,6 +13,8 @@ from aegis_envs.tabletop.env import TabletopEnv
 from aegis_envs.tabletop.expert import expert_action
 from aegis_eval.answers.blind import BlindBaseline
 from aegis_eval.answers.scoring import score_answers
+from aegis_eval.doctor import machine
+from aegis_eval.doctor.machine import Attempt
 from aegis_eval.pages.report import write_report
 from aegis_eval.questions.tabletop import TabletopSample, load_samples
 from aegis_eval.results.compared import ComparedRun, Questions
@@ -28,6 +30,15 @@ STEPS = 1600
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("aegis-cache")
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Attempt]:
+    """What code that the doctor tries comes to, without trying it: all works, but for what is put in here."""
+    found = {machine.RENDER: Attempt(True, "500"), machine.GPU: Attempt(True, "[]")}
+    found[machine.METAWORLD] = Attempt(True, "[null, null]")
+    monkeypatch.setattr(machine, "attempt", lambda code, *_: found.get(code, Attempt(True, "")))
+    return found
 
 
 @pytest.fixture(scope="session")

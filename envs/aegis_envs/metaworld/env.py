@@ -32,19 +32,26 @@ _WELD_NUMBERS = 11
 """Numbers of a weld constraint up to MuJoCo 3.16; with more of them metaworld 3.0.0 cannot start."""
 
 
+def fault() -> str | None:
+    """What keeps Meta-World from running here, if anything does; the mend is `MEND`."""
+    mujoco = import_mujoco()
+    try:
+        import metaworld.env_dict  # noqa: F401
+    except ModuleNotFoundError:
+        return "Meta-World is not installed"
+    if mujoco.mjNEQDATA != _WELD_NUMBERS:
+        return f"Meta-World does not run with MuJoCo {mujoco.__version__}"
+    return None
+
+
 def require_metaworld() -> None:
     """Make sure that Meta-World can run here.
 
     Raises:
         MetaworldError: it is not installed, or MuJoCo is too new for it.
     """
-    mujoco = import_mujoco()
-    try:
-        import metaworld.env_dict  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MetaworldError(f"Meta-World is not installed: {MEND}.") from error
-    if mujoco.mjNEQDATA != _WELD_NUMBERS:
-        raise MetaworldError(f"Meta-World does not run with MuJoCo {mujoco.__version__}: {MEND}.")
+    if (what := fault()) is not None:
+        raise MetaworldError(f"{what}: {MEND}.")
 
 
 def _simulation(task: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_policy.support.finding import Finding
+from aegis_policy.support.json_files import read_json
 
 Json = dict[str, Any]
 _IMAGES = "observation.images."
@@ -29,7 +30,7 @@ def check_dataset(root: Path) -> Iterator[Finding]:
             "give --dataset.root the folder of a LeRobotDataset, which has meta/, data/ and maybe videos/",
         )
         return
-    info = json.loads(info_file.read_text())
+    info = read_json(info_file)
     features = info["features"]
     made = str(info.get("codebase_version", "unknown"))
     if not made.startswith("v3"):
@@ -56,7 +57,7 @@ def check_dataset(root: Path) -> Iterator[Finding]:
     if wrong:
         yield Finding("error", f"{', '.join(wrong)} of {root} is no vector", "store it as one row of numbers")
     statistics_file = root / "meta" / "stats.json"
-    statistics = json.loads(statistics_file.read_text()) if statistics_file.is_file() else {}
+    statistics = read_json(statistics_file) if statistics_file.is_file() else {}
     bare = [
         name
         for name in ("observation.state", "action")
@@ -106,7 +107,7 @@ def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
             "give --policy.path the `pretrained_model` folder of a checkpoint",
         )
         return
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     if config.get("type") != "aegis":
         yield Finding(
             "error", f"{folder} is a policy of type {config.get('type')}, not aegis", "name an aegis policy"
@@ -122,7 +123,7 @@ def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
     else:
         yield Finding("ok", f"{folder}: {config['protection']} on {config['vlm']}")
     if dataset is not None and (dataset / "meta" / "info.json").is_file():
-        yield _compare(config, json.loads((dataset / "meta" / "info.json").read_text())["features"])
+        yield _compare(config, read_json(dataset / "meta" / "info.json")["features"])
 
 
 def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Iterator[Finding]:

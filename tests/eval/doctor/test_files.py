@@ -1,0 +1,126 @@
+"""What `aegis-doctor` reads in files, and whether they fit each other."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from findings import edited, told
+from random_data import write_random_dataset
+from safetensors.torch import save_file
+
+from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.doctor.files import (
+    Training,
+    check_anchor,
+    check_dataset,
+    check_policy,
+    read_header,
+    vlm_memory,
+)
+from aegis_policy.vlm.backbone import VLMBackbone
+
+
+def test_datasets_that_cannot_be_learned_from_are_named(tiny_dataset: Path, tmp_path: Path):
+    assert "holds no meta/info.json" in told(check_dataset(tmp_path))
+    old = edited(tiny_dataset, tmp_path / "old", codebase_version="v2.1", total_tasks=0)
+    assert "error: " in told(check_dataset(old)) and "has the format v2.1" in told(check_dataset(old))
+    assert "warning: " in told(check_dataset(old)) and "has no instructions" in told(check_dataset(old))
+    mute = write_random_dataset(tmp_path / "mute", {}, state=2, action=2, tasks=[" "])
+    assert "has no instructions" in told(check_dataset(mute))
+    assert "has no instructions" not in told(check_dataset(tiny_dataset))
+    features = json.loads((tiny_dataset / "meta" / "info.json").read_text())["features"]
+    blind = {name: each for name, each in features.items() if "images" not in name and name != "action"}
+    found = told(check_dataset(edited(tiny_dataset, tmp_path / "blind", features=blind)))
+    assert "has no camera (observation.images.NAME), no action" in found
+    unknown = edited(tiny_dataset, tmp_path / "unknown")
+    (unknown / "meta" / "stats.json").unlink()
+    assert "has no mean and std of observation.state, action" in told(check_dataset(unknown))
+    features["action"]["shape"] = [2, 2]
+    assert "action of" in told(check_dataset(edited(tiny_dataset, tmp_path / "square", features=features)))
+
+
+def test_a_checkpoint_is_compared_with_a_dataset(tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path):
+    assert "error: observation.state has the shape [5] in the dataset and [8] in the checkpoint" in told(
+        check_policy(tiny_checkpoint, tiny_dataset)
+    )
+    features = json.loads((tiny_dataset / "meta" / "info.json").read_text())["features"]
+    features["observation.images.top"] = features.pop("observation.images.front")
+    other = edited(tiny_dataset, tmp_path / "other", features=features)
+    found = told(check_policy(tiny_checkpoint, other))
+    assert "the dataset has no observation.images.front" in found and "cameras it does not look at: " in found
+    assert """--rename_map='{"observation.images.top": "observation.images.front"}'""" in found
+    del features["observation.state"]
+    found = told(
+        check_policy(tiny_checkpoint, edited(tiny_dataset, tmp_path / "stateless", features=features))
+    )
+    assert "has no observation.images.front, observation.state" in found and "--rename_map" not in found
+    features["observation.state"] = {"dtype": "float32", "shape": [8], "names": None}
+    features["observation.images.front"] = features["observation.images.top"]
+    features["action"]["shape"] = [4]
+    fitting = edited(tiny_dataset, tmp_path / "fitting", features=features)
+    assert "ok: the dataset has all that the checkpoint looks at" in told(
+        check_policy(tiny_checkpoint, fitting)
+    )
+    assert "holds no config.json" in told(check_policy(tmp_path, None))
+
+
+def test_an_incomplete_checkpoint_is_named(tiny_checkpoint: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_checkpoint, copy)
+    (copy / "model.safetensors").unlink()
+    assert "lacks model.safetensors" in told(check_policy(copy, None))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"type": "act"}))
+    assert "is a policy of type act, not aegis" in told(check_policy(copy, None))
+
+
+def test_an_anchor_is_compared_with_the_vlm(tiny_vlm_dir: Path, tmp_path: Path):
+    path = tmp_path / "anchor.safetensors"
+    assert "there is no anchor at" in told(check_anchor(path, "embedded", str))
+    save_file({"x": torch.zeros(2)}, path)
+    assert "is no anchor: make it with aegis-anchor --vlm=embedded" in told(
+        check_anchor(path, "embedded", str)
+    )
+    make_anchor(AnchorConfig(vlm=str(tiny_vlm_dir), vqa="tabletop", kinds=["gaussian"], samples=4, out=path))
+    own = VLMBackbone.from_pretrained(str(tiny_vlm_dir)).fingerprint()
+    assert told(check_anchor(path, str(tiny_vlm_dir), lambda _: own)).startswith("ok")
+    assert f"its fingerprint is {own} and that of x is y" in told(check_anchor(path, "x", lambda _: "y"))
+
+
+def test_memory_is_counted_from_the_files(tmp_path: Path):
+    shapes = {
+        "model.language_model.layers.0.mlp.weight": (64, 32),
+        "model.vision_tower.layers.0.weight": (16, 16),
+    }
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    needed = 4 * (64 * 32 + 16 * 16) + 16 * 64 * 32
+    assert [each.status for each in vlm_memory(str(tmp_path), Training(), needed)] == ["ok"]
+    assert [each.status for each in vlm_memory(str(tmp_path), Training("none"), needed - 4 * 64 * 32)] == [
+        "ok"
+    ]
+    assert [each.status for each in vlm_memory(str(tmp_path), Training("lora"), 4 * (64 * 32 + 16 * 16))] == [
+        "ok"
+    ]
+    (found,) = vlm_memory(str(tmp_path), Training(), needed - 1)
+    assert (
+        found.status == "error" and "--policy.optimizer_bits=8, --policy.frozen_dtype=bfloat16" in found.mend
+    )
+    small = Training(frozen_dtype="bfloat16", optimizer_bits=8)
+    needed = 2 * 16 * 16 + (4 + 4 + 4 + 2) * 64 * 32
+    assert [each.status for each in vlm_memory(str(tmp_path), small, needed)] == ["ok"]
+    (found,) = vlm_memory(str(tmp_path), small, needed - 1)
+    assert found.mend.startswith("--policy.protection=lora take less")
+    assert [each.status for each in vlm_memory("google/paligemma2-3b-mix-224", Training(), None)] == [
+        "warning"
+    ]
+    assert list(vlm_memory("embedded", Training(), None)) == []
+
+
+def test_what_is_no_safetensors_file_is_said(tmp_path: Path):
+    for content in (b"", b"12", b"\xff" * 30, b"\x05\x00\x00\x00\x00\x00\x00\x00hello"):
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no safetensors file"):
+            read_header(path)
