@@ -5,27 +5,29 @@ the same questions (`aegis-vqa`) and its chunks are compared with the same held-
 (`aegis-action-error`). Stopped, it goes on where it was when the same command is given again.
 """
 
-import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
-from lerobot.utils.feature_utils import dataset_to_policy_features
-
-from aegis_eval.experiments import catalogue as experiment_stages
-from aegis_eval.experiments.folder import claimed
+from aegis_envs.tabletop.sim import CAMERAS
+from aegis_envs.tabletop.tasks import parse_tasks
+from aegis_eval.experiments import catalogue, costs
+from aegis_eval.experiments.anchors import anchor_flags, anchor_jobs
+from aegis_eval.experiments.cameras import check_cameras, inputs_flag, names_in
+from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_jobs
+from aegis_eval.experiments.plan import Plan, alone
+from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job
-from aegis_eval.experiments.variants import ANCHORS, VARIANTS
+from aegis_eval.experiments.variants import VARIANTS
 from aegis_eval.pages.ablation import write_page
-from aegis_eval.results.frontier import Frontier, Run
+from aegis_eval.results.frontier import AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
-from aegis_eval.results.training_log import read_curves
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import read_json, write_json
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
 """Of the held-out demonstrations, far from any seed of the training ones."""
@@ -118,40 +120,27 @@ def ablate(config: AblateConfig) -> Path:
         AegisError: flags that cannot be, a folder with trainings of other flags, or a job that failed.
     """
     if config.redraw is not None:
-        results = json.loads(config.redraw.read_text())
-        results["frontier"] = Frontier.of([Run(**run) for run in results["runs"]]).to_dict()
+        results = read_json(config.redraw)
+        results["frontier"] = Frontier.of([AblatedRun(**run) for run in results["runs"]]).to_dict()
         return write_page(results, config.output_dir)
     _check(config)
-    with claimed(config.output_dir, "setting.json", {name: getattr(config, name) for name in _TRAINING}):
-        return _ablate(config)
-
-
-def _ablate(config: AblateConfig) -> Path:
-    started = time.monotonic()
-    root = config.output_dir
-    variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
-    anchors = {anchor for name in variants if (anchor := VARIANTS[name].anchor_for(config.vlm)) is not None}
-    _run([*_recordings(config), _pretrained_job(config)], config, "recordings")
-    if anchors:
-        _run([_anchor_job(config, name) for name in sorted(anchors)], config, "anchors")
-    _run(
-        [_training_job(config, name, seed) for seed in range(config.seeds) for name in variants],
-        config,
-        "trainings",
-    )
-    runs = [_read(config, name, seed) for name in variants for seed in range(config.seeds)]
-    results = {
-        "config": {
-            key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()
-        },
-        "variants": {name: list(VARIANTS[name].flags) for name in variants},
-        "frontier": Frontier.of(runs).to_dict(),
-        "runs": [asdict(run) for run in runs],
-        "provenance": provenance(0, time.monotonic() - started),
-    }
-    with atomic_write(root / "ablation.json") as beside:
-        beside.write_text(json.dumps(results) + "\n")
-    return write_page(results, root)
+    setting = plain({name: getattr(config, name) for name in _TRAINING})
+    with claimed(config.output_dir, "setting.json", setting):
+        started = time.monotonic()
+        variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
+        plan = ablation_plan(config, variants)
+        plan.carry_out(partial(_launch, config))
+        names = [_name(variant, seed) for variant in variants for seed in range(config.seeds)]
+        runs = [AblatedRun.of(plan.result(name)) for name in names]
+        results = {
+            "config": plain(asdict(config)),
+            "variants": {name: list(VARIANTS[name].flags) for name in variants},
+            "frontier": Frontier.of(runs).to_dict(),
+            "runs": [asdict(run) for run in runs],
+            "provenance": provenance(0, time.monotonic() - started),
+        }
+        write_json(config.output_dir / "ablation.json", results, indent=None)
+        return write_page(results, config.output_dir)
 
 
 def _check(config: AblateConfig) -> None:
@@ -171,29 +160,48 @@ def _check(config: AblateConfig) -> None:
         raise AegisError(f"--split={config.split} is unknown: choose {' or '.join(_DATA_SEEDS)}.")
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
+    parse_tasks(config.tasks, "--tasks")
+    check_cameras(config.cameras)
 
 
-def _run(jobs: list[Job], config: AblateConfig, title: str) -> None:
-    failed = run_jobs(jobs, at_once=config.jobs, title=title)
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise AegisError(f"{len(failed)} of {len(jobs)} {title} failed, the first is {name}: {error}")
+def _launch(config: AblateConfig, jobs: Sequence[Job], title: str) -> Mapping[str, AegisError]:
+    return run_jobs(jobs, at_once=config.jobs, title=title)
+
+
+def ablation_plan(config: AblateConfig, variants: Sequence[str]) -> Plan:
+    """The jobs of an ablation: demonstrations and the pretrained model's answers, anchors, trainings."""
+    root = config.output_dir
+    setting = plain({name: getattr(config, name) for name in _TRAINING})
+    runs = [_run(config, name, seed) for seed in range(config.seeds) for name in variants]
+    cameras = config.cameras and ",".join(names_in(config.cameras))
+    anchors: Callable[[], list[Job]] = partial(
+        anchor_jobs,
+        root,
+        variants,
+        data=root / "data" / "train",
+        cameras=cameras,
+        device=config.device,
+        vlm=config.vlm,
+    )
+    phases = {
+        "recordings": lambda: [*_recordings(config), _pretrained(config)],
+        "anchors": anchors,
+        "trainings": lambda: [run.job for run in runs],
+    }
+    return Plan(root, setting, phases, lambda: runs)
 
 
 def _recordings(config: AblateConfig) -> list[Job]:
-    data = config.output_dir / "data"
+    """Demonstrations to train on, and those held out."""
+    held_out = "train" if config.split == "val" else "test"
     kinds = {
         "train": ("train", 0, config.episodes),
-        config.split: (
-            "train" if config.split == "val" else "test",
-            _DATA_SEEDS[config.split],
-            config.held_out,
-        ),
+        config.split: (held_out, _DATA_SEEDS[config.split], config.held_out),
     }
     stages = [
-        experiment_stages.recording(
+        catalogue.recording(
             f"record-{name}",
-            data / name,
+            config.output_dir / "data" / name,
             split=split,
             task=config.tasks,
             episodes=episodes,
@@ -202,13 +210,13 @@ def _recordings(config: AblateConfig) -> list[Job]:
         )
         for name, (split, seed, episodes) in kinds.items()
     ]
-    return [Job(stage.name, [stage], config.output_dir / "logs") for stage in stages]
+    return [alone(stage, config.output_dir) for stage in stages]
 
 
-def _pretrained_job(config: AblateConfig) -> Job:
+def _pretrained(config: AblateConfig) -> Job:
     """Asks the pretrained model, whose images then lie in the cache before several runs want them at once."""
     name = f"pretrained-{config.split}"
-    stage = experiment_stages.questions(
+    stage = catalogue.questions(
         name,
         config.output_dir / name,
         vlm=config.vlm,
@@ -216,99 +224,67 @@ def _pretrained_job(config: AblateConfig) -> Job:
         split=config.split,
         device=config.device,
     )
-    return Job(name, [stage], config.output_dir / "logs")
+    return alone(stage, config.output_dir)
 
 
-def _anchor_job(config: AblateConfig, name: str) -> Job:
-    out = config.output_dir / "anchors" / f"{name}.safetensors"
-    flags = [flag.format(data=config.output_dir / "data" / "train") for flag in ANCHORS[name]]
-    if config.cameras is not None:
-        flags.append(f"--cameras={config.cameras}")
-    stage = experiment_stages.anchor(name, out, vlm=config.vlm, device=config.device, flags=flags)
-    return Job(stage.name, [stage], config.output_dir / "logs")
+def _name(variant: str, seed: int) -> str:
+    return f"{variant.replace(' ', '_')}-{seed}"
 
 
-def _folder(config: AblateConfig, variant: str, seed: int) -> Path:
-    return config.output_dir / "runs" / f"{variant.replace(' ', '_')}-{seed}"
+def _run(config: AblateConfig, variant: str, seed: int) -> Run:
+    root, name = config.output_dir, _name(variant, seed)
+    folder = root / "runs" / name
+    checkpoint = catalogue.last_checkpoint(folder / "training", config.steps)
+    stages = [
+        catalogue.training(
+            f"{name}-training",
+            folder / "training",
+            dataset=root / "data" / "train",
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=seed,
+            saves=4,
+            device=config.device,
+            flags=_learning(config, variant),
+            cost=costs.training(
+                variant, steps=config.steps, batch_size=config.batch_size, flow_samples=config.flow_samples
+            ),
+        ),
+        catalogue.action_error(
+            f"{name}-action-error",
+            folder / f"action-error-{config.split}.json",
+            checkpoint=checkpoint,
+            dataset=root / "data" / config.split,
+            frames=config.frames,
+            device=config.device,
+        ),
+        catalogue.questions(
+            f"{name}-vqa",
+            folder / f"vqa-{config.split}",
+            checkpoint=checkpoint,
+            samples=config.samples,
+            split=config.split,
+            device=config.device,
+        ),
+    ]
+    return Run(name, variant, config.lr_backbone, seed, folder, root / "logs", stages)
 
 
-def _training_job(config: AblateConfig, name: str, seed: int) -> Job:
-    variant, folder = VARIANTS[name], _folder(config, name, seed)
-    checkpoint = experiment_stages.last_checkpoint(folder / "training", config.steps)
-    anchor = variant.anchor_for(config.vlm)
-    anchor_path = config.output_dir / "anchors" / f"{anchor}.safetensors"
-    learning = [
+def _learning(config: AblateConfig, variant: str) -> list[str]:
+    """Flags of a training beside those that every one has."""
+    cameras = names_in(config.cameras) if config.cameras is not None else []
+    in_order = [name for name in CAMERAS if name in cameras]  # as they were recorded
+    return [
         f"--policy.vlm={config.vlm}",
-        *variant.flags,
-        *([f"--policy.anchor_path={anchor_path}"] if anchor else []),
-        *_seen(config),
+        *VARIANTS[variant].flags,
+        *anchor_flags(config.output_dir, variant, config.vlm),
+        *([inputs_flag(in_order)] if cameras else []),
         *(f"--policy.{flag}" for flag in config.policy),
         f"--policy.optimizer_lr={config.lr}",
         f"--policy.optimizer_lr_backbone={config.lr_backbone}",
         f"--policy.flow_samples={config.flow_samples}",
         *([f"--policy.vqa_probe_freq={config.probe_freq}"] if config.probe_freq else []),
     ]
-    label = folder.name
-    return Job(
-        label,
-        [
-            experiment_stages.training(
-                f"{label}-training",
-                folder / "training",
-                dataset=config.output_dir / "data" / "train",
-                steps=config.steps,
-                batch_size=config.batch_size,
-                seed=seed,
-                saves=4,
-                device=config.device,
-                flags=learning,
-            ),
-            experiment_stages.action_error(
-                f"{label}-action-error",
-                folder / f"action-error-{config.split}.json",
-                checkpoint=checkpoint,
-                dataset=config.output_dir / "data" / config.split,
-                frames=config.frames,
-                device=config.device,
-            ),
-            experiment_stages.questions(
-                f"{label}-vqa",
-                folder / f"vqa-{config.split}",
-                checkpoint=checkpoint,
-                samples=config.samples,
-                split=config.split,
-                device=config.device,
-            ),
-        ],
-        config.output_dir / "logs",
-    )
-
-
-def _seen(config: AblateConfig) -> list[str]:
-    """The flag that names the policy's inputs, if it is not to see all that was recorded."""
-    if config.cameras is None:
-        return []
-    wanted = {OBS_STATE, *(f"{OBS_IMAGES}.{camera}" for camera in config.cameras.split(","))}
-    recorded = LeRobotDatasetMetadata("local/ablation", root=config.output_dir / "data" / "train").features
-    if missing := sorted(wanted - recorded.keys()):
-        raise AegisError(f"--cameras={config.cameras}: the demonstrations hold no {missing[0]}.")
-    features = dataset_to_policy_features({key: recorded[key] for key in recorded if key in wanted})
-    inputs = {
-        key: {"type": feature.type.value, "shape": list(feature.shape)} for key, feature in features.items()
-    }
-    return [f"--policy.input_features={json.dumps(inputs)}"]
-
-
-def _read(config: AblateConfig, name: str, seed: int) -> Run:
-    folder = _folder(config, name, seed)
-    curves = read_curves(config.output_dir / "logs" / f"{folder.name}-training.log")
-    return Run.read(
-        name,
-        seed,
-        vqa=folder / f"vqa-{config.split}",
-        action_error=folder / f"action-error-{config.split}.json",
-        curves={key: asdict(curve) for key, curve in curves.items()},
-    )
 
 
 if __name__ == "__main__":

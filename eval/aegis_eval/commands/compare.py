@@ -5,8 +5,8 @@ through `lerobot-eval`, and asked the same questions. The runs are independent j
 command goes on where their files say; `--launcher=ray` spreads them over machines.
 """
 
-import json
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,30 +14,22 @@ from typing import Any
 
 from aegis_envs.tabletop.env import TabletopEnv
 from aegis_envs.tabletop.expert import expert_action
-from aegis_envs.tabletop.sim import CAMERAS
 from aegis_envs.tabletop.tasks import TASKS, parse_tasks
-from aegis_eval.experiments.compare_stages import (
-    BENCHMARKS,
-    ROLLOUT_SEED,
-    SPLITS,
-    RunKey,
-    answers_folder,
-    cameras_in,
-    names_in,
-)
-from aegis_eval.experiments.folder import claimed
+from aegis_eval.experiments.cameras import check_cameras, names_in
+from aegis_eval.experiments.comparison import ROLLOUT_SEED, ComparisonPlan, learning_parts
+from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_jobs, run_jobs_on_ray
-from aegis_eval.experiments.plan import Plan, learning_parts, read_seconds
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import VARIANTS
 from aegis_eval.pages.comparison import write_comparison
-from aegis_eval.results.compared import Compared, ComparedRun, Questions
+from aegis_eval.results.compared import Compared, Questions
+from aegis_eval.results.measured import bits, scene_of
 from aegis_eval.results.provenance import provenance
-from aegis_eval.results.rollouts import read_rollouts
-from aegis_eval.results.training_log import Curves, read_curves
+from aegis_eval.results.rows import COMPARED_BENCHMARKS, COMPARED_SPLITS, compared_run
+from aegis_eval.results.run import read_answers
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import write_json
 
 LAUNCHERS = ("local", "ray")
 _FREE = frozenset(
@@ -45,8 +37,6 @@ _FREE = frozenset(
     | {"protections", "seeds", "lr_backbone", "lr_grid"}
 )
 """Flags that may change from command to command: how to work, and which runs there are."""
-
-
 _OF_THE_COMPARISON = frozenset(
     {
         "vlm",
@@ -140,104 +130,46 @@ def compare(config: CompareConfig) -> Path | None:
         cli.shrink(config, protections="none,aegis", seeds=2, episodes=4, steps=4, batch_size=2)
         cli.shrink(config, eval_episodes=2, validation_episodes=1, samples=24, pairs=1)
     _check(config)
-    given = json.loads(json.dumps(asdict(config), default=str))
+    given = plain(asdict(config))
     config.output_dir = config.output_dir.resolve()  # workers of a cluster start elsewhere
     config.dataset = config.dataset and config.dataset.resolve()
-    plan = Plan(config)
+    setting = plain({key: value for key, value in asdict(config).items() if key not in _FREE})
+    plan = ComparisonPlan(config, setting)
     if config.dry_run:
-        print(plan.describe(config.jobs if config.launcher == "local" else 1))
+        later = config.lr_grid and not plan.chosen_lrs()
+        line = "and, once learning rates are chosen, a run of each protection and seed at its own"
+        print(plan.describe(config.jobs if config.launcher == "local" else 1, line if later else ""))
         return None
-    setting = {key: value for key, value in asdict(config).items() if key not in _FREE}
     with claimed(config.output_dir, "setting.json", setting):
-        return _run(config, plan, given)
+        started = time.monotonic()
+        plan.carry_out(lambda jobs, title: _launch(config, jobs, title))
+        described = provenance(ROLLOUT_SEED, time.monotonic() - started)
+        results = {"config": given, **_collected(config, plan), "provenance": described}
+        write_json(config.output_dir / "comparison.json", results, indent=None)
+        return write_comparison(Compared.of(results), config.output_dir, runs=config.output_dir / "runs")
 
 
-def _run(config: CompareConfig, plan: Plan, given: dict[str, Any]) -> Path:
-    started = time.monotonic()
-    plan.write_manifest()
-    _launch(plan.preparations(), config, "preparations")
-    _launch(plan.anchors(), config, "anchors")
-    if config.lr_grid:
-        _launch(plan.tuning(), config, "choosing learning rates")
-    plan.write_manifest()
-    _launch(plan.runs(), config, "runs")
-    plan.write_manifest()
-    results = {
-        "config": given,
+def _collected(config: CompareConfig, plan: ComparisonPlan) -> dict[str, Any]:
+    """What was found, from the result files of the runs."""
+    return {
         "protections": {name: list(VARIANTS[name].flags) for name in plan.protections},
-        "expert": {split: _expert_successes(config, split) for split in SPLITS},
+        "expert": {split: _expert_successes(config, split) for split in COMPARED_SPLITS},
         "questions": {
-            name: asdict(_questions(answers_folder(plan.root, name, "test"))) for name in BENCHMARKS
+            name: asdict(_questions(plan.answers_folder(name, "test"))) for name in COMPARED_BENCHMARKS
         },
-        "runs": [
-            asdict(_read(key, plan.folder(key)))
-            for key in dict.fromkeys([*plan.common_keys(), *plan.tuned_keys()])
-        ],
+        "runs": [asdict(compared_run(plan.result(key.name))) for key in plan.reported_keys()],
         "tuned": plan.chosen_lrs(),
-        "tuning": [asdict(each) for each in plan.tuning_scores()],
-        "provenance": provenance(ROLLOUT_SEED, time.monotonic() - started),
+        "tuning": [asdict(each) for each in plan.validations()],
     }
-    with atomic_write(config.output_dir / "comparison.json") as beside:
-        beside.write_text(json.dumps(results) + "\n")
-    return write_comparison(Compared.of(results), config.output_dir, runs=config.output_dir / "runs")
-
-
-def _read(key: RunKey, folder: Path) -> ComparedRun:
-    """Collect a finished run; its curves are written beside it as `metrics.jsonl`, a step a line."""
-    curves = read_curves(folder / "logs" / "training.log")
-    swaps = json.loads((folder / "swap.json").read_text())["tasks"]
-    drift = json.loads((folder / "drift.json").read_text())
-    _write_metrics(curves, folder / "metrics.jsonl")
-    return ComparedRun(
-        protection=key.protection,
-        lr=key.lr,
-        seed=key.seed,
-        rollouts={
-            split: {
-                task.task: "".join(str(int(outcome)) for outcome in task.outcomes)
-                for task in read_rollouts(folder / f"rollouts-{split}").tasks
-            }
-            for split in SPLITS
-        },
-        answers={name: _bits(folder / f"vqa-{name}", "correct") for name in BENCHMARKS},
-        swaps={
-            task: {count: probe[count] for count in ("pairs", "followed", "changed")}
-            for task, probe in swaps.items()
-        },
-        drift=drift["drift"],
-        drift_per_layer=[layer["drift"] for layer in drift["per_layer"]],
-        curves={name: asdict(curve) for name, curve in curves.items()},
-        seconds=dict(read_seconds(folder / "logs")),
-        folder=folder.name,
-    )
-
-
-def _write_metrics(curves: Curves, path: Path) -> None:
-    by_step: dict[int, dict[str, float]] = {}
-    for name, curve in curves.items():
-        for step, value in zip(curve.steps, curve.values, strict=True):
-            by_step.setdefault(step, {})[name] = value
-    with atomic_write(path) as beside:
-        beside.write_text(
-            "".join(json.dumps({"step": step, **by_step[step]}) + "\n" for step in sorted(by_step))
-        )
 
 
 def _questions(folder: Path) -> Questions:
-    samples = _samples(folder)
+    answers = read_answers(folder)
     return Questions(
-        types=[sample["type"] for sample in samples],
-        scenes=[int(sample["id"].split("/")[3]) for sample in samples],
-        pretrained=_bits(folder, "correct"),
+        types=[answer["type"] for answer in answers],
+        scenes=[scene_of(answer["id"]) for answer in answers],
+        pretrained=bits(answer["correct"] for answer in answers),
     )
-
-
-def _samples(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-
-
-def _bits(folder: Path, key: str) -> str:
-    return "".join(str(int(sample[key])) for sample in _samples(folder))
 
 
 def _expert_successes(config: CompareConfig, split: str) -> dict[str, str]:
@@ -246,7 +178,7 @@ def _expert_successes(config: CompareConfig, split: str) -> dict[str, str]:
     for task in parse_tasks(config.task):
         with closing(TabletopEnv(task, split)) as env:
             seeds = range(ROLLOUT_SEED, ROLLOUT_SEED + config.eval_episodes)
-            outcomes[task] = "".join(str(int(_expert_succeeds(env, seed))) for seed in seeds)
+            outcomes[task] = bits(_expert_succeeds(env, seed) for seed in seeds)
     return outcomes
 
 
@@ -290,9 +222,6 @@ def _check(config: CompareConfig) -> None:
         raise AegisError(
             f"--lr_grid={config.lr_grid} must hold --lr_backbone={config.lr_backbone}, the rate common to all."
         )
-    cameras = names_in(config.cameras) if config.cameras is not None else []
-    if absent := [name for name in cameras if name not in CAMERAS]:
-        raise AegisError(f"--cameras: {absent[0]!r} is unknown; the tabletop has {' and '.join(CAMERAS)}.")
     learns = learning_parts(config.policy)
     if learns and "stop_gradient" in names_in(config.protections):
         raise AegisError(
@@ -302,24 +231,10 @@ def _check(config: CompareConfig) -> None:
     parse_tasks(config.task, "--task")
     if config.dataset is not None and not (config.dataset / "meta" / "info.json").is_file():
         raise AegisError(f"--dataset={config.dataset} holds no LeRobotDataset: record or name another one.")
-    recorded = cameras_in(config.dataset) if config.dataset is not None else list(CAMERAS)
-    if absent := [name for name in cameras if name not in recorded]:
-        raise AegisError(
-            f"--cameras={config.cameras}: --dataset={config.dataset} has no camera {absent[0]!r}; "
-            f"it has {', '.join(recorded) or 'none'}."
-        )
+    check_cameras(config.cameras, config.dataset)
 
 
-def _launch(jobs: list[Job], config: CompareConfig, title: str) -> None:
-    if not jobs:
-        return
+def _launch(config: CompareConfig, jobs: Sequence[Job], title: str) -> Mapping[str, AegisError]:
     if config.launcher == "ray":
-        failed = run_jobs_on_ray(jobs, cpus=config.cpus, gpus=config.gpus, title=title)
-    else:
-        failed = run_jobs(jobs, at_once=config.jobs, title=title)
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise AegisError(
-            f"{len(failed)} of {len(jobs)} {title} failed, the first is {name}: {error} What finished is kept: "
-            "mend it and give the same command again."
-        )
+        return run_jobs_on_ray(jobs, cpus=config.cpus, gpus=config.gpus, title=title)
+    return run_jobs(jobs, at_once=config.jobs, title=title)

@@ -6,16 +6,22 @@ was interrupted continues with the first stage that did not finish.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from aegis_eval.experiments import catalogue as experiment_stages
-from aegis_eval.experiments.folder import claimed
-from aegis_eval.experiments.stage import Processes, Stage, run_stage
+from aegis_envs.tabletop.tasks import parse_tasks
+from aegis_eval.experiments import catalogue, costs
+from aegis_eval.experiments.folder import claimed, plain
+from aegis_eval.experiments.launchers import run_in_turn
+from aegis_eval.experiments.plan import Plan
+from aegis_eval.experiments.run import Run
+from aegis_eval.experiments.stage import Job
 from aegis_eval.pages.report import write_report
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.run import RunSummary
+from aegis_eval.results.training_log import METRICS
 from aegis_policy.support import cli
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
@@ -66,11 +72,9 @@ def demo(config: DemoConfig) -> Path:
     if config.quick:
         cli.shrink(config, episodes=4, steps=4, batch_size=2, eval_episodes=2, samples=24)
     started = time.monotonic()
-    setting = {key: value for key, value in asdict(config).items() if key != "output_dir"}
+    setting = plain({key: value for key, value in asdict(config).items() if key != "output_dir"})
     with claimed(config.output_dir, "demo.json", setting):
-        stages = _stages(config)
-        for number, stage in enumerate(stages, start=1):
-            _run(stage, f"[{number}/{len(stages)}]", config.output_dir / "logs")
+        demo_plan(config, setting).carry_out(run_in_turn)
         return _report(config, started)
 
 
@@ -81,7 +85,7 @@ def _report(config: DemoConfig, started: float) -> Path:
             name,
             eval_dir=root / protection / "rollouts",
             vqa_dir=root / protection / "vqa",
-            training_log=root / "logs" / f"{protection}-training.log",
+            training_log=root / protection / METRICS,
         )
         for protection, name in RUNS.items()
     ]
@@ -90,55 +94,58 @@ def _report(config: DemoConfig, started: float) -> Path:
         root / "report.html",
         runs,
         title="AEGIS demo: robot skill and retained knowledge",
-        described=provenance(config.seed, seconds, config=_plain(config)),
+        described=provenance(config.seed, seconds, config=plain(asdict(config))),
     )
     print(f"\n{_table(runs)}\n\nwrote {page}")
     return page
 
 
-def _stages(config: DemoConfig) -> list[Stage]:
-    data = config.output_dir / "data"
-    recording = experiment_stages.recording(
-        "recording", data, split="train", task=config.task, episodes=config.episodes, seed=config.seed
+def demo_plan(config: DemoConfig, setting: Mapping[str, Any]) -> Plan:
+    """One job: the demonstrations, then everything about each run."""
+    root = config.output_dir
+    recording = catalogue.recording(
+        "recording", root / "data", task=config.task, episodes=config.episodes, seed=config.seed
     )
-    runs = [
-        replace(stage, title=f"{stage.title}: {name}")
-        for protection, name in RUNS.items()
-        for stage in _run_stages(config, protection, data)
+    runs = [_run(config, protection) for protection in RUNS]
+    titled = [
+        replace(stage, title=f"{stage.title}: {RUNS[run.variant]}") for run in runs for stage in run.stages
     ]
-    return [recording, *runs]
+    job = Job("demo", [recording, *titled], root / "logs")
+    return Plan(root, setting, {"demo": lambda: [job]}, lambda: runs)
 
 
-def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
-    folder = config.output_dir / protection
-    checkpoint = experiment_stages.last_checkpoint(folder / "training", config.steps)
-    learning = [
-        f"--policy.protection={protection}",
-        f"--policy.optimizer_lr_backbone={config.lr_backbone}",
-    ]
-    return [
-        experiment_stages.training(
+def _run(config: DemoConfig, protection: str) -> Run:
+    root = config.output_dir
+    folder = root / protection
+    checkpoint = catalogue.last_checkpoint(folder / "training", config.steps)
+    stages = [
+        catalogue.training(
             f"{protection}-training",
             folder / "training",
-            dataset=data,
+            dataset=root / "data",
             steps=config.steps,
             batch_size=config.batch_size,
             seed=config.seed,
             saves=1,
             device="cpu",
-            flags=learning,
+            flags=[
+                f"--policy.protection={protection}",
+                f"--policy.optimizer_lr_backbone={config.lr_backbone}",
+            ],
+            cost=costs.training(protection, steps=config.steps, batch_size=config.batch_size),
         ),
-        experiment_stages.rollouts(
+        catalogue.rollouts(
             f"{protection}-rollouts",
             folder / "rollouts",
             checkpoint=checkpoint,
             task=config.task,
+            tasks=len(parse_tasks(config.task, "--task")),
             split="test",
             episodes=config.eval_episodes,
             seed=config.seed,
             device="cpu",
         ),
-        experiment_stages.questions(
+        catalogue.questions(
             f"{protection}-vqa",
             folder / "vqa",
             checkpoint=checkpoint,
@@ -148,15 +155,7 @@ def _run_stages(config: DemoConfig, protection: str, data: Path) -> list[Stage]:
             device="cpu",
         ),
     ]
-
-
-def _run(stage: Stage, number: str, logs: Path) -> None:
-    if stage.result.exists():
-        print(f"{number} {stage.title}: done before", flush=True)
-        return
-    log = logs / f"{stage.name}.log"
-    print(f"{number} {stage.title}\n    {' '.join(stage.command)}\n    log: {log}", flush=True)
-    print(f"    {run_stage(stage, logs, Processes(forked=True)):.0f} s", flush=True)
+    return Run(protection, protection, config.lr_backbone, config.seed, folder, root / "logs", stages)
 
 
 def _table(runs: Sequence[RunSummary]) -> str:
@@ -178,10 +177,6 @@ def _table(runs: Sequence[RunSummary]) -> str:
 
 def _percent(rate: float, interval: Sequence[float]) -> str:
     return f"{rate:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
-
-
-def _plain(config: DemoConfig) -> dict[str, str | int | float | bool]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from aegis_eval.pages.comparison import COMPARISON_TITLE, write_comparison
 from aegis_eval.pages.report import REPORT_TITLE, write_report
 from aegis_eval.results.compared import Compared
 from aegis_eval.results.provenance import provenance
+from aegis_eval.results.rows import with_added_rows
 from aegis_eval.results.run import find_runs
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
@@ -21,9 +22,9 @@ class ReportConfig:
     """Flags of `aegis-report`.
 
     Attributes:
-        runs: the `--output_dir` of `aegis-compare` or its `comparison.json`; else a folder with a folder for every run,
-            in which the outputs of `lerobot-eval`, `aegis-vqa`, `aegis-swap` (`swap.json`) and `lerobot-train`
-            (`metrics.jsonl`, `*.log`) are looked for.
+        runs: the `--output_dir` of `aegis-compare` or its `comparison.json`, beside which result files of further runs
+            may lie (`*-seed*.json`); else a folder with a folder for every run, in which the outputs of `lerobot-eval`,
+            `aegis-vqa`, `aegis-swap` (`swap.json`) and `lerobot-train` (`metrics.jsonl`, `*.log`) are looked for.
         output_dir: where the page goes, by default into `runs`.
         title: heading of the page, instead of its own.
     """
@@ -46,11 +47,13 @@ def report(config: ReportConfig) -> Path:
     """
     source = config.runs / "comparison.json" if config.runs.is_dir() else config.runs
     if source.is_file():
+        measured = Compared.read(source)
+        joined = with_added_rows(measured, source.parent)
         media = source.parent / "runs"
         return write_comparison(
-            Compared.read(source),
+            joined,
             config.output_dir or source.parent,
-            runs=media if media.is_dir() else None,
+            runs=media if media.is_dir() and joined is measured else None,  # added rows have no folders
             title=config.title or COMPARISON_TITLE,
         )
     if not config.runs.is_dir():

@@ -1,22 +1,57 @@
 """The stages that experiments are made of: recording, training, and everything that is measured of a checkpoint.
 
-Each function names one command of this package or of LeRobot with its flags; what runs them is
-`aegis_eval.experiments.stage`. `device` is `cuda` or `cpu`; without one each command chooses.
+Each function names one command of this package or of LeRobot with its flags, how long it may take, and what reads its
+result; what runs them is `aegis_eval.experiments.stage`. `device` is `cuda` or `cpu`; without one each command chooses.
 """
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from aegis_eval.experiments import costs
 from aegis_eval.experiments.stage import Stage
+from aegis_eval.results import measured
+from aegis_eval.results.training_log import METRICS
+
+
+@dataclass(frozen=True)
+class World:
+    """A simulator as `aegis-record` and `lerobot-eval` name it: its `--env.type` and further flags of it."""
+
+    type: str = "aegis_tabletop"
+    flags: tuple[str, ...] = ()
+
+    def named(self, task: str, split: str | None) -> list[str]:
+        """The flags for tasks, with commas, and a split where it has some."""
+        chosen = [] if split is None else [f"--env.split={split}"]
+        return [f"--env.type={self.type}", f"--env.task={task}", *chosen, *self.flags]
+
+
+TABLETOP = World()
 
 
 def recording(
-    name: str, root: Path, *, split: str, task: str, episodes: int, seed: int, flags: Sequence[str] = ()
+    name: str,
+    root: Path,
+    *,
+    task: str,
+    episodes: int,
+    seed: int,
+    split: str | None = "train",
+    world: World = TABLETOP,
+    flags: Sequence[str] = (),
 ) -> Stage:
-    """Tabletop demonstrations in the LeRobotDataset `root`."""
-    command = ["aegis-record", "--env.type=aegis_tabletop", f"--env.split={split}", f"--env.task={task}"]
+    """Demonstrations in the LeRobotDataset `root`."""
+    command = ["aegis-record", *world.named(task, split)]
     command += [f"--episodes={episodes}", f"--root={root}", f"--seed={seed}", *flags]
-    return Stage(name, f"recording {episodes} demonstrations", root / "recording.json", command)
+    return Stage(
+        name,
+        f"recording {episodes} demonstrations",
+        root / "recording.json",
+        command,
+        cost=costs.recording(episodes, world.type),
+    )
 
 
 def training(
@@ -30,23 +65,40 @@ def training(
     saves: int,
     device: str | None,
     flags: Sequence[str],
+    cost: float,
+    processes: int = 1,
 ) -> Stage:
     """A training on a recording, whose pictures are read in its own process.
 
     Args:
         name: of the stage.
-        output_dir: of `lerobot-train`.
+        output_dir: of `lerobot-train`; its figures go to `metrics.jsonl` beside it.
         dataset: folder of the LeRobotDataset.
         steps, batch_size, seed: as `lerobot-train` has them.
         saves: how many checkpoints are kept, the last one included; an interrupted training goes on from one.
+        device: see above.
         flags: protection, learning rates and whatever else.
+        cost: seconds it may take.
+        processes: on how many it is spread.
     """
-    command = ["lerobot-train", "--policy.type=aegis", "--dataset.repo_id=local/demonstrations"]
+    command = ["lerobot-train"]
+    if processes > 1:
+        program = Path(sys.executable).with_name("lerobot-train")
+        command = ["torchrun", "--standalone", f"--nproc_per_node={processes}", str(program)]
+    command += ["--policy.type=aegis", "--dataset.repo_id=local/demonstrations"]
     command += [f"--dataset.root={dataset}", f"--output_dir={output_dir}", f"--steps={steps}"]
     command += [f"--save_freq={max(1, steps // saves)}", f"--log_freq={max(1, steps // 40)}"]
     command += [f"--batch_size={batch_size}", f"--seed={seed}", "--num_workers=0"]
     command += [*_on(device, "--policy.device"), *flags]
-    return Stage(name, f"training {steps} steps", last_file(last_checkpoint(output_dir, steps)), command)
+    return Stage(
+        name,
+        f"training {steps} steps",
+        last_file(last_checkpoint(output_dir, steps)),
+        command,
+        cost=cost,
+        read=measured.curves,
+        metrics=output_dir.parent / METRICS,
+    )
 
 
 def last_checkpoint(output_dir: Path, steps: int) -> Path:
@@ -65,17 +117,26 @@ def rollouts(
     *,
     checkpoint: Path,
     task: str,
-    split: str,
     episodes: int,
     seed: int,
     device: str | None,
+    tasks: int = 1,
+    split: str | None = None,
+    world: World = TABLETOP,
+    at_once: int = 20,
 ) -> Stage:
-    """Closed-loop episodes of each task on the tabletop, with videos."""
-    command = ["lerobot-eval", f"--policy.path={checkpoint}", "--env.type=aegis_tabletop"]
-    command += [f"--env.task={task}", f"--env.split={split}", f"--eval.n_episodes={episodes}"]
-    command += [f"--eval.batch_size={min(20, episodes)}", "--eval.use_async_envs=false"]
-    command += [f"--output_dir={output_dir}", f"--seed={seed}", *_on(device, "--policy.device")]
-    return Stage(name, f"rolling out {episodes} {split} scenes", output_dir / "eval_info.json", command)
+    """Closed-loop episodes of each of so many tasks, with videos."""
+    command = ["lerobot-eval", f"--policy.path={checkpoint}", *world.named(task, split)]
+    command += [f"--eval.n_episodes={episodes}", f"--eval.batch_size={min(at_once, episodes)}"]
+    command += ["--eval.use_async_envs=false", f"--output_dir={output_dir}", f"--seed={seed}"]
+    return Stage(
+        name,
+        f"rolling out {episodes} {f'{split} ' if split else ''}scenes",
+        output_dir / "eval_info.json",
+        [*command, *_on(device, "--policy.device")],
+        cost=costs.rollouts(episodes, tasks, world.type),
+        read=measured.outcomes,
+    )
 
 
 def questions(
@@ -100,13 +161,20 @@ def questions(
     command += [f"--seed={seed}", f"--output_dir={output_dir}", *_on(device)]
     if pretrained is not None:
         command.append(f"--pretrained_answers={pretrained}")
-    return Stage(name, f"asking {samples} questions", output_dir / "results.json", command)
+    return Stage(
+        name,
+        f"asking {samples} questions",
+        output_dir / "results.json",
+        command,
+        cost=costs.questions(samples),
+        read=measured.answers,
+    )
 
 
 def anchor(name: str, out: Path, *, vlm: str, device: str | None, flags: Sequence[str]) -> Stage:
     """What the pretrained activations are like."""
     command = ["aegis-anchor", f"--vlm={vlm}", f"--out={out}", *_on(device), *flags]
-    return Stage(f"anchor-{name}", f"anchor {name}", out, command)
+    return Stage(f"anchor-{name}", f"anchor {name}", out, command, cost=costs.anchor())
 
 
 def action_error(
@@ -115,7 +183,14 @@ def action_error(
     """How far chunks are from held-out demonstrations."""
     command = ["aegis-action-error", f"--policy.path={checkpoint}", f"--dataset.root={dataset}"]
     command += [f"--frames={frames}", f"--output={output}", *_on(device)]
-    return Stage(name, "action error", output, command)
+    return Stage(
+        name,
+        "action error",
+        output,
+        command,
+        cost=costs.action_error(frames),
+        read=measured.action_error,
+    )
 
 
 def swap(
@@ -124,15 +199,23 @@ def swap(
     *,
     checkpoint: Path,
     task: str,
-    split: str,
     pairs: int,
     seed: int,
     device: str | None,
+    tasks: int = 1,
+    split: str = "test",
 ) -> Stage:
-    """Does the arm go to the object that is named?"""
+    """Does the arm go to the object that is named, in each of so many tasks?"""
     command = ["aegis-swap", f"--policy.path={checkpoint}", f"--task={task}", f"--split={split}"]
     command += [f"--pairs={pairs}", f"--seed={seed}", f"--output={output}", *_on(device)]
-    return Stage(name, f"swapping instructions in {pairs} scenes", output, command)
+    return Stage(
+        name,
+        f"swapping instructions in {pairs} scenes",
+        output,
+        command,
+        cost=costs.swap(pairs, tasks),
+        read=measured.swaps,
+    )
 
 
 def drift(
@@ -140,7 +223,8 @@ def drift(
 ) -> Stage:
     """How far did the backbone's activations move?"""
     command = ["aegis-drift", f"--policy.path={checkpoint}", f"--split={split}", f"--samples={samples}"]
-    return Stage(name, "activation drift", output, [*command, f"--output={output}", *_on(device)])
+    command += [f"--output={output}", *_on(device)]
+    return Stage(name, "activation drift", output, command, cost=costs.drift(), read=measured.drift)
 
 
 def _on(device: str | None, flag: str = "--device") -> list[str]:

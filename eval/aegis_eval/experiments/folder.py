@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import read_json, write_json
 
 
 @contextmanager
@@ -23,15 +23,13 @@ def claimed(folder: Path, note: str, setting: Mapping[str, Any]) -> Iterator[Non
     Raises:
         AegisError: the folder holds something else or results of other flags, or another command works in it.
     """
-    plain = json.loads(json.dumps(dict(setting), default=str))
     file = folder / note
     if file.is_file():
-        _require_equal(folder, json.loads(file.read_text()), plain)
+        _require_equal(folder, read_json(file), plain(setting))
     elif folder.exists() and any(folder.iterdir()):
         raise AegisError(f"--output_dir={folder} already holds other files: choose another folder.")
     else:
-        with atomic_write(file) as beside:
-            beside.write_text(json.dumps(plain, indent=2) + "\n")
+        write_json(file, setting)
     with file.open() as lock:
         try:
             fcntl.flock(
@@ -42,6 +40,11 @@ def claimed(folder: Path, note: str, setting: Mapping[str, Any]) -> Iterator[Non
                 f"Another command is at work in --output_dir={folder}: wait, or choose another."
             ) from None
         yield
+
+
+def plain(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags as they are read again from JSON: paths are text, tuples lists."""
+    return json.loads(json.dumps(dict(flags), default=str))
 
 
 def _require_equal(folder: Path, noted: Mapping[str, Any], setting: Mapping[str, Any]) -> None:

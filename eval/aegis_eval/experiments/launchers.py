@@ -1,6 +1,6 @@
-"""What runs the jobs of an experiment: processes on this machine, or a Ray cluster.
+"""What runs the jobs of an experiment: processes on this machine, in turn or many at once, or a Ray cluster.
 
-Both run the same commands and leave the same files. A job that fails does not stop the others.
+All run the same commands and leave the same files. At once or on Ray, a job that fails does not stop the others.
 """
 
 import os
@@ -13,11 +13,30 @@ from typing import Any
 
 from tqdm import tqdm
 
-from aegis_eval.experiments.stage import Job, Processes, Stage, run_job
+from aegis_eval.experiments.stage import Job, Processes, Stage, run_job, run_stage
 from aegis_policy.support.errors import AegisError
 
 _POLL_S = 2.0
 _TRIES = 3
+
+
+def run_in_turn(jobs: Sequence[Job], title: str = "jobs") -> dict[str, AegisError]:
+    """Run stage after stage, each told with its command, its log and how long it took; a failure ends it.
+
+    Raises:
+        AegisError: a stage failed.
+    """
+    stages = [(job, stage) for job in jobs for stage in job.stages]
+    with _ending_processes() as processes:
+        for number, (job, stage) in enumerate(stages, start=1):
+            head = f"[{number}/{len(stages)}] {stage.title}"
+            if stage.result.exists():
+                print(f"{head}: done before", flush=True)
+                continue
+            log = job.logs / f"{stage.name}.log"
+            print(f"{head}\n    {' '.join(stage.command)}\n    log: {log}", flush=True)
+            print(f"    {run_stage(stage, job.logs, processes):.0f} s", flush=True)
+    return {}
 
 
 def run_jobs(

@@ -1,255 +1,145 @@
-"""The jobs of `aegis-compare`: which trainings, what is measured of each, and how long it may take.
+"""The plan of an experiment: phases of jobs, and the runs whose results they leave.
 
-What has happened is read from the files that the jobs leave, so a plan that was interrupted is the same plan.
+A plan knows the files that its jobs leave and nothing else, so one that was interrupted is the same plan. What is in it
+says each experiment (`aegis_eval.experiments.comparison`, `aegis_eval.commands.ablate`, `aegis_eval.commands.demo`).
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from aegis_eval.experiments import catalogue as experiment_stages
-from aegis_eval.experiments.compare_stages import (
-    BENCHMARKS,
-    START_S,
-    Run,
-    RunKey,
-    Settings,
-    anchor_file,
-    answers_folder,
-    asking_cost,
-    names_in,
-)
+from aegis_eval.experiments import costs
+from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job, Stage
-from aegis_eval.experiments.variants import ANCHORS, VARIANTS
-from aegis_eval.results.rollouts import read_rollouts
-from aegis_eval.results.run import read_vqa
-from aegis_policy.support.files import atomic_write
+from aegis_eval.results.run_file import RunFile
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json, write_json
 
-NOT_TUNED = frozenset({"freeze", "stop_gradient"})
-"""Their backbone does not learn, so it has no learning rate."""
-_SAME_TRAINING = ("freeze", "stop_gradient")
-"""These train to the same weights, where neither vision tower nor projector learn."""
-_TUNING_SEED = 0
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a learning rate is chosen by: success on validation scenes, and answers kept on validation questions."""
-
-    protection: str
-    lr: float
-    success: float
-    retained: float
-
-    @property
-    def score(self) -> float:
-        """Both skills count the same."""
-        return self.success + self.retained
+Launch = Callable[[Sequence[Job], str], Mapping[str, AegisError]]
+"""(jobs, what they are) -> the error of each that failed; see `aegis_eval.experiments.launchers`."""
 
 
 class Plan:
-    """The jobs of a comparison and where their results are."""
+    """What an experiment does, in order.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.root = settings.output_dir
-        self.protections = list(dict.fromkeys(["none", *names_in(settings.protections)]))
+    Args:
+        root: folder of the experiment.
+        setting: flags that all its runs have in common.
+        phases: what its jobs are called -> the jobs, as far as they are known; asked again when their turn comes, for
+            what one phase finds may decide what the next one does. Jobs of a phase are independent.
+        runs: everything that gets a result file, as far as it is known.
+    """
 
-    def folder(self, key: RunKey) -> Path:
-        """Everything about one run; protections that are the same training share theirs."""
-        return self.root / "runs" / self._trained(key).name
+    def __init__(
+        self,
+        root: Path,
+        setting: Mapping[str, Any],
+        phases: Mapping[str, Callable[[], list[Job]]],
+        runs: Callable[[], list[Run]],
+    ) -> None:
+        self.root = root
+        self._setting = setting
+        self._phases = phases
+        self._runs = runs
 
-    def _trained(self, key: RunKey) -> RunKey:
-        """The run that is trained for this one."""
-        if key.protection not in _SAME_TRAINING or learning_parts(self.settings.policy):
-            return key
-        same = [replace(key, protection=name) for name in _SAME_TRAINING if name in self.protections]
-        begun = [each for each in same if (self.root / "runs" / each.name).is_dir()]
-        return (begun or same)[0]
+    def jobs(self) -> dict[str, list[Job]]:
+        """Phase -> its jobs, of those that have any by now."""
+        return {title: jobs for title, found in self._phases.items() if (jobs := found())}
 
-    def preparations(self) -> list[Job]:
-        """Demonstrations, and the pretrained model's answers, whose pictures several runs want at once."""
-        settings, jobs = self.settings, []
-        if settings.dataset is None:
-            recording = experiment_stages.recording(
-                "recording", self._data, split="train", task=settings.task, episodes=settings.episodes, seed=0
-            )
-            jobs.append(self._job([replace(recording, cost=START_S + 0.25 * settings.episodes)]))
-        asked = [(benchmark, "test") for benchmark in BENCHMARKS]
-        asked += [(BENCHMARKS[0], "val")] if settings.lr_grid else []
-        for benchmark, split in asked:
-            folder = answers_folder(self.root, benchmark, split)
-            stage = experiment_stages.questions(
-                folder.name,
-                folder,
-                vlm="embedded",
-                samples=settings.samples,
-                split=split,
-                benchmark=benchmark,
-                device=settings.device,
-            )
-            jobs.append(self._job([replace(stage, cost=asking_cost(settings.samples))]))
-        return jobs
+    def carry_out(self, launch: Launch) -> None:
+        """Run what has not been run, a phase after the other; every run gets its result file, the plan its manifest.
 
-    def anchors(self) -> list[Job]:
-        """Those that the embedded VLM does not bring; some are of the demonstrations."""
-        jobs = []
-        for name in sorted({anchor for each in self.protections if (anchor := VARIANTS[each].anchor)}):
-            flags = [flag.format(data=self._data) for flag in ANCHORS[name]]
-            if self.settings.cameras:
-                flags.append(f"--cameras={','.join(names_in(self.settings.cameras))}")
-            stage = experiment_stages.anchor(
-                name, anchor_file(self.root, name), vlm="embedded", device=self.settings.device, flags=flags
-            )
-            jobs.append(self._job([replace(stage, cost=200.0)]))
-        return jobs
+        Raises:
+            AegisError: jobs failed; the rest of their phase was run.
+        """
+        self.write_manifest()
+        for title, found in self._phases.items():
+            if not (jobs := found()):
+                continue
+            failed = launch(jobs, title)
+            self.write_results()
+            self.write_manifest()
+            if failed:
+                name, error = next(iter(failed.items()))
+                raise AegisError(
+                    f"{len(failed)} of {len(jobs)} {title} failed, the first is {name}: {error} What finished is "
+                    "kept: mend it and give the same command again."
+                )
 
-    def tuning(self) -> list[Job]:
-        """One training of each protection at every learning rate of the grid, measured on validation data."""
-        return [
-            Job(
-                key.name, [self._run(key).training(), *self._run(key).validation()], self.folder(key) / "logs"
-            )
-            for key in self._tuning_keys()
-        ]
+    def result(self, name: str) -> RunFile:
+        """What was found of the run of this name, from its result file.
 
-    def common_keys(self) -> list[RunKey]:
-        """All protections at the same learning rate."""
-        seeds, lr = range(self.settings.seeds), self.settings.lr_backbone
-        return [RunKey(protection, lr, seed) for seed in seeds for protection in self.protections]
+        Raises:
+            AegisError: there is none yet.
+        """
+        return RunFile.read(self._file(name))
 
-    def tuned_keys(self) -> list[RunKey]:
-        """All protections, each at its own; none as long as not all validation is done."""
-        chosen = self.chosen_lrs()
-        return [replace(key, lr=chosen[key.protection]) for key in self.common_keys()] if chosen else []
-
-    def runs(self) -> list[Job]:
-        """Everything that is reported, measured on test data."""
-        return [
-            Job(key.name, [self._run(key).training(), *self._run(key).test()], self.folder(key) / "logs")
-            for key in dict.fromkeys(map(self._trained, [*self.common_keys(), *self.tuned_keys()]))
-        ]
-
-    def tuning_scores(self) -> list[Validation]:
-        """What has been measured on validation data so far."""
-        scores = []
-        for key in self._tuning_keys():
-            rollouts, answers = self.folder(key) / "rollouts-val", self.folder(key) / "vqa-tabletop-val"
-            if (rollouts / "eval_info.json").is_file() and (answers / "results.json").is_file():
-                vqa = read_vqa(answers)
-                success = read_rollouts(rollouts).overall.rate
-                retained = vqa["accuracy"] / vqa["pretrained"]["accuracy"]
-                scores.append(Validation(key.protection, key.lr, success, retained))
-        return scores
-
-    def chosen_lrs(self) -> dict[str, float]:
-        """The learning rate of each protection with the best score, ties going to the lower; {} while some are open."""
-        scores = self.tuning_scores()
-        if not scores or len(scores) < len(self._tuning_keys()):
-            return {}
-        best = {
-            protection: max(
-                (each for each in scores if each.protection == protection),
-                key=lambda each: (each.score, -each.lr),
-            ).lr
-            for protection in {each.protection for each in scores}
-        }
-        return {
-            protection: best.get(protection, self.settings.lr_backbone) for protection in self.protections
-        }
+    def write_results(self) -> None:
+        """`results/NAME.json` of every run of which something has been measured."""
+        for run in self._runs():
+            found = run.results(self.root, self._setting)
+            if found.measured:
+                found.write(self._file(run.name))
 
     def write_manifest(self) -> Path:
         """`manifest.json`: every job and stage known by now, with its command, its result and whether that exists."""
-        jobs = [
-            *self.preparations(),
-            *self.anchors(),
-            *(self.tuning() if self.settings.lr_grid else []),
-            *self.runs(),
-        ]
-        manifest = [
-            {
-                "job": job.name,
-                "done": job.done,
-                "stages": [
-                    {
-                        "name": stage.name,
-                        "command": stage.command,
-                        "result": str(stage.result),
-                        "done": stage.result.exists(),
-                    }
-                    for stage in job.stages
-                ],
-            }
-            for job in jobs
-        ]
         path = self.root / "manifest.json"
-        with atomic_write(path) as beside:
-            beside.write_text(json.dumps(manifest, indent=2) + "\n")
+        jobs = (job for found in self.jobs().values() for job in found)
+        write_json(path, [{"job": job.name, "done": job.done, "stages": _listed(job.stages)} for job in jobs])
         return path
 
-    def describe(self, at_once: int) -> str:
-        """The plan as text: jobs, stages still to run, and a rough time where a run has two cores."""
-        groups = {"preparations": self.preparations(), "anchors": self.anchors()}
-        if self.settings.lr_grid:
-            groups["choosing learning rates"] = self.tuning()
-        groups["runs"] = self.runs()
+    def describe(self, at_once: int, later: str = "") -> str:
+        """The plan as text: jobs, stages still to run, and a rough time where a run has two cores.
+
+        Args:
+            at_once: how many jobs run beside each other.
+            later: a line about what is not known yet.
+        """
         lines, seconds, counted = [], 0.0, set[Path]()
-        for title, jobs in groups.items():
+        phases = self.jobs()
+        for title, jobs in phases.items():
             stages = {
                 stage.result: stage for job in jobs for stage in job.stages if stage.result not in counted
             }
             counted |= stages.keys()
-            if not jobs:
-                continue
             left = [stage for stage in stages.values() if not stage.result.exists()]
             seconds += sum(stage.cost for stage in left)
             lines.append(f"{title}: {len(jobs)} jobs, {len(left)} of {len(stages)} stages to run")
             lines += [f"  {job.name}{' (done)' if job.done else ''}" for job in jobs]
-        if self.settings.lr_grid and not self.chosen_lrs():
-            lines.append("and, once learning rates are chosen, a run of each protection and seed at its own")
-        pace = self._pace([job for jobs in groups.values() for job in jobs])
-        minutes = (pace or 1.0) * seconds / 60 / at_once
-        time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{max(minutes, 1):.0f} minutes"
+        pace = _pace(job for jobs in phases.values() for job in jobs)
+        time = costs.readable((pace or 1.0) * seconds / at_once)
         basis = "as fast as what has finished here" if pace else "if each has two CPU cores; GPUs differ"
-        lines.append(f"about {time} with {at_once} at once, {basis}")
-        return "\n".join(lines)
+        return "\n".join(
+            [*lines, *([later] if later else []), f"about {time} with {at_once} at once, {basis}"]
+        )
 
-    def _pace(self, jobs: Sequence[Job]) -> float | None:
-        """Seconds that finished stages took, over those that were expected; None before the first."""
-        took = expected = 0.0
-        for job in jobs:
-            seconds = read_seconds(job.logs)
-            for stage in job.stages:
-                if stage.result.exists() and stage.name in seconds:
-                    took, expected = took + seconds[stage.name], expected + stage.cost
-        return took / expected if expected else None
-
-    @property
-    def _data(self) -> Path:
-        return self.settings.dataset or self.root / "data"
-
-    def _job(self, stages: list[Stage]) -> Job:
-        return Job(stages[0].name, stages, self.root / "logs")
-
-    def _tuning_keys(self) -> list[RunKey]:
-        return [
-            RunKey(protection, lr, _TUNING_SEED)
-            for protection in self.protections
-            for lr in self.settings.lr_grid
-            if protection not in NOT_TUNED
-        ]
-
-    def _run(self, key: RunKey) -> Run:
-        return Run(self.settings, key, self.folder(key), self._data, self.root)
+    def _file(self, name: str) -> Path:
+        return self.root / "results" / f"{name}.json"
 
 
-def learning_parts(policy: Sequence[str]) -> list[str]:
-    """Those of the `--policy` flags by which more of the VLM than its decoder learns."""
-    parts = ("train_vision_tower", "train_projector")
-    return [flag for flag in policy if flag.split("=")[0] in parts and not flag.lower().endswith("=false")]
+def alone(stage: Stage, root: Path) -> Job:
+    """A stage that is a job, with its log in the experiment's folder."""
+    return Job(stage.name, [stage], root / "logs")
 
 
-def read_seconds(logs: Path) -> Mapping[str, float]:
-    """Stage -> seconds, of those that finished."""
-    return {path.stem: json.loads(path.read_text())["seconds"] for path in sorted(logs.glob("*.json"))}
+def _listed(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": stage.name,
+            "command": stage.command,
+            "result": str(stage.result),
+            "done": stage.result.exists(),
+        }
+        for stage in stages
+    ]
+
+
+def _pace(jobs: Iterable[Job]) -> float | None:
+    """Seconds that finished stages took, over those that were expected; None before the first."""
+    took = expected = 0.0
+    for job in jobs:
+        for stage in job.stages:
+            record = job.logs / f"{stage.name}.json"
+            if stage.result.exists() and record.is_file():
+                took, expected = took + read_json(record)["seconds"], expected + stage.cost
+    return took / expected if expected else None

@@ -5,7 +5,6 @@ output in a log. Given again, it runs what has not finished; a training goes on 
 many jobs is `aegis_eval.experiments.launchers`.
 """
 
-import json
 import os
 import platform
 import re
@@ -18,10 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from aegis_eval.experiments.forked_commands import ForkedCommand, end_with_parent
+from aegis_eval.results.provenance import git_commit, hardware, package_versions
+from aegis_eval.results.training_log import parse_training_log, write_metrics
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import read_json, write_json
+
+_TRAINING = "lerobot-train"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class Stage:
         result: it is done when this exists.
         command: program of this environment, and flags. What an interrupted run left under its `--output_dir` is
             removed, unless it is a training that saved a checkpoint.
-        cost: how long it takes, in the unit of the other stages: progress is counted in it.
+        cost: seconds it may take (`aegis_eval.experiments.costs`): progress is counted in them.
+        read: what makes plain data of the result, or of `metrics`, where that is to be kept.
+        metrics: of a training, where the figures in its log go when it ends.
+        limit: seconds after which it is ended, and done all the same, all its parts together; its result is then its
+            own record (`NAME.json` beside its log).
     """
 
     name: str
@@ -42,6 +50,26 @@ class Stage:
     result: Path
     command: list[str]
     cost: float = 1.0
+    read: Callable[[Path], Any] | None = None
+    metrics: Path | None = None
+    limit: float | None = None
+
+    def measured(self, logs: Path) -> Any:
+        """What was found, as plain data; figures that only the log in this folder has are written first.
+
+        Raises:
+            AegisError: the result is not what the command writes.
+        """
+        assert self.read is not None
+        if self.metrics is not None and not self.metrics.exists():
+            self.write_metrics(logs)
+        return self.read(self.metrics or self.result)
+
+    def write_metrics(self, logs: Path) -> None:
+        """Parse the log of a training."""
+        log = logs / f"{self.name}.log"
+        if self.metrics is not None and log.is_file():
+            write_metrics(parse_training_log(log.read_text(errors="replace")), self.metrics)
 
 
 @dataclass(frozen=True)
@@ -71,14 +99,31 @@ class Processes:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def run(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> int:
-        """Run to the end and return the exit status; output is appended to `log`."""
+    def run(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str],
+        limit: float | None = None,
+    ) -> int | None:
+        """Run to the end and return the exit status; output is appended to `log`.
+
+        None after `limit` seconds, when it is ended.
+        """
         with self._lock:
             self.require_running()
-            process = self._start(command, log, environment)
+            # A fork is not waited for with a limit.
+            forked = None if limit or not self._forked else ForkedCommand.start(command, log, environment)
+            process = forked or self._spawn(command, log, environment)
             self._running.add(process)
         try:
-            return process.wait()
+            if isinstance(process, ForkedCommand):
+                return process.wait()
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            return None
         except BaseException:
             process.terminate()
             raise
@@ -86,11 +131,9 @@ class Processes:
             with self._lock:
                 self._running.discard(process)
 
-    def _start(
+    def _spawn(
         self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
-    ) -> "subprocess.Popen[bytes] | ForkedCommand":
-        if self._forked and (found := ForkedCommand.start(command, log, environment)) is not None:
-            return found
+    ) -> "subprocess.Popen[bytes]":
         with log.open("ab") as output:
             return subprocess.Popen(
                 command,
@@ -120,7 +163,7 @@ def run_stage(
     *,
     environment: Mapping[str, str] | None = None,
 ) -> float:
-    """Run one stage and return its seconds; `NAME.json` beside its log says what ran where and for how long.
+    """Run one stage and return its seconds; `NAME.json` beside its log says what ran where, how long, of which code.
 
     A training that goes on appends to its log, and its earlier parts count; a line says where each part began.
 
@@ -130,41 +173,31 @@ def run_stage(
     processes = processes or Processes()
     processes.require_running()
     logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{stage.name}.log"
-    command = _continued(stage.command)
+    log, record = logs / f"{stage.name}.log", logs / f"{stage.name}.json"
+    command, step = _continued(stage.command)
     if command == stage.command:
-        log.unlink(missing_ok=True)
-        for flag in stage.command:
-            if flag.startswith("--output_dir="):
-                shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
-    continued = command != stage.command
-    before = _seconds_so_far(log) if continued else 0.0
+        _clear(stage, log)
+    before = _seconds_so_far(log)
+    code = {"git_commit": git_commit(), "versions": package_versions(), "hardware": hardware()}
     with log.open("a") as lines:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        lines.write(
-            f"\n# begun {now} after {before:.1f} s at step {_saved_step(command) if continued else 0}\n"
-        )
+        lines.write(f"\n# begun {_now()} after {before:.1f} s at step {step}\n")
     started = time.monotonic()
-    program = Path(sys.executable).with_name(command[0])
     status = processes.run(
-        [program, *command[1:]],
+        [Path(sys.executable).with_name(command[0]), *command[1:]],
         log,
         {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), **(environment or {})},
+        None if stage.limit is None else max(1.0, stage.limit - before),
     )
-    if status != 0 or not stage.result.exists():
+    seconds = before + time.monotonic() - started
+    in_time = status is not None
+    if (in_time and status != 0) or not (stage.result == record or stage.result.exists()):
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         raise AegisError(
             f"{command[0]} ended with status {status} ({''.join(last)}): read {log} for the rest."
         )
-    seconds = before + time.monotonic() - started
-    record = {
-        "command": [command[0], *command[1:]],
-        "seconds": round(seconds, 1),
-        "host": platform.node(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    with atomic_write(logs / f"{stage.name}.json") as beside:
-        beside.write_text(json.dumps(record, indent=2) + "\n")
+    stage.write_metrics(logs)
+    ran = {"command": command, "seconds": round(seconds, 1), "host": platform.node(), "finished": _now()}
+    write_json(record, {**ran, **({} if in_time else {"out_of_time": True}), **code})
     return seconds
 
 
@@ -185,20 +218,32 @@ def run_job(
             finished(stage)
 
 
-def _continued(command: list[str]) -> list[str]:
-    """The command that goes on with a training that saved a checkpoint; any other command as it is."""
+def _clear(stage: Stage, log: Path) -> None:
+    """Remove what an interrupted run of the stage left behind, for it begins anew."""
+    log.unlink(missing_ok=True)
+    if stage.metrics is not None:
+        stage.metrics.unlink(missing_ok=True)
+    for flag in stage.command:
+        if flag.startswith("--output_dir="):
+            shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
+
+
+def _continued(command: list[str]) -> tuple[list[str], int]:
+    """The command that goes on with a training that saved a checkpoint, and its step; any other command, and 0."""
     folders = [flag.removeprefix("--output_dir=") for flag in command if flag.startswith("--output_dir=")]
-    if command[0] != "lerobot-train" or not folders:
-        return command
-    config = Path(folders[0]) / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
-    return [command[0], f"--config_path={config}", "--resume=true"] if config.is_file() else command
+    programs = [number for number, word in enumerate(command) if Path(word).name == _TRAINING]
+    if not programs or not folders:
+        return command, 0
+    saved = Path(folders[0]) / "checkpoints" / "last"
+    config = saved / "pretrained_model" / "train_config.json"
+    if not config.is_file():
+        return command, 0
+    step = int(read_json(saved / "training_state" / "training_step.json")["step"])
+    return [*command[: programs[0] + 1], f"--config_path={config}", "--resume=true"], step
 
 
-def _saved_step(command: Sequence[str]) -> int:
-    """Of a training that is resumed."""
-    config = Path(command[1].removeprefix("--config_path="))
-    state = config.parents[1] / "training_state" / "training_step.json"
-    return int(json.loads(state.read_text())["step"])
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _seconds_so_far(log: Path) -> float:

@@ -1,9 +1,6 @@
-"""What `aegis-ablate` can compare: each variant is a name, the flags it adds to `lerobot-train`, and its anchor."""
+"""What experiments can compare: each variant is a name, the flags it adds to `lerobot-train`, and its anchor."""
 
 from dataclasses import dataclass
-
-from aegis_policy.protections import PROTECTIONS
-from aegis_policy.vlm.loading import EMBEDDED_VLM
 
 
 @dataclass(frozen=True)
@@ -11,20 +8,17 @@ class Variant:
     """One way to train.
 
     Attributes:
-        flags: added to the training command.
+        flags: added to the training command, the protection first.
         anchor: name in `ANCHORS` of the anchor it needs, unless it needs none or the one that the embedded VLM brings.
-        question: what the comparison with its neighbours answers; variants of the same question share a table.
     """
 
     flags: tuple[str, ...]
-    question: str
     anchor: str | None = None
 
-    def anchor_for(self, vlm: str) -> str | None:
-        """Name in `ANCHORS` of the anchor that has to be made before it trains on a VLM."""
-        protection = self.flags[0].removeprefix("--policy.protection=")
-        brought = self.anchor is None and PROTECTIONS[protection].needs_anchor
-        return OF_THE_VLM if brought and vlm != EMBEDDED_VLM else self.anchor
+    @property
+    def protection(self) -> str:
+        """The value of `--policy.protection`."""
+        return self.flags[0].removeprefix("--policy.protection=")
 
 
 OF_THE_VLM = "vlm"
@@ -38,66 +32,59 @@ ANCHORS: dict[str, tuple[str, ...]] = {
 that the embedded VLM brings and others do not."""
 
 
-def _plain(protection: str, *flags: str, anchor: str | None = None) -> Variant:
-    return Variant((f"--policy.protection={protection}", *flags), "protections", anchor)
+def _of(protection: str, *flags: str, anchor: str | None = None) -> Variant:
+    return Variant((f"--policy.protection={protection}", *flags), anchor)
 
 
-def _aegis(question: str, anchor: str, *flags: str, file: str | None = None) -> Variant:
-    return Variant(("--policy.protection=aegis", f"--policy.anchor={anchor}", *flags), question, file)
+def _aegis(kind: str, *flags: str, anchor: str | None = None) -> Variant:
+    return _of("aegis", f"--policy.anchor={kind}", *flags, anchor=anchor)
 
 
 VARIANTS: dict[str, Variant] = {
-    "none": _plain("none"),
-    "stop_gradient": _plain("stop_gradient"),
-    "freeze": _plain("freeze"),
-    "lora": _plain("lora"),
-    "w2_penalty": _plain("w2_penalty"),
-    "l2_sp": _plain("l2_sp"),
-    "ewc": _plain("ewc", anchor="fisher"),
-    "replay": _plain("replay"),
-    "knowledge_insulation": _plain("knowledge_insulation"),
-    "aegis": _plain("aegis"),
-    "gaussian": _aegis("protections", "gaussian"),
-    "subspace": _aegis("protections", "subspace"),
-    "kronecker": _aegis("protections", "kronecker"),
-    "subspace+gaussian": _aegis("protections", "subspace+gaussian"),
-    "subspace+kronecker": _aegis("protections", "subspace+kronecker"),
+    "none": _of("none"),
+    "stop_gradient": _of("stop_gradient"),
+    "freeze": _of("freeze"),
+    "lora": _of("lora"),
+    "w2_penalty": _of("w2_penalty"),
+    "l2_sp": _of("l2_sp"),
+    "ewc": _of("ewc", anchor="fisher"),
+    "replay": _of("replay"),
+    "knowledge_insulation": _of("knowledge_insulation"),
+    "aegis": _of("aegis"),
+    "gaussian": _aegis("gaussian"),
+    "subspace": _aegis("subspace"),
+    "kronecker": _aegis("kronecker"),
+    "subspace+gaussian": _aegis("subspace+gaussian"),
+    "subspace+kronecker": _aegis("subspace+kronecker"),
     **{
-        f"kronecker {energy}": _aegis(
-            "how much of the Fisher weight to block", "kronecker", f"--policy.anchor_energy={energy}"
-        )
+        f"kronecker {energy}": _aegis("kronecker", f"--policy.anchor_energy={energy}")
         for energy in (0.8, 0.9, 0.98)
     },
     **{
-        f"subspace {energy}": _aegis(
-            "how much of the input energy to block", "subspace", f"--policy.anchor_energy={energy}"
-        )
+        f"subspace {energy}": _aegis("subspace", f"--policy.anchor_energy={energy}")
         for energy in (0.7, 0.8, 0.95)
     },
-    "kronecker soft": _aegis("hard or soft", "kronecker", "--policy.anchor_soft=true"),
-    "subspace soft": _aegis("hard or soft", "subspace", "--policy.anchor_soft=true"),
-    "subspace on gradient": _aegis("where the projection acts", "subspace", "--policy.project=gradient"),
-    "gaussian on update": _aegis("where the projection acts", "gaussian", "--policy.project=update"),
-    "kronecker by layer": _aegis("granularity", "kronecker", "--policy.granularity=layer"),
-    "subspace over all": _aegis("granularity", "subspace", "--policy.granularity=all"),
-    "gaussian by tensor": _aegis("granularity", "gaussian", "--policy.granularity=tensor"),
-    "gaussian over all": _aegis("granularity", "gaussian", "--policy.granularity=all"),
-    "gaussian of robot frames": _aegis("anchor domain", "gaussian", file="robot"),
-    "gaussian of both": _aegis("anchor domain", "gaussian", file="both"),
-    "subspace of robot frames": _aegis("anchor domain", "subspace", file="robot"),
-    "subspace of both": _aegis("anchor domain", "subspace", file="both"),
-    "gaussian tokens apart": _aegis("image and text tokens", "gaussian", "--policy.anchor_tokens=apart"),
-    "gaussian whitened": _aegis("options of the Gaussian anchor", "gaussian", "--policy.anchor_whiten=true"),
-    "gaussian averaged": _aegis("options of the Gaussian anchor", "gaussian", "--policy.anchor_momentum=0.9"),
-    "gaussian every 4th": _aegis("options of the Gaussian anchor", "gaussian", "--policy.anchor_refresh=4"),
-    "gaussian restoring": _aegis(
-        "options of the Gaussian anchor", "gaussian", "--policy.anchor_restoring=0.001"
-    ),
+    "kronecker soft": _aegis("kronecker", "--policy.anchor_soft=true"),
+    "subspace soft": _aegis("subspace", "--policy.anchor_soft=true"),
+    "subspace on gradient": _aegis("subspace", "--policy.project=gradient"),
+    "gaussian on update": _aegis("gaussian", "--policy.project=update"),
+    "kronecker by layer": _aegis("kronecker", "--policy.granularity=layer"),
+    "subspace over all": _aegis("subspace", "--policy.granularity=all"),
+    "gaussian by tensor": _aegis("gaussian", "--policy.granularity=tensor"),
+    "gaussian over all": _aegis("gaussian", "--policy.granularity=all"),
+    "gaussian of robot frames": _aegis("gaussian", anchor="robot"),
+    "gaussian of both": _aegis("gaussian", anchor="both"),
+    "subspace of robot frames": _aegis("subspace", anchor="robot"),
+    "subspace of both": _aegis("subspace", anchor="both"),
+    "gaussian tokens apart": _aegis("gaussian", "--policy.anchor_tokens=apart"),
+    "gaussian whitened": _aegis("gaussian", "--policy.anchor_whiten=true"),
+    "gaussian averaged": _aegis("gaussian", "--policy.anchor_momentum=0.9"),
+    "gaussian every 4th": _aegis("gaussian", "--policy.anchor_refresh=4"),
+    "gaussian restoring": _aegis("gaussian", "--policy.anchor_restoring=0.001"),
     "gaussian at its best": _aegis(
-        "options of the Gaussian anchor",
         "gaussian",
         "--policy.project=update",
         "--policy.anchor_whiten=true",
-        file="robot",
+        anchor="robot",
     ),
 }

@@ -4,20 +4,19 @@ Runs of one seed share demonstrations, initial expert and order of samples, and 
 and compared at the same frames: differences are paired. Intervals come from `aegis_eval.statistics.resampling`.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from aegis_eval.results.run_file import RunFile
 from aegis_eval.statistics.resampling import Estimate, Resampling, bits, estimate
 
 
 @dataclass(frozen=True)
-class Run:
+class AblatedRun:
     """One training and what was measured of it.
 
     Attributes:
@@ -42,34 +41,21 @@ class Run:
     curves: dict[str, dict[str, list[float]]]
 
     @classmethod
-    def read(
-        cls,
-        variant: str,
-        seed: int,
-        *,
-        vqa: Path,
-        action_error: Path,
-        curves: dict[str, dict[str, list[float]]],
-    ) -> Self:
-        """From the folder that `aegis-vqa` and the file that `aegis-action-error` wrote."""
-        results = json.loads((vqa / "results.json").read_text())
-        samples = [json.loads(line) for line in (vqa / "samples.jsonl").read_text().splitlines()]
-        errors = json.loads(action_error.read_text())
-        by_episode: dict[int, list[float]] = defaultdict(list)
-        for episode, error in zip(errors["episode_of_error"], errors["errors"], strict=True):
-            by_episode[episode].append(error)
+    def of(cls, run: RunFile) -> Self:
+        """What an ablation counts of a run's result file."""
+        answers, errors = run.measured["vqa"], run.measured["action-error"]
         return cls(
-            variant,
-            seed,
-            results["accuracy"],
+            run.variant,
+            run.seed,
+            answers["accuracy"],
             errors["action_error"],
-            correct="".join(str(int(sample["correct"])) for sample in samples),
-            pretrained="".join(str(int(sample["pretrained_correct"])) for sample in samples),
-            scenes=[int(sample["id"].split("/")[3]) for sample in samples],
-            episode_errors=[round(float(np.mean(by_episode[episode])), 5) for episode in sorted(by_episode)],
-            episode_frames=[len(by_episode[episode]) for episode in sorted(by_episode)],
-            per_type={kind: score["accuracy"] for kind, score in results["per_type"].items()},
-            curves=curves,
+            correct=answers["correct"],
+            pretrained=answers["pretrained"]["correct"],
+            scenes=answers["scenes"],
+            episode_errors=errors["episode_errors"],
+            episode_frames=errors["episode_frames"],
+            per_type=answers["per_type"],
+            curves=run.measured["training"],
         )
 
 
@@ -102,13 +88,13 @@ class Frontier:
     variants: Mapping[str, VariantResult]
 
     @classmethod
-    def of(cls, runs: Sequence[Run], seed: int = 0) -> Self:
+    def of(cls, runs: Sequence[AblatedRun], seed: int = 0) -> Self:
         """Summarise `runs`, which hold `none` and `stop_gradient` and the same seeds of every variant.
 
         Raises:
             ValueError: they do not.
         """
-        grouped: dict[str, list[Run]] = defaultdict(list)
+        grouped: dict[str, list[AblatedRun]] = defaultdict(list)
         for run in runs:
             grouped[run.variant].append(run)
         seeds = {name: [run.seed for run in group] for name, group in grouped.items()}

@@ -16,8 +16,8 @@ from running_processes import wait_for, writers_under
 
 from aegis_envs.tabletop.env import TabletopEnv
 from aegis_eval.commands.compare import CompareConfig, compare
-from aegis_eval.experiments.compare_stages import ROLLOUT_SEED, RunKey
-from aegis_eval.experiments.plan import Plan
+from aegis_eval.experiments.comparison import ROLLOUT_SEED, ComparisonPlan, RunKey
+from aegis_eval.experiments.stage import Job
 from aegis_policy.support.errors import AegisError
 
 
@@ -27,7 +27,15 @@ def make_config(folder: Path, **options) -> CompareConfig:
     )
 
 
-def finish(plan: Plan, key: RunKey, success: float, accuracy: float) -> None:
+def make_plan(folder: Path, **options) -> ComparisonPlan:
+    return ComparisonPlan(make_config(folder, **options), {})
+
+
+def jobs_of(plan: ComparisonPlan, phase: str = "runs") -> list[Job]:
+    return plan.jobs()[phase]
+
+
+def finish(plan: ComparisonPlan, key: RunKey, success: float, accuracy: float) -> None:
     """Leave what the validation of a run would."""
     folder = plan.folder(key)
     outcomes = [index < 10 * success for index in range(10)]
@@ -37,11 +45,12 @@ def finish(plan: Plan, key: RunKey, success: float, accuracy: float) -> None:
     (folder / "rollouts-val" / "eval_info.json").write_text(json.dumps(info))
     results = {"accuracy": accuracy, "per_type": {}, "pretrained": {"accuracy": 0.8}}
     (folder / "vqa-tabletop-val" / "results.json").write_text(json.dumps(results))
+    answer = {"id": "tabletop/val/0/3/1", "correct": True, "pretrained_correct": True}
+    (folder / "vqa-tabletop-val" / "samples.jsonl").write_text(json.dumps(answer) + "\n")
 
 
 def test_every_protection_and_seed_is_a_job_that_measures_both_skills(tmp_path: Path) -> None:
-    plan = Plan(make_config(tmp_path))
-    jobs = plan.runs()
+    jobs = jobs_of(make_plan(tmp_path))
     assert [job.name for job in jobs] == [
         f"{name}-lr0.0003-seed{seed}" for seed in (0, 1) for name in ("none", "aegis", "freeze")
     ]
@@ -64,46 +73,48 @@ def test_every_protection_and_seed_is_a_job_that_measures_both_skills(tmp_path: 
 
 
 def test_each_protection_gets_the_learning_rate_that_was_best_on_validation_data(tmp_path: Path) -> None:
-    plan = Plan(make_config(tmp_path, lr_grid=[1e-4, 3e-4]))
-    assert len(plan.tuning()) == 4, "a frozen backbone has no learning rate"
-    assert all("--env.split=train" in stage.command for job in plan.tuning() for stage in job.stages[1:2])
+    plan = make_plan(tmp_path, lr_grid=[1e-4, 3e-4])
+    tuning = jobs_of(plan, "choosing learning rates")
+    assert len(tuning) == 4, "a frozen backbone has no learning rate"
+    assert all("--env.split=train" in stage.command for job in tuning for stage in job.stages[1:2])
     scores = {("none", 1e-4): (0.5, 0.8), ("none", 3e-4): (0.9, 0.4), ("aegis", 1e-4): (0.5, 0.8)}
     for (name, lr), score in scores.items():
         finish(plan, RunKey(name, lr, 0), *score)
-    assert plan.chosen_lrs() == {} and plan.tuned_keys() == [], "not while one is missing"
+    assert plan.chosen_lrs() == {} and {key.lr for key in plan.reported_keys()} == {3e-4}, (
+        "not while one is missing"
+    )
     finish(plan, RunKey("aegis", 3e-4, 0), 0.9, 0.76)
     assert plan.chosen_lrs() == {"none": 1e-4, "aegis": 3e-4, "freeze": 3e-4}
-    assert {job.name for job in plan.runs()} > {"none-lr0.0001-seed1", "aegis-lr0.0003-seed1"}
+    assert {job.name for job in jobs_of(plan)} > {"none-lr0.0001-seed1", "aegis-lr0.0003-seed1"}
 
 
 def test_protections_that_are_the_same_training_are_trained_once(tmp_path: Path) -> None:
     keys = [RunKey(name, 3e-4, 0) for name in ("freeze", "stop_gradient")]
-    plan = Plan(make_config(tmp_path, protections="freeze,stop_gradient", seeds=1))
-    assert [job.name for job in plan.runs()] == ["none-lr0.0003-seed0", "freeze-lr0.0003-seed0"]
+    plan = make_plan(tmp_path, protections="freeze,stop_gradient", seeds=1)
+    assert [job.name for job in jobs_of(plan)] == ["none-lr0.0003-seed0", "freeze-lr0.0003-seed0"]
     assert plan.folder(keys[0]) == plan.folder(keys[1]), "and both are read from it"
-    alone = Plan(make_config(tmp_path, protections="stop_gradient", seeds=1))
-    assert [job.name for job in alone.runs()] == ["none-lr0.0003-seed0", "stop_gradient-lr0.0003-seed0"]
+    alone = make_plan(tmp_path, protections="stop_gradient", seeds=1)
+    assert [job.name for job in jobs_of(alone)] == ["none-lr0.0003-seed0", "stop_gradient-lr0.0003-seed0"]
     alone.folder(keys[1]).mkdir(parents=True)
     assert plan.folder(keys[0]) == alone.folder(keys[1]), "nor again, when the other one is added"
 
 
 def test_they_are_not_the_same_training_where_the_projector_learns(tmp_path: Path) -> None:
     for value, runs in (("True", 3), ("false", 2)):
-        config = make_config(
-            tmp_path, protections="freeze,stop_gradient", seeds=1, policy=[f"train_projector={value}"]
-        )
-        assert len(Plan(config).runs()) == runs
+        flags = {"seeds": 1, "policy": [f"train_projector={value}"]}
+        plan = make_plan(tmp_path, protections="freeze,stop_gradient", **flags)
+        assert len(jobs_of(plan)) == runs
 
 
 def test_cameras_reach_the_policy_and_its_anchor(tmp_path: Path) -> None:
-    config = make_config(tmp_path, protections="gaussian of robot frames", cameras="wrist", seeds=1)
-    flags = [flag for job in Plan(config).runs() for flag in job.stages[0].command]
+    plan = make_plan(tmp_path, protections="gaussian of robot frames", cameras="wrist", seeds=1)
+    flags = [flag for job in jobs_of(plan) for flag in job.stages[0].command]
     (inputs, _) = (json.loads(flag.partition("=")[2]) for flag in flags if "input_features" in flag)
     assert {key: value["shape"] for key, value in inputs.items()} == {
         "observation.images.wrist": [3, 96, 96],
         "observation.state": [8],
     }
-    (anchor,) = Plan(config).anchors()
+    (anchor,) = jobs_of(plan, "anchors")
     assert "--cameras=wrist" in anchor.stages[0].command
 
 
@@ -117,9 +128,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 
 
 def test_the_time_left_is_estimated_from_what_has_finished(tmp_path: Path) -> None:
-    plan = Plan(make_config(tmp_path, steps=10_000))
+    plan = make_plan(tmp_path, steps=10_000)
     before = _hours(plan)
-    first = plan.runs()[0]
+    first = jobs_of(plan)[0]
     training = first.stages[0]
     training.result.parent.mkdir(parents=True)
     training.result.touch()
@@ -128,7 +139,7 @@ def test_the_time_left_is_estimated_from_what_has_finished(tmp_path: Path) -> No
     assert 3 * before < _hours(plan) < 4 * before
 
 
-def _hours(plan: Plan) -> float:
+def _hours(plan: ComparisonPlan) -> float:
     return float(re.findall(r"about ([\d.]+) hours", plan.describe(1))[0])
 
 

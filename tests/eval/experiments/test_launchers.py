@@ -87,7 +87,7 @@ def test_a_training_that_saved_goes_on(tmp_path: Path) -> None:
     given: list[list[str]] = []
 
     class Noting(Processes):
-        def run(self, command, log, environment):
+        def run(self, command, log, environment, limit=None):
             given.append([str(word) for word in command[1:]])
             with log.open("a") as lines:
                 lines.write("step:3 loss:1.0\n")

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from aegis_eval.pages.ablation import format_table, write_page
-from aegis_eval.results.frontier import Frontier, Run
+from aegis_eval.results.frontier import AblatedRun, Frontier
 
 QUESTIONS, EPISODES = 400, 50
 
 
-def _run(variant: str, seed: int, wrong: int, error: float, curves: dict | None = None) -> Run:
+def _run(variant: str, seed: int, wrong: int, error: float, curves: dict | None = None) -> AblatedRun:
     """A run that misses the first `wrong` questions; the pretrained model misses none."""
     rng = np.random.default_rng(0)  # episodes differ alike in all runs
     correct = "0" * wrong + "1" * (QUESTIONS - wrong)
-    return Run(
+    return AblatedRun(
         variant,
         seed,
         accuracy=1 - wrong / QUESTIONS,
@@ -32,7 +32,7 @@ def _run(variant: str, seed: int, wrong: int, error: float, curves: dict | None 
     )
 
 
-def _runs(**variants: tuple[int, float]) -> list[Run]:
+def _runs(**variants: tuple[int, float]) -> list[AblatedRun]:
     return [_run(name, seed, *values) for name, values in variants.items() for seed in range(3)]
 
 

@@ -1,0 +1,64 @@
+"""Anchors of an experiment: which one a variant needs, where it lies, and the jobs that make those no VLM brings."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from aegis_eval.experiments import catalogue
+from aegis_eval.experiments.plan import alone
+from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.variants import ANCHORS, OF_THE_VLM, VARIANTS
+from aegis_policy.protections import PROTECTIONS
+from aegis_policy.vlm.loading import EMBEDDED_VLM
+
+
+def anchor_jobs(
+    root: Path,
+    variants: Iterable[str],
+    *,
+    data: Path,
+    cameras: str | None,
+    device: str | None,
+    vlm: str = EMBEDDED_VLM,
+) -> list[Job]:
+    """The anchors that have to be made before these variants train on a VLM, some of them from the demonstrations.
+
+    Args:
+        root: of the experiment.
+        variants: names in `VARIANTS`.
+        data: folder of the demonstrations.
+        cameras: which of their cameras the policy sees, with commas; None for all.
+        device: `cuda` or `cpu`.
+        vlm: the pretrained VLM.
+    """
+    seen = [f"--cameras={cameras}"] if cameras else []
+    needed = {_needed(variant, vlm) for variant in variants}
+    return [
+        alone(
+            catalogue.anchor(
+                name,
+                _file(root, name),
+                vlm=vlm,
+                device=device,
+                flags=[*(flag.format(data=data) for flag in ANCHORS[name]), *seen],
+            ),
+            root,
+        )
+        for name in sorted(filter(None, needed))
+    ]
+
+
+def anchor_flags(root: Path, variant: str, vlm: str = EMBEDDED_VLM) -> list[str]:
+    """What names a variant's anchor to `lerobot-train`; nothing where it needs none or the VLM brings it."""
+    name = _needed(variant, vlm)
+    return [f"--policy.anchor_path={_file(root, name)}"] if name is not None else []
+
+
+def _needed(variant: str, vlm: str) -> str | None:
+    """Name in `ANCHORS` of the anchor that has to be made."""
+    given = VARIANTS[variant]
+    brought = given.anchor is None and PROTECTIONS[given.protection].needs_anchor
+    return OF_THE_VLM if brought and vlm != EMBEDDED_VLM else given.anchor
+
+
+def _file(root: Path, name: str) -> Path:
+    return root / "anchors" / f"{name}.safetensors"

@@ -1,0 +1,173 @@
+"""A plan: phases in order, a result file of every run, records that say which code made what."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from aegis_eval.experiments.launchers import run_in_turn, run_jobs
+from aegis_eval.experiments.plan import Plan, alone
+from aegis_eval.experiments.run import Run
+from aegis_eval.experiments.stage import Processes, Stage, run_stage
+from aegis_eval.results.measured import curves
+from aegis_eval.results.provenance import git_commit, hardware, package_versions
+from aegis_eval.results.run_file import RunFile
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json
+
+_LOGGED = "print('step:1 loss:2.0'); print('step:2 loss:1.5'); "
+
+
+def stage(root: Path, name: str, code: str = "out.write_text('[1, 2]')", **more) -> Stage:
+    """Python code that finds its result's path in `out`, whose JSON is what was found."""
+    out = root / f"{name}.out"
+    program = f"from pathlib import Path; out = Path({str(out)!r}); {code}"
+    return Stage(
+        name,
+        name,
+        out,
+        [Path(sys.executable).name, "-c", program],
+        **{"cost": 2.0, "read": read_json, **more},
+    )
+
+
+def training(root: Path, code: str = _LOGGED + "out.touch()") -> Stage:
+    return stage(root, "none-training", code, read=curves, metrics=root / "metrics.jsonl")
+
+
+def make_run(root: Path, *stages: Stage) -> Run:
+    return Run("none", "none", 1e-3, 0, root / "none", root / "logs", stages)
+
+
+def make_plan(root: Path, run: Run, **phases) -> Plan:
+    return Plan(root, {"steps": 2}, phases or {"runs": lambda: [run.job]}, lambda: [run])
+
+
+launch = partial(run_jobs, at_once=1)
+
+
+def do(plan: Plan) -> None:
+    plan.carry_out(lambda jobs, title: launch(jobs, title=title))
+
+
+def test_every_run_leaves_one_file_with_what_its_stages_found_and_how(tmp_path: Path) -> None:
+    run = make_run(tmp_path, training(tmp_path), stage(tmp_path, "none-vqa"))
+    do(make_plan(tmp_path, run))
+    (path,) = (tmp_path / "results").iterdir()
+    found = RunFile.read(path)
+    assert (path.name, found.variant, found.lr, found.seed) == ("none.json", "none", 1e-3, 0)
+    assert found.setting == {"steps": 2} and found.flags == ["--policy.protection=none"]
+    assert found.measured == {
+        "training": {"loss": {"steps": [1, 2], "values": [2.0, 1.5]}},
+        "vqa": [1, 2],
+    }
+    for record in found.stages.values():
+        assert (record["git_commit"], record["versions"]) == (git_commit(), package_versions())
+        assert record["hardware"] == hardware() and record["seconds"] > 0
+    assert str(tmp_path) not in path.read_text().replace(f"Path({str(tmp_path)!r}", ""), (
+        "no path of this machine"
+    )
+    assert all(job["done"] for job in read_json(tmp_path / "manifest.json"))
+
+
+def test_a_phase_is_planned_when_the_one_before_is_done(tmp_path: Path) -> None:
+    first, second = (
+        stage(tmp_path, "first"),
+        stage(tmp_path, "second", "assert out.with_name('first.out').exists()"),
+    )
+    plan = make_plan(
+        tmp_path,
+        make_run(tmp_path),
+        early=lambda: [alone(first, tmp_path)],
+        late=lambda: [alone(replace(second, result=first.result), tmp_path)] if first.result.exists() else [],
+    )
+    assert list(plan.jobs()) == ["early"]
+    do(plan)
+    assert list(plan.jobs()) == ["early", "late"]
+
+
+def test_what_finished_before_a_failure_has_its_file(tmp_path: Path) -> None:
+    broken = stage(tmp_path, "none-vqa", "raise SystemExit('out of memory')")
+    run = make_run(tmp_path, training(tmp_path), broken, stage(tmp_path, "none-swap"))
+    with pytest.raises(
+        AegisError, match=r"1 of 1 runs failed, the first is none: .*out of memory.* same command"
+    ):
+        do(make_plan(tmp_path, run))
+    assert list(RunFile.read(tmp_path / "results" / "none.json").measured) == ["training"]
+    assert [job["done"] for job in read_json(tmp_path / "manifest.json")] == [False]
+
+
+def test_a_log_is_parsed_once_when_the_training_ends(tmp_path: Path) -> None:
+    run = make_run(tmp_path, training(tmp_path))
+    do(make_plan(tmp_path, run))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n'
+    (tmp_path / "logs" / "none-training.log").unlink()
+    assert run.results(tmp_path, {}).measured["training"]["loss"]["values"] == [2.0, 1.5]
+
+
+def test_folders_of_earlier_versions_have_only_the_log_and_that_is_enough(tmp_path: Path) -> None:
+    run = make_run(tmp_path, training(tmp_path))
+    do(make_plan(tmp_path, run))
+    (tmp_path / "metrics.jsonl").unlink()
+    record = tmp_path / "logs" / "none-training.json"
+    record.write_text(json.dumps({"command": ["lerobot-train"], "seconds": 3.0, "host": "a"}))
+    found = run.results(tmp_path, {})
+    assert found.measured["training"]["loss"]["values"] == [2.0, 1.5] and found.seconds == {"training": 3.0}
+
+
+def test_a_training_that_begins_anew_leaves_no_figures_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+    failing = training(tmp_path, "raise SystemExit(1)")
+    with pytest.raises(AegisError, match="ended with status 1"):
+        run_stage(failing, tmp_path / "logs")
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_stage_that_runs_out_of_time_is_ended_and_done(tmp_path: Path) -> None:
+    endless = stage(
+        tmp_path, "endless", _LOGGED.replace(")", ", flush=True)") + "import time; time.sleep(600)", limit=3.0
+    )
+    endless = replace(endless, result=tmp_path / "endless.json", metrics=tmp_path / "metrics.jsonl")
+    started = time.monotonic()
+    assert run_stage(endless, tmp_path, Processes(forked=True)) < 30 and time.monotonic() - started < 30
+    assert read_json(endless.result)["out_of_time"] is True
+    assert curves(tmp_path / "metrics.jsonl")["loss"]["steps"] == [1, 2], "its figures are kept"
+    in_time = replace(stage(tmp_path, "short", limit=100.0), result=tmp_path / "short.json")
+    run_stage(in_time, tmp_path)
+    assert "out_of_time" not in read_json(in_time.result)
+
+
+def test_stages_in_turn_are_told_with_their_commands_and_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, stage(tmp_path, "one"), stage(tmp_path, "two"))
+    make_plan(tmp_path, run).carry_out(run_in_turn)
+    told = capsys.readouterr().out
+    assert "[1/2] one\n    python" in told and f"log: {tmp_path / 'logs' / 'two.log'}" in told
+    make_plan(tmp_path, run).carry_out(run_in_turn)
+    assert capsys.readouterr().out == "[1/2] one: done before\n[2/2] two: done before\n"
+
+
+def test_several_processes_go_on_with_a_training_too(tmp_path: Path) -> None:
+    output = tmp_path / "training"
+    saved = output / "checkpoints" / "last"
+    (saved / "pretrained_model").mkdir(parents=True)
+    (saved / "pretrained_model" / "train_config.json").write_text("{}")
+    (saved / "training_state").mkdir()
+    (saved / "training_state" / "training_step.json").write_text('{"step": 6}')
+    given: list[list[str]] = []
+
+    class Noting(Processes):
+        def run(self, command, log, environment, limit=None):
+            given.append([str(word) for word in command[1:]])
+            (output / "done").touch()
+            return 0
+
+    command = ["torchrun", "--nproc_per_node=2", "/x/lerobot-train", f"--output_dir={output}", "--steps=9"]
+    run_stage(Stage("training", "training", output / "done", command), tmp_path / "logs", Noting())
+    config = saved / "pretrained_model" / "train_config.json"
+    assert given == [["--nproc_per_node=2", "/x/lerobot-train", f"--config_path={config}", "--resume=true"]]
