@@ -34,6 +34,9 @@ def test_every_command_exists() -> None:
     measure = ["vqa", "swap", "drift", "action-error", "export"]
     names = ["record", "pretrain", "anchor", "demo", "ablate", "compare", "report", "doctor", *measure]
     assert set(ours) == {f"aegis-{name}" for name in names}
+    modules = (ROOT / "eval" / "aegis_eval" / "commands").glob("[!_]*.py")
+    mains = {f"aegis_eval.commands.{module.stem}:main" for module in modules}
+    assert {point.value for point in ours.values()} == mains | {"aegis_envs.recording.record:main"}
     assert all(callable(point.load()) for point in ours.values())
 
 

@@ -5,7 +5,6 @@ noise for every policy, and the mean squared difference to what the demonstrator
 of the policy's own training data.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from aegis_policy.data.checks import check_batch
 from aegis_policy.data.chunk_reading import read_chunks_by_column
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import write_json
 
 
 @dataclass
@@ -118,8 +117,7 @@ def action_error(config: ActionErrorConfig) -> Path:
         "episode_of_error": episodes,
         "provenance": provenance(config.seed, time.monotonic() - started),
     }
-    with atomic_write(config.output) as beside:
-        beside.write_text(json.dumps(results) + "\n")
+    write_json(config.output, results, indent=None)
     low, high = interval
     print(
         f"action error {results['action_error']:.4f} [{low:.4f}, {high:.4f}], {len(indices)} frames of "

@@ -4,7 +4,6 @@ Answers change only where activations did; how far those moved, layer by layer, 
 drift of a layer is ||h - h0|| / ||h0||, h and h0 being the two models' hidden states at all tokens of a question.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from aegis_eval.results.provenance import provenance
 from aegis_eval.statistics.intervals import mean_interval
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import write_json
 from aegis_policy.vlm.backbone import Prefix
 
 
@@ -105,8 +104,7 @@ def measure_drift(config: DriftConfig) -> Path:
         ],
         "provenance": provenance(config.seed, time.monotonic() - started),
     }
-    with atomic_write(config.output) as beside:
-        beside.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(config.output, results)
     low, high = interval
     print(
         f"activations moved by {100 * drift:.1f} % of their length [{100 * low:.1f}, {100 * high:.1f}], "

@@ -323,6 +323,7 @@ def _score(vlm: VLMBackbone, benchmark: str, count: int, cfg: PretrainConfig) ->
 
 
 def main() -> None:
+    """Entry point of `aegis-pretrain`."""
     cli.run(PretrainConfig, pretrain)
 
 

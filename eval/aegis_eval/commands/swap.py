@@ -1,6 +1,5 @@
 """`aegis-swap`: does a policy go to the object that is named? Every scene twice, with two look-alike targets."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from aegis_eval.checkpoints import PolicySource
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.swap import SwapProbe, policy_controller, probe_controller
 from aegis_policy.support import cli
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import write_json
 
 
 @dataclass
@@ -67,8 +66,7 @@ def swap(config: SwapConfig) -> Path:
         print(_sentence(probe))
         results[task] = probe.to_dict()
     described = provenance(config.seed, time.monotonic() - started)
-    with atomic_write(config.output) as beside:
-        beside.write_text(json.dumps({"tasks": results, "provenance": described}, indent=2) + "\n")
+    write_json(config.output, {"tasks": results, "provenance": described})
     print(f"wrote {config.output}")
     return config.output
 
