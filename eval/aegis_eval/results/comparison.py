@@ -3,6 +3,8 @@
 All runs meet the same initial states and the same questions, so differences are paired. Intervals resample seeds, then
 episodes or scenes (`aegis_eval.statistics.resampling`); those of a single run are Wilson's. With few seeds a bootstrap
 over them is too narrow rather than too wide: what lies just outside an interval is not yet a finding.
+
+Shapes: K seeds, N questions, E episodes.
 """
 
 import math
@@ -31,10 +33,15 @@ REFERENCE = "none"
 
 @dataclass(frozen=True)
 class TypeResult:
-    """Questions of one type: accuracy, the change against the pretrained model, and whether it is more than chance.
+    """Answers to the questions of one type, over all seeds.
 
-    `p_value` is McNemar's, generalised to scenes with several changes, over the answers of all seeds: of these very
-    trainings, not of others, and not corrected for how many types and protections are looked at.
+    Attributes:
+        accuracy: share of right answers.
+        pretrained: the pretrained model's share.
+        change: of the share against the pretrained model's.
+        p_value: McNemar's, generalised to scenes with several changes, over the answers of all seeds: of these very
+            trainings, not of others, and not corrected for how many types and protections are looked at.
+        n: questions of the type.
     """
 
     accuracy: Estimate
@@ -46,11 +53,18 @@ class TypeResult:
 
 @dataclass(frozen=True)
 class ProtectionResult:
-    """One protection over its seeds; differences are to `none` on the same initial states, None for itself.
+    """One protection over its seeds.
 
-    `success` and `against_none` are split -> task (or `all`) -> rate, `answers` benchmark -> question type (or `all`).
-    `against_others` holds every protection of another training -> the difference of the success on test scenes, with
-    intervals that hold for all pairs of trainings together (Bonferroni), whichever of them is then looked at.
+    Attributes:
+        lr: learning rate of the backbone.
+        success: split -> task (or `all`) -> rate.
+        against_none: the same of the difference to `none` on the same initial states; None for `none` itself.
+        against_others: every protection of another training -> the difference of the success on test scenes, with
+            intervals that hold for all pairs of trainings together (Bonferroni), whichever of them is then looked at.
+        answers: benchmark -> question type (or `all`) -> how it was answered.
+        retained: benchmark -> accuracy as a share of the pretrained model's.
+        drift: mean relative drift of the activations.
+        swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`, sums over the seeds.
     """
 
     lr: float
@@ -94,29 +108,34 @@ class Comparison:
 
 
 class _Drawn:
-    """The same draws of seeds, episodes and scenes for every protection."""
+    """What is measured, with the same draws of seeds, episodes and scenes for every protection.
+
+    Attributes:
+        episodes: (split, task or `all`) -> draws of its episodes.
+        questions: what is asked, benchmark by benchmark.
+        chosen: (benchmark, question type or `all`) -> which of its questions are of that type.
+        scenes: the same keys -> draws of the scenes of these questions.
+        seeds: draws of seeds alone.
+    """
 
     def __init__(self, like: Sequence[ComparedRun], questions: Mapping[str, Questions]) -> None:
         first, count = like[0], len(like)
-        self.questions = questions
-        self.tasks = [(split, task) for split, by_task in first.rollouts.items() for task in (*by_task, ALL)]
         self.episodes = {
             (split, task): Resampling(count, count=len(first.outcomes(split, task)))
-            for split, task in self.tasks
+            for split, by_task in first.rollouts.items()
+            for task in (*by_task, ALL)
         }
-        self.kinds = {
+        self.questions = questions
+        self.chosen = {
             (name, kind): np.array([kind in (ALL, each) for each in asked.types])
             for name, asked in questions.items()
             for kind in (*dict.fromkeys(asked.types), ALL)
         }
         self.scenes = {
             (name, kind): Resampling(count, groups_N=list(np.array(questions[name].scenes)[chosen]))
-            for (name, kind), chosen in self.kinds.items()
+            for (name, kind), chosen in self.chosen.items()
         }
-        self._seeds = Resampling(count, count=1)
-
-    def over_seeds(self, values_K: Sequence[float]) -> Array:
-        return self._seeds.means(np.array(values_K)[:, None])
+        self.seeds = Resampling(count, count=1)
 
 
 def _result(
@@ -125,49 +144,23 @@ def _result(
     reference = groups[REFERENCE]
     success: dict[str, dict[str, Estimate]] = defaultdict(dict)
     against: dict[str, dict[str, Estimate]] = defaultdict(dict)
-    for split, task in drawn.tasks:
-        episodes = drawn.episodes[split, task]
+    for (split, task), episodes in drawn.episodes.items():
         success[split][task] = rate_estimate(episodes.means(_outcomes(group, split, task)), episodes.groups)
         against[split][task] = _difference(group, reference, drawn, split, task)
-    answers: dict[str, dict[str, TypeResult]] = defaultdict(dict)
-    retained: dict[str, Estimate] = {}
-    unmoved = all(run.drift == 0.0 for run in group)
-    for benchmark, kind in drawn.kinds:
-        asked, chosen = drawn.questions[benchmark], drawn.kinds[benchmark, kind]
-        correct_KN = np.stack([bits(run.answers[benchmark])[chosen] for run in group])
-        before_KN = np.repeat(bits(asked.pretrained)[None, chosen], len(group), axis=0)
-        scenes = drawn.scenes[benchmark, kind]
-        answers[benchmark][kind] = _type_result(
-            correct_KN, before_KN, scenes, np.array(asked.scenes)[chosen].tolist(), unmoved=unmoved
-        )
-        if kind == ALL:
-            retained[benchmark] = estimate(scenes.means(correct_KN) / scenes.means(before_KN))
-    tasks = group[0].swaps
-    folders = {name: frozenset(run.folder for run in other) for name, other in groups.items()}
-    trained = frozenset(run.folder for run in group)
-    others = {name: other for name, other in groups.items() if trained.isdisjoint(folders[name])}
-    pairs = math.comb(len(set(folders.values())), 2)
     return ProtectionResult(
         lr=group[0].lr,
         success=dict(success),
         against_none=None if group is reference else dict(against),
-        against_others={
-            name: _difference(group, other, drawn, "test", ALL, level=1 - 0.05 / pairs)
-            for name, other in others.items()
-        },
-        answers=dict(answers),
-        retained=retained,
-        drift=estimate(drawn.over_seeds([run.drift for run in group])),
-        swaps={
-            task: {
-                key: sum(run.swaps[task][key] for run in group) for key in ("pairs", "followed", "changed")
-            }
-            for task in tasks
-        },
+        against_others=_against_others(group, drawn, groups),
+        answers=_answers(group, drawn),
+        retained={name: _retained(group, drawn, name) for name in drawn.questions},
+        drift=estimate(drawn.seeds.means(np.array([[run.drift] for run in group]))),
+        swaps=_swaps(group),
     )
 
 
 def _outcomes(group: Sequence[ComparedRun], split: str, task: str) -> Array:
+    """Which episodes succeeded, (K, E)."""
     return np.stack([bits(run.outcomes(split, task)) for run in group])
 
 
@@ -179,15 +172,47 @@ def _difference(
     task: str,
     level: float = 0.95,
 ) -> Estimate:
-    """Of success, on the same initial states."""
+    """Success less the other's, on the same initial states."""
     changes_KE = _outcomes(group, split, task) - _outcomes(other, split, task)
     return change_estimate(drawn.episodes[split, task].means(changes_KE), changes_KE, level=level)
+
+
+def _against_others(
+    group: Sequence[ComparedRun], drawn: _Drawn, groups: Mapping[str, Sequence[ComparedRun]]
+) -> dict[str, Estimate]:
+    """Difference to every protection that is another training, as sure as all pairs of trainings ask for."""
+    folders = {name: frozenset(run.folder for run in other) for name, other in groups.items()}
+    trained = frozenset(run.folder for run in group)
+    pairs = math.comb(len(set(folders.values())), 2)
+    return {
+        name: _difference(group, other, drawn, "test", ALL, level=1 - 0.05 / pairs)
+        for name, other in groups.items()
+        if trained.isdisjoint(folders[name])
+    }
+
+
+def _correct(group: Sequence[ComparedRun], drawn: _Drawn, benchmark: str, kind: str) -> tuple[Array, Array]:
+    """Which questions of a type are answered correctly, and were by the pretrained model, (K, N) both."""
+    chosen = drawn.chosen[benchmark, kind]
+    correct_KN = np.stack([bits(run.answers[benchmark])[chosen] for run in group])
+    before_N = bits(drawn.questions[benchmark].pretrained)[chosen]
+    return correct_KN, np.repeat(before_N[None], len(group), axis=0)
+
+
+def _answers(group: Sequence[ComparedRun], drawn: _Drawn) -> dict[str, dict[str, TypeResult]]:
+    answers: dict[str, dict[str, TypeResult]] = defaultdict(dict)
+    unmoved = all(run.drift == 0.0 for run in group)
+    for (benchmark, kind), scenes in drawn.scenes.items():
+        correct_KN, before_KN = _correct(group, drawn, benchmark, kind)
+        scenes_N = np.array(drawn.questions[benchmark].scenes)[drawn.chosen[benchmark, kind]].tolist()
+        answers[benchmark][kind] = _type_result(correct_KN, before_KN, scenes, scenes_N, unmoved=unmoved)
+    return dict(answers)
 
 
 def _type_result(
     correct_KN: Array, before_KN: Array, drawn: Resampling, scenes_N: Sequence[int], *, unmoved: bool
 ) -> TypeResult:
-    """Of activations that did not move at all, answers that are as before are no sample of anything: they must be."""
+    """Count and compare answers; `unmoved` activations whose answers are as before are no sample: they must be."""
     changes_KN = correct_KN - before_KN
     if unmoved and not changes_KN.any():
         difference = Estimate(0.0, (0.0, 0.0))
@@ -200,3 +225,16 @@ def _type_result(
         p_value=mcnemar_p(changes_KN.ravel(), list(scenes_N) * len(changes_KN)),
         n=len(scenes_N),
     )
+
+
+def _retained(group: Sequence[ComparedRun], drawn: _Drawn, benchmark: str) -> Estimate:
+    correct_KN, before_KN = _correct(group, drawn, benchmark, ALL)
+    scenes = drawn.scenes[benchmark, ALL]
+    return estimate(scenes.means(correct_KN) / scenes.means(before_KN))
+
+
+def _swaps(group: Sequence[ComparedRun]) -> dict[str, dict[str, int]]:
+    return {
+        task: {key: sum(run.swaps[task][key] for run in group) for key in ("pairs", "followed", "changed")}
+        for task in group[0].swaps
+    }

@@ -11,7 +11,7 @@ _WITHIN_POINTS = f"{100 * _WITHIN:g}"
 
 
 def headline(comparison: Comparison, *, benchmark: str) -> str:
-    """What won: of the protections that surely keep their answers, those whose success is not told apart from the best.
+    """Sentence on what won: of the protections that surely keep their answers, those not told apart from the best.
 
     Differences are corrected for the number of pairs of trainings, since any of them may turn out the best. Protections
     that are the same training count once.
@@ -21,34 +21,39 @@ def headline(comparison: Comparison, *, benchmark: str) -> str:
         benchmark: whose questions count.
     """
     rows = comparison.protections
-    keep: list[str] = []
-    for name, row in rows.items():
-        same = [each for each in keep if each not in row.against_others]
-        if _keeps(row, benchmark) == "keeps" and not same:
-            keep.append(name)
+    keep = _that_keep(comparison, benchmark)
     if not keep:
         return f"No protection surely keeps the pretrained model's answers about scenes within {_WITHIN_POINTS} points."
     best = max(keep, key=lambda name: rows[name].success["test"][ALL].value)
-    succeeds = f"on {rate(rows[best].success['test'][ALL], 0)} % of test scenes"
-    others = {name: rows[best].against_others[name] for name in keep if name != best}
-    alike = [f"`{name}`" for name, more in others.items() if more.ci[0] <= 0]
-    worse = [f"`{name}`" for name, more in others.items() if more.ci[0] > 0]
     within = f"answers about scenes within {_WITHIN_POINTS} points"
-    if not others:
+    succeeds = f"on {rate(rows[best].success['test'][ALL], 0)} % of test scenes"
+    if len(keep) == 1:
         return f"Only `{best}` surely keeps its {within}; it succeeds {succeeds}."
-    sentence = (
-        f"Of the {len(keep)} protections that surely keep their {within}, `{best}` succeeds most often: "
-    )
-    sentence += f"{succeeds}."
+    ahead = {name: rows[best].against_others[name].ci[0] > 0 for name in keep if name != best}
+    alike = [f"`{name}`" for name, surely in ahead.items() if not surely]
+    worse = [f"`{name}`" for name, surely in ahead.items() if surely]
+    sentences = [
+        f"Of the {len(keep)} protections that surely keep their {within}, `{best}` succeeds most often: {succeeds}."
+    ]
     if alike:
-        sentence += f" {_names(alike)} cannot be told apart from it."
+        sentences.append(f"{_names(alike)} cannot be told apart from it.")
     if worse:
-        sentence += f" {_names(worse)} succeed{'s' if len(worse) == 1 else ''} less often."
-    return sentence
+        sentences.append(f"{_names(worse)} succeed{'s' if len(worse) == 1 else ''} less often.")
+    return " ".join(sentences)
+
+
+def _that_keep(comparison: Comparison, benchmark: str) -> list[str]:
+    """Names of the protections that surely keep their answers, the first of those that are the same training."""
+    keep: list[str] = []
+    for name, row in comparison.protections.items():
+        same = [each for each in keep if each not in row.against_others]
+        if _surely_keeps(row, benchmark) and not same:
+            keep.append(name)
+    return keep
 
 
 def verdicts(comparison: Comparison, *, ours: str, benchmark: str) -> list[str]:
-    """What can and what cannot be said of `ours`.
+    """Sentences on what can and what cannot be said of `ours`.
 
     Args:
         comparison: with `ours`, `none` and, to say whether the task needs a backbone that learns, `freeze`.
@@ -72,16 +77,21 @@ def verdicts(comparison: Comparison, *, ours: str, benchmark: str) -> list[str]:
         sentences.append(f"On {split} scenes `{ours}` {_than_none(over)}: {_points(over)}.")
     kept = row.answers[benchmark][ALL].change
     sentences.append(
-        f"`{ours}` {_keeps(row, benchmark)} its answers within {_WITHIN_POINTS} points of the pretrained model: "
+        f"`{ours}` {_verb(row, benchmark)} its answers within {_WITHIN_POINTS} points of the pretrained model: "
         f"{_points(kept)}."
     )
     return sentences
 
 
-def _keeps(row: ProtectionResult, benchmark: str) -> str:
-    low, high = row.answers[benchmark][ALL].change.ci
-    if low >= -_WITHIN:
+def _surely_keeps(row: ProtectionResult, benchmark: str) -> bool:
+    return row.answers[benchmark][ALL].change.ci[0] >= -_WITHIN
+
+
+def _verb(row: ProtectionResult, benchmark: str) -> str:
+    """Whether it keeps its answers, as a verb."""
+    if _surely_keeps(row, benchmark):
         return "keeps"
+    high = row.answers[benchmark][ALL].change.ci[1]
     return "does not keep" if high < -_WITHIN else "is not surely known to keep"
 
 
