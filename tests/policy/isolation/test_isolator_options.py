@@ -4,8 +4,17 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
-from aegis_policy.isolation import EPS, GaussianAnchor, GradientIsolator, ProjectedAdamW
+from aegis_policy.isolation import (
+    EPS,
+    GaussianAnchor,
+    GradientIsolator,
+    MomentAccumulator,
+    NoiseAccumulator,
+    ProjectedAdamW,
+    global_moments,
+)
 
 
 def hidden_states(model, x_BTD):
@@ -149,6 +158,39 @@ def test_moving_averages_continue_from_a_copy(make_setting):
     whole.x_BTD = resumed.x_BTD = whole.x_BTD * 2
     first.clear()
     assert step(whole, first) == step(resumed, second)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_the_noise_floor_is_the_distance_of_the_anchors_own_samples_to_it(momentum, whiten):
+    """Batches of 8 drawn from what the anchor was made of, whose noise it knows from batches of 4."""
+    torch.manual_seed(0)
+    scale_D = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    layer, accumulator, noise = nn.Linear(4, 4), MomentAccumulator(), NoiseAccumulator()
+    nn.init.eye_(layer.weight)
+
+    def batch(samples):
+        return torch.randn(samples, 5, 4) * scale_D + 1, torch.ones(samples, 5, dtype=torch.bool)
+
+    for _ in range(500):
+        x_BTD, mask_BT = batch(4)
+        hidden = layer(x_BTD).detach()
+        accumulator.update(hidden, mask_BT)
+        noise.update(global_moments([hidden], mask_BT), len(mask_BT))
+    exact = GaussianAnchor.from_accumulators([accumulator])
+    anchor = GaussianAnchor(
+        exact.mean_LD, exact.std_LD, exact.count, noise.noise(exact.mean_LD, exact.std_LD)
+    )
+    isolator = GradientIsolator([layer], anchor, whiten=whiten, momentum=momentum)
+    distances = []
+    for _ in range(400):
+        x_BTD, mask_BT = batch(8)
+        with isolator.collect(mask_BT):
+            layer(x_BTD)
+        distances.append(isolator.accumulate())
+        isolator.clear()
+    settled = distances[20:]  # the average begins as one batch
+    assert isolator.noise_floor(8) == pytest.approx(sum(settled) / len(settled), rel=0.15)
 
 
 def test_a_lazy_anchor_gradient_is_kept_until_its_turn(make_setting):

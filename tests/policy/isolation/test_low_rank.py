@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from aegis_policy.isolation import (
+    Anchor,
     BlockedComponents,
     FactorAccumulator,
     GradientIsolator,
@@ -216,21 +217,83 @@ def test_a_step_without_blocked_components_comes_back_bit_for_bit(make_setting):
 
 
 def test_both_kinds_of_projector_act_in_one_step(make_setting):
-    setting = make_setting()
-    factors = gather(setting).factors()
+    """AdamW on gradients projected by hand, and then the blocks taken out of its update by hand."""
+    ours, by_hand = make_setting(), make_setting()
+    factors = gather(ours).factors()
     blocks = select_blocks(factors, [list(factors)], 0.9, use_outputs=True)
-    isolator = GradientIsolator(setting.model.layers, setting.anchor)
-    projector = LowRankProjector(linears(setting), blocks)
-    optimizer = ProjectedAdamW(setting.model.parameters(), isolator, projector, lr=1e-2)
+    isolators = [GradientIsolator(each.model.layers, each.anchor) for each in (ours, by_hand)]
+    projector = LowRankProjector(linears(ours), blocks)
+    adamw = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-2}
+    optimizer = ProjectedAdamW(ours.model.parameters(), isolators[0], projector, **adamw)
+    plain = torch.optim.AdamW(by_hand.model.parameters(), **adamw)
+    conflicts = 0.0
     for _ in range(3):
-        optimizer.zero_grad()
-        with isolator.collect(setting.mask_BT):
-            loss = setting.task_loss()
-        isolator.accumulate()
-        loss.backward()
+        for each, isolator in zip((ours, by_hand), isolators, strict=True):
+            each.model.zero_grad()
+            isolator.clear()
+            with isolator.collect(each.mask_BT):
+                loss = each.task_loss()
+            isolator.accumulate()
+            loss.backward()
         optimizer.step()
-    assert isolator.metrics()["energy_shed"] >= 0
-    assert projector.metrics()["blocked_energy"] > 0
+        isolators[1].project_()
+        conflicts += isolators[1].metrics()["conflict_fraction"]
+        before = {name: layer.weight.detach().clone() for name, layer in linears(by_hand).items()}
+        plain.step()
+        for name, block in blocks.items():
+            weight = linears(by_hand)[name].weight
+            change = weight.detach() - before[name]
+            inside = block.output_vectors_EJ.T @ change @ block.input_vectors_DK * block.strength
+            weight.data -= block.output_vectors_EJ @ inside @ block.input_vectors_DK.T
+    assert conflicts > 0 and projector.metrics()["blocked_energy"] > 0
+    for p, expected in zip(ours.model.parameters(), by_hand.model.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_outputs", [False, True])
+def test_directions_from_a_file_which_holds_them_rounded_are_made_orthonormal_again(
+    setting, tmp_path, use_outputs
+):
+    Anchor(factors=gather(setting).factors()).save(tmp_path / "anchor.safetensors")
+    factors = Anchor.load(tmp_path / "anchor.safetensors").factors
+    blocks = select_blocks(factors, [list(factors)], 0.9, use_outputs=use_outputs)
+    assert len(blocks) > 1
+    for name, block in blocks.items():
+        vectors = (
+            [block.input_vectors_DK, block.output_vectors_EJ] if use_outputs else [block.input_vectors_DK]
+        )
+        for each in vectors:
+            gram = each.double().T @ each.double()
+            torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=1e-6)
+        kept = block.input_vectors_DK.double()
+        held = factors[name].inputs.vectors_DK.double()
+        assert (held.T @ kept).norm(dim=0).min() > 0.999, "and still span the directions of the file"
+
+
+def test_products_are_whole_while_components_are_removed(setting):
+    """A trainer that allows TF32 would leave a thousandth of them in; afterwards it has its own precision again."""
+    seen = []
+
+    class Watched(BlockedComponents):
+        def remove_(self, change_ED):
+            seen.append(torch.get_float32_matmul_precision())
+            return super().remove_(change_ED)
+
+        def to(self, like):
+            return self
+
+    weight = setting.model.layers[0].up.weight
+    weight.grad = torch.ones_like(weight)
+    projector = LowRankProjector(linears(setting), {"0.up": Watched(torch.eye(8), None, torch.ones(8))})
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        projector.project_()
+        projector.blocked_share(lambda p: p.grad)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest", "highest"]
 
 
 def test_bfloat16_weights_are_blocked_to_their_own_precision(setting):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aegis_policy.isolation import CovarianceSketch
+from aegis_policy.isolation import CovarianceSketch, LinearFactors, select_blocks
 
 D, N = 40, 300
 
@@ -38,6 +38,64 @@ def test_the_leading_eigenpairs_are_those_of_the_covariance(rank):
     torch.testing.assert_close(spectrum.total.double(), values.sum(), rtol=1e-5, atol=0)
     identity = spectrum.vectors_DK.T @ spectrum.vectors_DK
     torch.testing.assert_close(identity, torch.eye(kept), rtol=0, atol=1e-4)
+
+
+def spiked() -> torch.Tensor:
+    """Three strong directions above a flat floor."""
+    x_ND = rows(decay=1.0)
+    strong_DK = torch.linalg.qr(torch.randn(D, 3, generator=torch.Generator().manual_seed(3))).Q
+    return x_ND + 9 * (x_ND @ strong_DK) @ strong_DK.T
+
+
+SLOW = {"falling slowly": lambda: rows(0.97), "flat": lambda: rows(1.0), "spiked": spiked}
+
+
+@pytest.mark.parametrize("rank", [5, 10, 15])
+@pytest.mark.parametrize("name", SLOW)
+def test_a_slow_spectrum_is_never_overstated_and_missed_by_no_more_than_the_tail(name, rank):
+    """Nystrom's approximation lies below the covariance, and a sketch of S columns misses on average no more than
+    (1 + r / (S - r - 1)) times what the best approximation of any rank r < S - 1 does (Halko et al., Tropp et al.)."""
+    x_ND = SLOW[name]()
+    spectrum = sketched(x_ND, rank).spectrum()
+    covariance_DD = x_ND.T.double() @ x_ND.double()
+    values_D = torch.linalg.eigvalsh(covariance_DD).flip(0)
+    vectors_DK, values_K = spectrum.vectors_DK.double(), spectrum.values_K.double()
+
+    assert (values_K <= values_D[:rank] * (1 + 1e-5)).all()
+    along_K = (vectors_DK * (covariance_DD @ vectors_DK)).sum(0)
+    assert (values_K <= along_K * (1 + 1e-5)).all(), "a direction holds at least what it is said to hold"
+    torch.testing.assert_close(spectrum.total.double(), values_D.sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        spectrum.vectors_DK.T @ spectrum.vectors_DK, torch.eye(rank), rtol=0, atol=1e-4
+    )
+
+    size = 2 * rank
+    missed = min((1 + r / (size - r - 1)) * float(values_D[r:].sum()) for r in range(size - 1))
+    beyond = float(values_D[rank:size].sum())  # the sketch approximates them too, and they are not kept
+    assert float(values_D.sum() - values_K.sum()) <= missed + beyond
+
+
+def test_strong_directions_are_found_above_a_flat_floor():
+    x_ND = spiked()
+    spectrum = sketched(x_ND, 10).spectrum()
+    values, vectors = torch.linalg.eigh(x_ND.T.double() @ x_ND.double())
+    torch.testing.assert_close(spectrum.values_K[:3].double(), values.flip(0)[:3], rtol=0.02, atol=0)
+    found = spectrum.vectors_DK[:, :3].double().T @ vectors.flip(1)[:, :3]
+    assert torch.linalg.svdvals(found).min() > 0.99, "the same three-dimensional space"
+
+
+def test_of_a_flat_spectrum_the_kept_share_is_told_for_what_it_is():
+    """A tenth of the directions holds about a tenth of the energy: to protect more, more must be kept."""
+    x_ND = rows(decay=1.0)
+    spectrum = sketched(x_ND, 4).spectrum()
+    values = torch.linalg.eigvalsh(x_ND.T.double() @ x_ND.double())
+    held = float(spectrum.values_K.sum() / spectrum.total)
+    assert held <= float(values.flip(0)[:4].sum() / values.sum())
+    assert held > 0.1
+    factors = {"layer": LinearFactors(spectrum)}
+    assert select_blocks(factors, [["layer"]], 0.1, use_outputs=False)["layer"].strength.numel() <= 4
+    with pytest.raises(ValueError, match=rf"hold {held:.1%} of the energy, less than the 50.0% to protect"):
+        select_blocks(factors, [["layer"]], 0.5, use_outputs=False)
 
 
 def test_a_narrow_covariance_is_exact_and_keeps_its_whole_trace():
