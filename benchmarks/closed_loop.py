@@ -139,5 +139,9 @@ def _setting(config: ClosedLoopConfig) -> dict[str, object]:
     return plain({key: value for key, value in asdict(config).items() if key != "output_dir"})
 
 
-if __name__ == "__main__":
+def main() -> None:
     cli.run(ClosedLoopConfig, closed_loop)
+
+
+if __name__ == "__main__":
+    main()

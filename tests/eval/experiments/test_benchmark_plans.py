@@ -61,7 +61,7 @@ def test_the_closed_loop_records_trains_on_two_processes_and_measures(tmp_path: 
 
 
 def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: Path) -> None:
-    module = load("metaworld")
+    module = load("metaworld_skills")
     plan = module.metaworld_plan(module.MetaworldConfig(tmp_path, protections="none,ewc", rollouts=4))
     found = commands(plan)
     run = ["lerobot-train", "lerobot-eval", "aegis-vqa"]
@@ -78,14 +78,14 @@ def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: 
     ("name", "entry", "options", "sentence"),
     [
         ("closed_loop", "closed_loop", {"anchor": "magic"}, "--anchor=magic is unknown"),
-        ("metaworld", "metaworld", {"protections": "none,magic"}, "--protections: magic is unknown"),
+        ("metaworld_skills", "metaworld", {"protections": "none,magic"}, "--protections: magic is unknown"),
     ],
 )
 def test_flags_that_cannot_be_are_named(
     tmp_path: Path, name: str, entry: str, options, sentence: str
 ) -> None:
     module = load(name)
-    config = {"closed_loop": "ClosedLoopConfig", "metaworld": "MetaworldConfig"}[name]
+    config = {"closed_loop": "ClosedLoopConfig", "metaworld_skills": "MetaworldConfig"}[name]
     with pytest.raises(AegisError, match=sentence):
         getattr(module, entry)(getattr(module, config)(tmp_path / "new", **options))
     assert not (tmp_path / "new").exists()

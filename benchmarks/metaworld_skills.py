@@ -1,6 +1,6 @@
 """Do both skills survive on Meta-World? A plan: demonstrations, then a run under each protection, and one page.
 
-    python benchmarks/metaworld.py [--protections=none,aegis,freeze] [--output_dir=outputs/metaworld] [--help]
+    python benchmarks/metaworld_skills.py [--protections=none,aegis,freeze] [--output_dir=outputs/metaworld] [--help]
 
 The embedded VLM is trained on demonstrations of `--tasks` under each of `--protections` (`--jobs` at once), rolled out
 in `--rollouts` new scenes a task, and asked `--samples` questions. Given again, the command goes on where it stopped.
@@ -142,5 +142,9 @@ def _setting(config: MetaworldConfig) -> dict[str, object]:
     return plain({key: value for key, value in asdict(config).items() if key not in free})
 
 
-if __name__ == "__main__":
+def main() -> None:
     cli.run(MetaworldConfig, metaworld)
+
+
+if __name__ == "__main__":
+    main()
