@@ -2,9 +2,11 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
+from types import ModuleType
 
 import commands
 import pytest
@@ -68,6 +70,16 @@ def fork_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(forkserver, name, getattr(server, name))
     yield
     server._stop()
+
+
+@pytest.fixture
+def heavy_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A `__main__` that imports torch, as those of LeRobot's commands do."""
+    main = ModuleType("__main__")
+    main.__file__ = str(tmp_path / "command.py")
+    Path(main.__file__).write_text("import torch\n")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    return main
 
 
 @pytest.fixture(scope="session")

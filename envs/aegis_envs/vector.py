@@ -6,6 +6,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from aegis_policy.support.child_processes import without_main
+
 _SAME_STEP = AutoresetMode.SAME_STEP
 
 
@@ -31,7 +33,10 @@ class LazyAsyncVectorEnv(VectorEnv):
 
     def _vector(self) -> AsyncVectorEnv:
         if self._running is None:
-            self._running = AsyncVectorEnv(self._factories, context="forkserver", autoreset_mode=_SAME_STEP)
+            with without_main():  # which is lerobot-eval, and imports torch
+                self._running = AsyncVectorEnv(
+                    self._factories, context="forkserver", autoreset_mode=_SAME_STEP
+                )
         return self._running
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

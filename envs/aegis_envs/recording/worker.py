@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
 from aegis_envs.recording.episode_files import EpisodeFolder
-from aegis_policy.support.child_processes import watch_parent
+from aegis_policy.support.child_processes import watch_parent, without_main
 
 if TYPE_CHECKING:
     from aegis_envs.recording.sources import Demonstration, Recipe, Source
@@ -35,10 +35,11 @@ def simulate[R: "Recipe", D: "Demonstration"](
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(num_workers, context, initializer=begin) as pool:
         try:
-            running = {
-                slot: pool.submit(source.demonstrate_to_file, recipe, slot, folder.file(slot))
-                for slot in folder.missing(episodes)
-            }
+            with without_main():
+                running = {
+                    slot: pool.submit(source.demonstrate_to_file, recipe, slot, folder.file(slot))
+                    for slot in folder.missing(episodes)
+                }
             for slot in range(episodes):
                 if slot in running:
                     running[slot].result()

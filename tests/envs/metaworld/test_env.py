@@ -185,7 +185,7 @@ def test_a_mujoco_that_metaworld_cannot_run_with_is_named(monkeypatch):
         MetaworldEnv("reach-v3").reset(seed=0)
 
 
-def test_simulation_workers_load_neither_torch_nor_lerobot():
+def test_the_environment_needs_neither_torch_nor_lerobot():
     code = (
         "import sys, aegis_envs.metaworld.demonstrations, aegis_envs.vector\n"
         "aegis_envs.metaworld.demonstrations.MetaworldEnv('reach-v3', 64).reset(seed=0)\n"

@@ -1,7 +1,6 @@
 """`aegis-record`: a dataset LeRobot reads, the same for a seed, whole after an interruption."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from aegis_envs.tabletop.sim import TabletopSim
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_jsonl
 
-COMMAND = [str(Path(sys.executable).with_name("aegis-record"))]
 HEAVY = {"torch", "lerobot", "transformers", "pyarrow"}
 
 
@@ -56,12 +54,12 @@ def recording(tmp_path_factory):
     return root
 
 
-def test_an_unknown_task_ends_the_command_with_one_sentence(tmp_path):
+def test_an_unknown_task_ends_the_command_with_one_sentence(shell, tmp_path):
     flags = ["--env.type=aegis_tabletop", "--env.task=juggle", f"--root={tmp_path / 'data'}"]
-    done = subprocess.run([*COMMAND, *flags], capture_output=True, text=True, check=False)
+    done = shell("aegis-record", *flags)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --env.task=juggle is not a tabletop task")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout.startswith("error: --env.task=juggle is not a tabletop task")
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_the_dataset_holds_two_cameras_a_state_an_action_and_the_instruction(recording):
@@ -181,25 +179,15 @@ def test_only_the_tabletop_has_an_expert(tmp_path):
         record(RecordConfig(env=PushtEnv(), root=tmp_path / "none"))
 
 
-def _flags(root, episodes=3):
-    return [
-        "--env.type=aegis_tabletop",
-        "--env.task=reach,pick",
-        f"--root={root}",
-        f"--episodes={episodes}",
-        "--num_workers=1",
-        "--seed=5",
-    ]
-
-
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """A real `aegis-record` that got Ctrl-C after its first episode, and what its processes had loaded by then."""
     root = tmp_path_factory.mktemp("interrupted") / "tabletop"
     waiting = root.with_name(".tabletop.recording")
     # Far more episodes than are over before the interruption arrives.
+    flags = ["--env.type=aegis_tabletop", "--env.task=reach,pick", "--episodes=400", "--num_workers=1"]
     process = subprocess.Popen(
-        [*COMMAND, *_flags(root, episodes=400)],
+        [Path(sys.executable).with_name("aegis-record"), *flags, "--seed=5", f"--root={root}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -238,12 +226,9 @@ def test_an_interrupted_recording_continues_where_it_stopped(interrupted, record
     assert not waiting.exists()
 
 
-def test_a_machine_without_egl_gets_one_sentence_and_no_half_dataset(tmp_path):
-    environment = {**os.environ, "MUJOCO_GL": "egl", "__EGL_VENDOR_LIBRARY_DIRS": "/nowhere"}
-    done = subprocess.run(
-        [*COMMAND, *_flags(tmp_path / "none")], capture_output=True, text=True, env=environment, timeout=900
-    )
-    assert done.returncode == 2, done.stderr
-    sentence = done.stderr.strip().splitlines()[-1]
-    assert sentence.startswith("error: off-screen rendering is not available with MUJOCO_GL=egl")
-    assert not Path(tmp_path / "none").exists()
+def test_a_machine_without_egl_gets_one_sentence_and_no_half_dataset(fork_server, monkeypatch, tmp_path):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", "/nowhere")
+    with pytest.raises(AegisError, match=r"^off-screen rendering is not available with MUJOCO_GL=egl"):
+        record(_config(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()

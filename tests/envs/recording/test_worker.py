@@ -16,7 +16,9 @@ from aegis_envs.tabletop.configuration import AegisTabletopEnv
 @pytest.mark.parametrize(
     "env", [AegisTabletopEnv(task="reach"), AegisMetaworldEnv(task="reach-v3", image_size=64)]
 )
-def test_workers_load_neither_torch_nor_lerobot(env, fork_server, tmp_path):
+def test_workers_load_neither_torch_nor_lerobot_whatever_the_command_has_loaded(
+    env, fork_server, heavy_main, tmp_path
+):
     if isinstance(env, AegisMetaworldEnv):
         pytest.importorskip("metaworld")
     source, config = SOURCES[type(env)], RecordConfig(env=env, seed=5)

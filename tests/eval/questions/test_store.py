@@ -18,12 +18,8 @@ JOBS = [store._Range("scenes", "test", 0, start, start + 1) for start in range(4
 
 
 def test_rendering_workers_load_neither_torch_nor_lerobot_whatever_the_command_has_loaded(
-    fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fork_server: None, heavy_main: ModuleType
 ) -> None:
-    command = ModuleType("__main__")
-    command.__file__ = str(tmp_path / "command.py")
-    Path(command.__file__).write_text("import torch\n")
-    monkeypatch.setitem(sys.modules, "__main__", command)
     others = set(multiprocessing.active_children())
     with closing(store._rendered(JOBS, num_workers=2)) as rendered:
         next(rendered)
@@ -31,7 +27,7 @@ def test_rendering_workers_load_neither_torch_nor_lerobot_whatever_the_command_h
         loaded = [packages_in(worker.pid) for worker in workers]
     assert len(loaded) == 2 and all("mujoco" in each for each in loaded)
     assert not set.union(*loaded) & {"torch", "lerobot", "transformers", "pyarrow"}
-    assert sys.modules["__main__"] is command
+    assert sys.modules["__main__"] is heavy_main
 
 
 def test_there_is_a_worker_for_each_core_that_this_process_may_use(
