@@ -39,7 +39,7 @@ _MAY_IMPORT = {
     "envs": "",
     "envs.errors": "policy.support",
     "envs.rendering": "envs.errors",
-    "envs.vector": "",
+    "envs.vector": "policy.support",
     "envs.recording": "policy.support",
     "envs.recording.sources": "policy.support envs.tabletop",
     "envs.recording.dataset": "policy.support envs.recording.sources",
