@@ -1,0 +1,144 @@
+"""What is gathered of a VLM, against the same quantities taken one question at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aegis_policy.anchors.answers import drawing
+from aegis_policy.anchors.building import AnchorBuilder, build_anchor
+from aegis_policy.anchors.kinds import KINDS
+from aegis_policy.anchors.unfinished import UnfinishedPass
+from aegis_policy.isolation import global_moments, w2_squared
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vqa.examples import VQAExample
+
+COUNT = 7
+_QUESTIONS = ("what is on the table?", "what colour is the cube", "how many?")
+
+
+def _examples(count: int = COUNT) -> list[VQAExample]:
+    """Random pictures of different brightness, with questions of different lengths, which batches pad."""
+    rng = np.random.default_rng(0)
+    highest = rng.integers(2, 256, count)
+    pictures = [rng.integers(0, each, (32, 32, 3), dtype=np.uint8) for each in highest]
+    return [
+        VQAExample(picture, _QUESTIONS[index % len(_QUESTIONS)]) for index, picture in enumerate(pictures)
+    ]
+
+
+def test_gathering_leaves_no_gradient_behind_and_repeats_exactly(tiny_vlm_dir: Path) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    kinds = ["gaussian", "kronecker", "fisher"]
+    first, again = (
+        build_anchor(vlm, _examples(), kinds=kinds, source="test", batch_size=3) for _ in range(2)
+    )
+    assert all(p.grad is None and p.requires_grad for p in vlm.parameters())
+    for name, factors in first.factors.items():
+        assert factors.outputs is not None and factors.outputs.total > 0
+        assert torch.equal(factors.outputs.values_K, again.factors[name].outputs.values_K)
+
+
+def test_importances_are_squared_gradients_of_single_answers_relative_to_their_mean(
+    tiny_vlm_dir: Path,
+) -> None:
+    """Two answers, drawn here as the builder draws them."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    samples = _examples()[:2]
+    importance = build_anchor(vlm, samples, kinds=["fisher"], source="test", batch_size=2, seed=5).importance
+    named = dict(vlm.model.named_parameters())
+    learns = {
+        id(p) for part in (vlm.vision_tower, vlm.projector, vlm.decoder_layers) for p in part.parameters()
+    }
+    assert {id(named[name]) for name in importance} == learns
+
+    squares = {name: torch.zeros_like(values) for name, values in importance.items()}
+    answers = vlm.answer([each.image for each in samples], [each.question for each in samples])
+    for index, (each, answer) in enumerate(zip(samples, answers, strict=True)):
+        logits_NKV, _ = vlm.answer_logits(vlm.answer_inputs([each.image], [each.question], [answer]))
+        drawn = torch.multinomial(logits_NKV[0].detach().softmax(-1), 1, generator=drawing([5, 0, index]))
+        vlm.zero_grad()
+        (-logits_NKV[0].log_softmax(-1).gather(1, drawn)).sum().backward()
+        for name, total in squares.items():
+            if named[name].grad is not None:
+                total += named[name].grad.square()
+    mean = torch.cat([total.flatten() for total in squares.values()]).mean()
+    for name, total in squares.items():
+        torch.testing.assert_close(importance[name], total / mean, rtol=1e-3, atol=1e-3)
+
+
+def test_image_and_text_tokens_have_moments_of_their_own(tiny_vlm_dir: Path) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    gaussians = build_anchor(vlm, _examples(), kinds=["gaussian"], source="test", batch_size=3).gaussians
+    counts = {group: gaussian.count for group, gaussian in gaussians.items()}
+    assert counts["image"] == COUNT * vlm.processor.image_seq_length
+    assert counts["all"] == counts["image"] + counts["text"]
+    both = (
+        counts["image"] * gaussians["image"].mean_LD + counts["text"] * gaussians["text"].mean_LD
+    ) / counts["all"]
+    torch.testing.assert_close(gaussians["all"].mean_LD, both, rtol=1e-4, atol=1e-5)
+
+
+def test_the_noise_floor_is_the_distance_of_batches_of_the_anchors_own_samples(tiny_vlm_dir: Path) -> None:
+    """What batches of four are found to be away on average, against the floor told by batches of two."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    examples = _examples(96)
+    gaussian = build_anchor(vlm, examples, kinds=["gaussian"], source="test", batch_size=2).gaussians["all"]
+    found = []
+    for start in range(0, len(examples), 4):
+        batch = examples[start : start + 4]
+        inputs = vlm.question_inputs([each.image for each in batch], [each.question for each in batch])
+        with torch.no_grad():
+            prefix = vlm.encode(inputs)
+        moments = global_moments(prefix.hidden_states, prefix.mask)
+        found.append(float(w2_squared(moments.mean_LD, moments.std_LD, gaussian.mean_LD, gaussian.std_LD)))
+    floor = gaussian.noise_floor(4)
+    assert floor is not None
+    assert floor == pytest.approx(sum(found) / len(found), rel=0.35)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_anchor_holds_its_kind_and_what_that_brings_alone(tiny_vlm_dir: Path, kind: str) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    anchor = build_anchor(vlm, _examples(), kinds=[kind], source="test", batch_size=4)
+    served = {
+        "gaussian": bool(anchor.gaussians),
+        "subspace": bool(anchor.factors),
+        "kronecker": any(factors.outputs is not None for factors in anchor.factors.values()),
+        "fisher": bool(anchor.importance),
+    }
+    assert {name for name, holds in served.items() if holds} == {kind, *KINDS[kind].brings}
+
+
+def test_kronecker_takes_the_place_of_subspace(tiny_vlm_dir: Path) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    alone, both = (
+        build_anchor(vlm, _examples(), kinds=kinds, source="test", batch_size=4).factors
+        for kinds in (["kronecker"], ["kronecker", "subspace"])
+    )
+    for name, factors in alone.items():
+        assert torch.equal(both[name].inputs.values_K, factors.inputs.values_K)
+        assert both[name].outputs is not None
+
+
+def test_only_the_same_pass_is_continued(
+    tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    builder = AnchorBuilder(vlm, ["gaussian"])
+    builder.add(_examples(2), 0)
+    unfinished = UnfinishedPass(tmp_path / "pass", "this")
+    unfinished.save(builder, 1, 2)
+    assert not unfinished.path.exists(), "nothing is written before its time"
+    monkeypatch.setattr("aegis_policy.anchors.unfinished.SAVE_SECONDS", 0.0)
+    unfinished.save(builder, 1, 2)
+    other = AnchorBuilder(vlm, ["gaussian"])
+    assert UnfinishedPass(unfinished.path, "another").restore(other) == (0, 0)
+    assert UnfinishedPass(unfinished.path, "this").restore(other) == (1, 2)
+    for name, expected in builder.state().items():
+        assert torch.equal(other.state()[name], expected)
+    unfinished.path.write_bytes(unfinished.path.read_bytes()[:40])
+    assert UnfinishedPass(unfinished.path, "this").restore(other) == (0, 0), "a torn file is no pass"
+    unfinished.discard()
+    assert list(tmp_path.iterdir()) == []
