@@ -41,7 +41,7 @@ def protect(
 ) -> PolicyParameters:
     """Let a policy's backbone learn only what its anchor leaves free.
 
-    Of the backbone nothing but weights of linear layers learns from now on, as far as the policy trains them at all: no
+    Nothing of the backbone but weights of linear layers learns from now on, as far as the policy trains them at all: no
     anchor guards norms and embeddings. Its forward in training refuses to run until an optimizer that projects has
     been built from what is returned.
 

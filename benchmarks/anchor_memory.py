@@ -1,4 +1,4 @@
-"""What `aegis-anchor` holds in memory besides the model: the bound that its docstring states, and what was measured.
+"""What `aegis-anchor` holds in memory besides the model: the bound that `anchors.factors` states, and what it came to.
 
     python benchmarks/anchor_memory.py [--layers=2] [--samples=64] [--rank=256] [--batch-size=8] [--json=FILE]
 

@@ -30,8 +30,9 @@ weight instead, and act on the optimizer's update, which neither rescaling nor m
   weight (K-FAC, arXiv 1503.05671). They are few, and the rest stays free.
 
 `FactorAccumulator` gathers the covariances as thin sketches in passes over the data not to be forgotten,
-`select_blocks` decides what to block, `LowRankProjector` blocks it in `ProjectedAdamW`. `Anchor` is the one file that
-keeps all of it.
+`select_blocks` decides which `BlockedComponents` each weight has (of one that several layers share they become
+`JoinedComponents`), and `LowRankProjector` takes them out in `ProjectedAdamW`. `Anchor` is the one file that keeps what
+was gathered.
 
 Nothing here knows about robots or language: any module will do whose layers you can name. On a plain model,
 first the anchor of its outputs as they are now:

@@ -22,7 +22,7 @@ _NEGLIGIBLE = 0.01
 
 
 class BlockedComponents(NamedTuple):
-    """The part of a linear layer's weight (E, D) that may not move.
+    """The part of a linear layer's weight (E, D) that may not move; a block, for short.
 
     Attributes:
         input_vectors_DK: orthonormal input directions.

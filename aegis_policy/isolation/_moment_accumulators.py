@@ -1,4 +1,4 @@
-"""Moments of a stream of batches, in float64, and by how much those of its batches miss them.
+"""Moments of a stream of batches, in float64, and the error by which those of its batches miss them.
 
 Both can be stopped, saved and continued.
 
@@ -80,7 +80,7 @@ class MomentAccumulator:
 
 
 class NoiseAccumulator:
-    """By how much the moments of small batches miss those of the whole stream, which one cannot know until its end.
+    """The error by which moments of small batches miss those of the whole stream, which are known only at its end.
 
     Errors of a batch's moments fall as one over its size, so squared errors are weighted by the batch's samples.
     """

@@ -33,7 +33,7 @@ class Projector(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Called before the optimizer moves anything.
+        """Get ready to project; called before the optimizer moves anything.
 
         Raises:
             RuntimeError: the step cannot be projected.
