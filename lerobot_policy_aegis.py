@@ -1,4 +1,5 @@
-"""The module LeRobot's plugin discovery imports: it registers the policy, its optimizer and the environments.
+"""The module LeRobot's plugin discovery imports: it registers the policy, its optimizer and the environments, and
+how action chunks are read.
 
 The packages themselves stay light, so that simulation workers and `aegis_policy.isolation` load without LeRobot.
 """
@@ -7,3 +8,6 @@ import aegis_envs.libero.configuration
 import aegis_envs.metaworld.configuration
 import aegis_envs.tabletop.configuration  # noqa: F401
 import aegis_policy.configuration_aegis  # noqa: F401
+from aegis_policy.data import chunk_reading
+
+chunk_reading.choose_reading()

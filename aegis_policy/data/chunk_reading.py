@@ -2,12 +2,16 @@
 
 LeRobot 0.6.1 fetches the H rows of an action chunk whole, and a row of a dataset with `image` features holds a PNG for
 every camera: with 16 steps and two cameras, 32 pictures are decoded and thrown away for every training sample. Here
-the rows are fetched with the wanted column alone. The items are the same; `benchmarks/dataset_access.py` prints what
-that saves.
+the rows are fetched with the wanted column alone. `benchmarks/dataset_access.py` prints what that saves.
+
+`choose_reading` is called where LeRobot imports this plugin; `AEGIS_CHUNK_READING=lerobot` in the environment leaves
+LeRobot's own way. The items are the same either way.
 """
 
 import copy
 import copyreg
+import logging
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -16,7 +20,19 @@ from weakref import WeakKeyDictionary
 import datasets
 from lerobot.datasets.dataset_reader import DatasetReader
 
+VARIABLE = "AEGIS_CHUNK_READING"
 Query = Callable[[DatasetReader, dict[str, list[int]]], dict[str, Any]]
+
+
+def choose_reading() -> None:
+    """Read chunks as the environment's `AEGIS_CHUNK_READING` says: `column` (the default), or `lerobot`."""
+    wanted = os.environ.get(VARIABLE, "column")
+    if wanted == "column":
+        read_chunks_by_column()
+    elif wanted != "lerobot":
+        logging.warning(
+            f"{VARIABLE}={wanted} is unknown, so LeRobot reads chunks in its own way: say column or lerobot."
+        )
 
 
 def read_chunks_by_column() -> None:

@@ -26,7 +26,7 @@ from aegis_eval.devices import torch_device
 from aegis_eval.results.provenance import provenance
 from aegis_eval.statistics.intervals import mean_interval
 from aegis_policy.data.checks import check_batch
-from aegis_policy.data.chunk_reading import read_chunks_by_column
+from aegis_policy.data.chunk_reading import choose_reading
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import write_json
@@ -134,7 +134,7 @@ def frames_spread_over(total: int, count: int) -> list[int]:
 def _open(source: DatasetSource, policy_config: Any) -> LeRobotDataset:
     if source.root is not None and not (source.root / "meta" / "info.json").is_file():
         raise AegisError(f"--dataset.root={source.root} holds no LeRobotDataset: record or name another one.")
-    read_chunks_by_column()
+    choose_reading()
     repo_id = source.repo_id or "local/held_out"
     metadata = LeRobotDatasetMetadata(repo_id, root=source.root)
     return LeRobotDataset(

@@ -1,5 +1,6 @@
 """Chunks read by column are the same chunks, and decode no picture but the sample's own."""
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -42,6 +43,27 @@ def original() -> Iterator[Any]:
 def _items(root: Path, **options: Any) -> list[dict[str, Any]]:
     dataset = LeRobotDataset("local/small", root=root, delta_timestamps=CHUNK, **options)
     return [dataset[index] for index in range(len(dataset))]
+
+
+@pytest.mark.parametrize(
+    ("told", "by_column"), [(None, True), ("column", True), ("lerobot", False), ("pages", False)]
+)
+def test_the_plugin_reads_by_column_unless_the_environment_says_otherwise(
+    original: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    told: str | None,
+    by_column: bool,
+) -> None:
+    if told is None:
+        monkeypatch.delenv("AEGIS_CHUNK_READING", raising=False)
+    else:
+        monkeypatch.setenv("AEGIS_CHUNK_READING", told)
+    plugin = importlib.import_module("lerobot_policy_aegis")
+    DatasetReader._query_hf_dataset = original
+    importlib.reload(plugin)  # as when LeRobot looks for plugins
+    assert (DatasetReader._query_hf_dataset is not original) == by_column
+    assert ("say column or lerobot" in caplog.text) == (told == "pages")
 
 
 @pytest.mark.parametrize("options", [{}, {"episodes": [1]}])
