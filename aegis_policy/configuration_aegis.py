@@ -1,17 +1,22 @@
 """What a user can set with `--policy.*`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 
-from aegis_policy.isolation import GRANULARITIES, PLACES
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
-from aegis_policy.protections import PROTECTIONS, protection_named
+from aegis_policy.protections import OPTIONS, Protection, protection_named
+from aegis_policy.protections.aegis import AegisOptions
+from aegis_policy.protections.knowledge_insulation import KnowledgeInsulationOptions
+from aegis_policy.protections.lora import LoraOptions
+from aegis_policy.protections.penalties import AnchoredPenaltyOptions
+from aegis_policy.protections.replay import ReplayOptions
 from aegis_policy.support.errors import AegisError
 
-_GAUSSIAN_ONLY = ("anchor_tokens", "anchor_whiten", "anchor_momentum", "anchor_refresh", "anchor_restoring")
-_BLOCKS_ONLY = ("anchor_energy", "anchor_soft")
+_CHOICES = ("protection", "anchor")
+"""What `defaults_taken` depends on."""
+_PROBE = ("vqa_probe_data", "vqa_probe_samples")
 _AT_LEAST_ONE = (
     "chunk_size",
     "num_inference_steps",
@@ -29,42 +34,22 @@ _AT_LEAST_ONE = (
 
 @PreTrainedConfig.register_subclass("aegis")
 @dataclass
-class AegisConfig(PreTrainedConfig):
+class AegisConfig(
+    AegisOptions,
+    AnchoredPenaltyOptions,
+    KnowledgeInsulationOptions,
+    LoraOptions,
+    ReplayOptions,
+    PreTrainedConfig,
+):
     """A vision-language model with a flow-matching action expert, and how the model is kept from forgetting.
+
+    Options of protections are the fields of the dataclasses that this one inherits; they are described there.
 
     Attributes:
         vlm: `embedded`, a transformers directory, or a hub id. A checkpoint carries its own copy.
         protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `ewc`, `replay`,
             `knowledge_insulation` or `aegis`; see `aegis_policy.protections`. Options of another one are refused.
-        lora_rank, lora_alpha: of `lora`'s adapters, whose products are scaled by alpha / rank.
-        penalty: of `w2_penalty`, `l2_sp`, `ewc`, `replay` and `knowledge_insulation`, the strength of what they add
-            to the flow loss.
-        replay_data, replay_samples, replay_batch_size: of `replay`, the questions with answers that it trains on
-            too (a folder with a `questions.jsonl`, or a benchmark, as `aegis-anchor --vqa` takes them), how many of
-            them, and how many a step and process.
-        action_tokenizer, action_bins: of `knowledge_insulation`, what turns action chunks into tokens (see
-            `aegis_policy.protections.action_tokens`), and how many tokens at the end of the vocabulary are reserved
-            for it.
-        anchor: what `aegis` protects: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the
-            components of their weights that carry the answers), `gaussian` (the moments of every decoder layer's
-            output, arXiv 2604.16067), or several joined by `+`.
-        anchor_energy: of `subspace` and `kronecker`, the share of the input energy (by default 0.9) or of the Fisher
-            weight (by default 0.95) to protect.
-        anchor_soft: of the same, take away a share of every component that grows with its weight, instead of all
-            of the heaviest and nothing of the others.
-        project: `gradient` or `update`, the step to project; by default the gradient for `gaussian` and the update for
-            the others, where neither AdamW's momentum nor its preconditioner can undo it.
-        granularity: `layer`, `tensor` or `all`: what one projection, or one threshold of energy, is for. By default
-            `layer` for `gaussian`, `tensor` for `subspace`, `all` for `kronecker`.
-        anchor_tokens: of `gaussian`, `together` for one distance of all tokens, `apart` for one of the images' and
-            one of the text's, which add up.
-        anchor_whiten: of `gaussian`, divide each dimension's distance by the anchor's variance there.
-        anchor_momentum: of `gaussian`, compare with a moving average of the batches' moments instead of the last
-            batch's.
-        anchor_refresh: of `gaussian`, take the anchor gradient in one of so many steps.
-        anchor_restoring: of `gaussian`, add so much of the anchor gradient to the projected one.
-        anchor_path: the anchor that `aegis-anchor` wrote for `vlm`; the embedded VLM brings its own. It is
-            read once, at the start: a checkpoint carries the anchor, and a path given here replaces it.
         vqa_probe_freq: ask the backbone questions before the first training step and after every so many (0: never);
             the training log shows their accuracy until the next time, and how their gradient lies to the anchor.
         vqa_probe_data, vqa_probe_samples: which questions (as `replay_data`; a benchmark's validation split), and
@@ -92,30 +77,14 @@ class AegisConfig(PreTrainedConfig):
         scheduler_warmup_steps: linear warm-up, at most a tenth of `--steps`, before a cosine that ends there.
         vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
             written by the policy, read from checkpoints.
+        defaults_taken: the protection, and the values that its options took that the user left open. They stay with a
+            checkpoint, so that another default of a later version changes no old run; under another protection (or
+            anchor) these options are open again. Written by this class.
     """
 
     vlm: str = "embedded"
 
     protection: str = "aegis"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    penalty: float | None = None
-    replay_data: str = "tabletop"
-    replay_samples: int = 3_000
-    replay_batch_size: int = 16
-    action_tokenizer: str = "uniform"
-    action_bins: int = 128
-    anchor: str = "subspace"
-    anchor_energy: float | None = None
-    anchor_soft: bool = False
-    project: str | None = None
-    granularity: str | None = None
-    anchor_tokens: str = "together"
-    anchor_whiten: bool = False
-    anchor_momentum: float = 0.0
-    anchor_refresh: int = 1
-    anchor_restoring: float = 0.0
-    anchor_path: Path | None = None
     vqa_probe_freq: int = 0
     vqa_probe_data: str = "tabletop"
     vqa_probe_samples: int = 100
@@ -159,12 +128,13 @@ class AegisConfig(PreTrainedConfig):
 
     vlm_fingerprint: str | None = None
     anchor_info: dict[str, str] | None = None
+    defaults_taken: dict[str, Any] | None = None
 
     push_to_hub: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        protection = protection_named(self.protection)
+        protection = self.resolve_options()
         if not (protection.gradient_flows or protection.trains_decoder) and (
             self.train_vision_tower or self.train_projector
         ):
@@ -172,26 +142,18 @@ class AegisConfig(PreTrainedConfig):
                 f"--policy.protection={self.protection} lets no gradient into the VLM, so "
                 "--policy.train_vision_tower and --policy.train_projector must stay false."
             )
-        for name in sorted(
-            set().union(*(each.options for each in PROTECTIONS.values())) - protection.options
-        ):
-            if getattr(self, name) != getattr(type(self), name):
+        for name, beside in sorted(self._idle(protection).items()):
+            default = getattr(type(self), name)
+            if getattr(self, name) != default:
                 raise AegisError(
-                    f"--policy.{name} changes nothing with --policy.protection={self.protection}: leave it out, or, if "
-                    f"a checkpoint brought it, give its default, {getattr(type(self), name)}."
+                    f"--policy.{name} changes nothing {beside}: leave it out, or, if a checkpoint brought it, give "
+                    f"its default, {'null' if default is None else default}."
                 )
-        if self.penalty is not None and self.penalty < 0:
-            raise AegisError(f"--policy.penalty={self.penalty} must not be negative.")
-        for name in ("vqa_probe_data", "vqa_probe_samples"):
-            if self.vqa_probe_freq == 0 and getattr(self, name) != getattr(type(self), name):
-                raise AegisError(
-                    f"--policy.{name} changes nothing without --policy.vqa_probe_freq: give both."
-                )
+        protection.check_options()
         if self.vqa_probe_freq < 0:
             raise AegisError(
                 f"--policy.vqa_probe_freq={self.vqa_probe_freq} must not be negative; 0 is never."
             )
-        self._check_anchor()
         if self.instruction is not None and not self.instruction.strip():
             raise AegisError("--policy.instruction says nothing: give it a text, or leave it out.")
         if self.dtype not in ("float32", "bfloat16"):
@@ -223,48 +185,43 @@ class AegisConfig(PreTrainedConfig):
                 f"--policy.expert_heads={self.expert_heads}."
             )
 
-    def _check_anchor(self) -> None:
-        known = {"gaussian", "subspace", "kronecker"}
-        if not self.anchor_kinds or self.anchor_kinds - known:
-            raise AegisError(
-                f"--policy.anchor={self.anchor} is unknown: choose of gaussian, subspace and kronecker, or join some "
-                "with +."
-            )
-        idle = [
-            *(_GAUSSIAN_ONLY if "gaussian" not in self.anchor_kinds else ()),
-            *(_BLOCKS_ONLY if self.anchor_kinds == {"gaussian"} else ()),
-        ]
-        for name in idle:
-            if getattr(self, name) != getattr(type(self), name):
-                raise AegisError(
-                    f"--policy.{name} changes nothing with --policy.anchor={self.anchor}: leave it out."
-                )
-        if self.anchor_energy is not None and not 0 < self.anchor_energy <= 1:
-            raise AegisError(f"--policy.anchor_energy={self.anchor_energy} must lie between 0 and 1.")
-        if self.anchor_refresh < 1 or self.anchor_restoring < 0 or not 0 <= self.anchor_momentum < 1:
-            raise AegisError(
-                f"--policy.anchor_refresh={self.anchor_refresh} must be at least 1, "
-                f"--policy.anchor_restoring={self.anchor_restoring} not negative, "
-                f"--policy.anchor_momentum={self.anchor_momentum} at least 0 and less than 1."
-            )
-        if self.anchor_restoring and self.project == "update":
-            raise AegisError(
-                "--policy.anchor_restoring adds to the gradient, so --policy.project must stay gradient."
-            )
-        for name, choices in (
-            ("project", (None, *PLACES)),
-            ("granularity", (None, *GRANULARITIES)),
-            ("anchor_tokens", ("together", "apart")),
-        ):
-            if getattr(self, name) not in choices:
-                raise AegisError(
-                    f"--policy.{name}={getattr(self, name)} is unknown: choose {', '.join(filter(None, choices))}."
-                )
+    def resolve_options(self) -> Protection:
+        """Give the options that were left open (None) the values that the protection takes for them.
 
-    @property
-    def anchor_kinds(self) -> set[str]:
-        """The kinds of anchor that `anchor` names."""
-        return set(self.anchor.split("+"))
+        Values that another protection or anchor had taken, and that a checkpoint brought along, are left open first.
+
+        Returns:
+            The protection as configured.
+
+        Raises:
+            AegisError: there is no such protection, or no such anchor.
+        """
+        protection = protection_named(self.protection)(self)
+        taken = dict(self.defaults_taken or {})
+        chosen = {name: taken.pop(name, None) for name in _CHOICES}
+        taken = {name: value for name, value in taken.items() if getattr(self, name) == value}
+        if any(getattr(self, name) != chosen[name] for name in protection.chosen_by):
+            for name in taken:
+                setattr(self, name, None)
+            taken = {}
+        for name, value in protection.defaults().items():
+            if getattr(self, name) is None:
+                taken[name] = value
+                setattr(self, name, value)
+        choice = {name: getattr(self, name) for name in protection.chosen_by}
+        self.defaults_taken = {**choice, **taken} if taken else None
+        return protection
+
+    def _idle(self, protection: Protection) -> dict[str, str]:
+        """Fields that change nothing, and beside what."""
+        foreign = dict.fromkeys(
+            OPTIONS - protection.option_names(), f"with --policy.protection={self.protection}"
+        )
+        own = {name: f"with {flag}" for name, flag in protection.idle().items()}
+        unprobed = dict.fromkeys(
+            _PROBE if self.vqa_probe_freq == 0 else (), "without --policy.vqa_probe_freq"
+        )
+        return foreign | own | unprobed
 
     @property
     def action_dim(self) -> int:

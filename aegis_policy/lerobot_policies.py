@@ -19,7 +19,7 @@ from torch import nn
 
 from aegis_policy.isolation import Anchor
 from aegis_policy.optimizer_aegis import PolicyParameters
-from aegis_policy.protections.blocks import DEFAULT_ENERGY, block_layers
+from aegis_policy.protections.blocks import BLOCK_KINDS, block_layers
 from aegis_policy.support.errors import AegisError
 
 _BACKBONES = {
@@ -57,7 +57,7 @@ def protect(
     Raises:
         AegisError: a policy of another kind, a backbone that does not train, or an anchor that does not fit.
     """
-    if kind not in DEFAULT_ENERGY:
+    if kind not in BLOCK_KINDS:
         raise AegisError(
             f"The {kind} anchor cannot protect a policy of LeRobot: choose subspace or kronecker."
         )
@@ -67,13 +67,14 @@ def protect(
             f"No linear layer of the backbone of {policy.name} trains (see its train_expert_only), so there is "
             "nothing to protect."
         )
+    defaults = BLOCK_KINDS[kind].defaults
     projector = block_layers(
         layers,
         anchor,
         kind,
-        energy=DEFAULT_ENERGY[kind] if energy is None else energy,
+        energy=defaults["anchor_energy"] if energy is None else energy,
+        granularity=granularity or defaults["granularity"],
         soft=soft,
-        granularity=granularity,
     )
     guarded = {id(layer.weight) for layer in layers.values()}
     for parameter in _backbone(policy).parameters():

@@ -1,24 +1,145 @@
-"""What a policy knows of the pretrained model, and how it keeps it: as files beside its weights."""
+"""The files of a checkpoint: weights, the VLM's architecture, and what is kept of pretraining and training.
 
+The model card is in `card`.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM, embedded_anchor
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
 
+VLM_FOLDER = "vlm"
+"""What `VLMBackbone.save_architecture` wrote."""
 ANCHOR_FILE = "anchor.safetensors"
 REFERENCE_FILE = "pretrained_weights.safetensors"
 STATE_FILE = "protection_state.safetensors"
+_STEPS, _VQA_BEFORE = "steps", "vqa_before"
+_HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training goes on from, besides weights and anchor.
+
+    Attributes:
+        steps: of training so far.
+        vqa_before: the accuracy that the probe found of the pretrained model; None if it was not asked.
+        protection: `Protection.state()`.
+    """
+
+    steps: int = 0
+    vqa_before: float | None = None
+    protection: dict[str, Tensor] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint."""
+        tensors = {name: x.detach().cpu().contiguous() for name, x in self.protection.items()}
+        tensors[_STEPS] = torch.tensor(self.steps)
+        if self.vqa_before is not None:
+            tensors[_VQA_BEFORE] = torch.tensor(self.vqa_before)
+        save_file(tensors, folder / STATE_FILE)
+
+    @classmethod
+    def load(cls, checkpoint: Path | None) -> Self:
+        """What `save` wrote; the beginning for a fresh policy or a checkpoint without the file.
+
+        Raises:
+            AegisError: the file is not whole.
+        """
+        if checkpoint is None or not (checkpoint / STATE_FILE).is_file():
+            return cls()
+        try:
+            tensors = load_file(checkpoint / STATE_FILE)
+        except (OSError, SafetensorError) as error:
+            raise AegisError(
+                f"{checkpoint / STATE_FILE} is not readable ({error}): restore it from where the checkpoint was saved."
+            ) from error
+        steps, before = tensors.pop(_STEPS, None), tensors.pop(_VQA_BEFORE, None)
+        return cls(0 if steps is None else int(steps), None if before is None else float(before), tensors)
+
+
+def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:
+    """The folder of a whole checkpoint.
+
+    Args:
+        name: the folder itself, or a hub id.
+        options: those for the hub are used.
+
+    Raises:
+        AegisError: there is none.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
+        try:
+            folder = Path(snapshot_download(str(name), **hub))
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            raise AegisError(
+                f"--policy.path={name} is neither a folder nor a model that the hub gives "
+                f"({' '.join(str(error).split())}): name the `pretrained_model` folder of a checkpoint."
+            ) from error
+    if not (folder / VLM_FOLDER).is_dir():
+        raise AegisError(
+            f"{folder} holds no {VLM_FOLDER}/ folder, so it is not a whole checkpoint of this "
+            "policy: name the `pretrained_model` folder that training saved."
+        )
+    return folder
+
+
+def require_same_vlm(checkpoint: Path, vlm: str) -> None:
+    """See that the VLM that is named beside a checkpoint is its own; another one would be ignored.
+
+    Raises:
+        AegisError: it is another one.
+    """
+    own = read_json(checkpoint / "config.json").get("vlm")
+    if vlm != own:
+        raise AegisError(
+            f"--policy.vlm={vlm} was given together with the checkpoint {checkpoint}, whose backbone is "
+            f"a fine-tuned {own}: leave --policy.vlm out, or start from it without --policy.path."
+        )
+
+
+def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None:
+    """Load a safetensors file into a policy.
+
+    Args:
+        model: whose parameters the file's names are.
+        file: the weights.
+        device: to read them to.
+        strict: refuse a file with more or less than the model has.
+
+    Raises:
+        AegisError: the file is not whole, or does not fit.
+    """
+    try:
+        missing, unexpected = load_model(model, file, strict=False, device=device)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise AegisError(
+            f"{file} does not fit the configuration beside it and this data ({' '.join(str(error).split())}): "
+            "take the folder as training saved it."
+        ) from error
+    if strict and (missing or unexpected):
+        raise AegisError(
+            f"{file} does not fit its configuration: it lacks {sorted(missing) or 'nothing'} and "
+            f"has {sorted(unexpected) or 'nothing'} too many: take the folder as training saved it."
+        )
 
 
 def find_anchor(
@@ -105,24 +226,3 @@ def save_beside(folder: Path, anchor: Anchor | None, reference: dict[str, Tensor
         anchor.save(folder / ANCHOR_FILE)
     if reference is not None:
         save_file({name: x.cpu().contiguous() for name, x in reference.items()}, folder / REFERENCE_FILE)
-
-
-def save_training_state(folder: Path, state: dict[str, Tensor]) -> None:
-    """Write what a training under a protection goes on from."""
-    save_file({name: x.detach().cpu().contiguous() for name, x in state.items()}, folder / STATE_FILE)
-
-
-def load_training_state(checkpoint: Path | None) -> dict[str, Tensor]:
-    """What `save_training_state` wrote; empty for a fresh policy or a checkpoint that never trained.
-
-    Raises:
-        AegisError: the file is not whole.
-    """
-    if checkpoint is None or not (checkpoint / STATE_FILE).is_file():
-        return {}
-    try:
-        return load_file(checkpoint / STATE_FILE)
-    except (OSError, SafetensorError) as error:
-        raise AegisError(
-            f"{checkpoint / STATE_FILE} is not readable ({error}): restore it from where the checkpoint was saved."
-        ) from error

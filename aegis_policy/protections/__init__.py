@@ -6,7 +6,7 @@ for it; what narrows or widens that says so.
 """
 
 from aegis_policy.protections.aegis import Aegis
-from aegis_policy.protections.base import Protection
+from aegis_policy.protections.base import Protection, Step
 from aegis_policy.protections.knowledge_insulation import KnowledgeInsulation
 from aegis_policy.protections.lora import Lora
 from aegis_policy.protections.penalties import EWC, L2SP, W2Penalty
@@ -14,7 +14,7 @@ from aegis_policy.protections.replay import Replay
 from aegis_policy.protections.simple import Freeze, NoProtection, StopGradient
 from aegis_policy.support.errors import AegisError
 
-__all__ = ["PROTECTIONS", "Protection", "protection_named"]
+__all__ = ["OPTIONS", "PROTECTIONS", "Protection", "Step", "protection_named"]
 
 PROTECTIONS: dict[str, type[Protection]] = {
     "none": NoProtection,
@@ -29,6 +29,9 @@ PROTECTIONS: dict[str, type[Protection]] = {
     "aegis": Aegis,
 }
 """`--policy.protection` -> what it does."""
+
+OPTIONS = frozenset().union(*(protection.option_names() for protection in PROTECTIONS.values()))
+"""The configuration's fields that belong to some protection."""
 
 
 def protection_named(name: str) -> type[Protection]:

@@ -58,11 +58,6 @@ class UniformBins:
             counts_BHA = counts_BHA & ~chunks.is_pad_BH[..., None]
         return tokens_BHA.flatten(1), counts_BHA.flatten(1)
 
-    def decode(self, tokens_BK: Tensor, horizon: int) -> Tensor:
-        """The middles of the bins, (B, H, A)."""
-        middles_BK = ((tokens_BK + 0.5) / self.bins * 2 - 1) * self.limit
-        return middles_BK.unflatten(1, (horizon, -1))
-
 
 def action_tokenizer(config: "AegisConfig") -> ActionTokenizer:
     """The tokenizer that `config.action_tokenizer` names.

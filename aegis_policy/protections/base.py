@@ -1,27 +1,109 @@
-"""What every protection can do; the base class does nothing.
+"""What every protection can do, and what a training step under it goes through; the base classes do nothing.
 
 Shapes: B batch, T prefix tokens, D hidden size, L decoder layers.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, Projector
 from aegis_policy.protections.action_tokens import ActionChunks
+from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.vlm.backbone import Prefix, VLMBackbone
 
 
+@dataclass
+class NoOptions:
+    """No flag means anything to the protection."""
+
+
+@dataclass
+class PenaltyOptions:
+    """Options of protections that add something to the flow loss.
+
+    Attributes:
+        penalty: the strength of what is added; left open, the protection's own default.
+    """
+
+    penalty: float | None = None
+
+
+@dataclass
+class AnchorOptions:
+    """Options of protections that compare with an anchor.
+
+    Attributes:
+        anchor_path: the anchor that `aegis-anchor` wrote for the VLM; the embedded VLM brings its own. It is read once,
+            at the start: a checkpoint carries the anchor, and a path given here replaces it.
+    """
+
+    anchor_path: Path | None = None
+
+
+class Penalty(NamedTuple):
+    """What is added to the flow loss, a scalar, and figures to log, alike on all ranks."""
+
+    loss: Tensor
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, once its prefix is encoded; this one adds nothing.
+
+    When the flow loss is known, `finish` is called and then `penalty`, once each.
+
+    Attributes:
+        prefix: as the action expert may see it.
+    """
+
+    prefix: "Prefix"
+
+    def finish(self) -> dict[str, float]:
+        """Do what needs the graph of the forward pass; returns figures to log, alike on all ranks."""
+        return {}
+
+    def penalty(self) -> Penalty | None:
+        """What is added to the flow loss, if anything is."""
+        return None
+
+
+@dataclass(frozen=True)
+class PenalizedStep(Step):
+    """A step that adds something to the flow loss.
+
+    Attributes:
+        compute: returns it.
+    """
+
+    compute: Callable[[], Penalty]
+
+    def penalty(self) -> Penalty:
+        return self.compute()
+
+
 class Protection:
-    """How the backbone is treated in a training step. The base class protects nothing.
+    """How the backbone is treated in training. The base class protects nothing.
+
+    What lasts for one step belongs to the `Step`; here is what lasts for the training.
 
     Args:
         config: of the policy.
     """
+
+    Options: ClassVar[type] = NoOptions
+    """A dataclass of the configuration's fields that mean something to this protection; `AegisConfig` inherits it."""
+    chosen_by: ClassVar[tuple[str, ...]] = ("protection",)
+    """The fields that decide what `defaults` are."""
+    default_penalty: ClassVar[float | None] = None
+    """Of a protection that adds something to the flow loss."""
 
     trains_decoder: ClassVar[bool] = True
     """The decoder layers learn."""
@@ -34,22 +116,38 @@ class Protection:
     needs_reference: ClassVar[bool] = False
     """It compares with the pretrained weights themselves."""
 
-    options: ClassVar[frozenset[str]] = frozenset()
-    """Those of the configuration's fields that belong to protections and mean something to this one."""
-    default_penalty: ClassVar[float | None] = None
-    """Of a protection that adds something to the flow loss."""
-
     def __init__(self, config: "AegisConfig") -> None:
         self.config = config
         self.projectors: tuple[Projector, ...] = ()
         """What the optimizer has to project with, once training has begun."""
 
+    @classmethod
+    def option_names(cls) -> frozenset[str]:
+        """The fields of `Options`."""
+        return frozenset(field.name for field in fields(cls.Options))
+
+    def defaults(self) -> dict[str, Any]:
+        """What this protection takes for options that were left open (None), by name."""
+        return {} if self.default_penalty is None else {"penalty": self.default_penalty}
+
+    def idle(self) -> dict[str, str]:
+        """Options of its own that change nothing as it is configured, and the flag that makes them so."""
+        return {}
+
+    def check_options(self) -> None:
+        """Make sure that its options, none of them left open, are possible.
+
+        Raises:
+            AegisError: one is not.
+        """
+        if self.config.penalty is not None and self.config.penalty < 0:
+            raise AegisError(f"--policy.penalty={self.config.penalty} must not be negative.")
+
     @property
     def penalty(self) -> float:
         """The strength of what is added to the flow loss."""
-        strength = self.default_penalty if self.config.penalty is None else self.config.penalty
-        assert strength is not None
-        return strength
+        assert self.config.penalty is not None, "resolved by AegisConfig"
+        return self.config.penalty
 
     def check_anchor(self, anchor: Anchor) -> None:
         """Make sure that `anchor` holds what this protection needs.
@@ -87,9 +185,9 @@ class Protection:
         """Matrices of the VLM that learn without weight decay, besides its vectors."""
         return []
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
-        """The prefix as the action expert may see it in a training step, which is about these actions."""
-        return vlm.encode(inputs)
+    def begin_step(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
+        """Encode the prefix of a training step which is about these actions."""
+        return Step(vlm.encode(inputs))
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep besides weights and anchor, so that training goes on as if never stopped.
@@ -99,7 +197,7 @@ class Protection:
         return {}
 
     def diagnose(self, vqa_loss: Callable[[], Tensor]) -> dict[str, float]:
-        """Called when the probe asks, between `end_forward` and the task's backward pass.
+        """Called when the probe asks, between `Step.finish` and the task's backward pass.
 
         Args:
             vqa_loss: the loss of the probe's questions with the current weights, differentiable.
@@ -107,12 +205,4 @@ class Protection:
         Returns:
             Figures to log until the next time; the keys never change.
         """
-        return {}
-
-    def penalty_loss(self) -> tuple[Tensor, dict[str, float]] | None:
-        """Called once the flow loss is known: what is added to it, and figures to log, alike on all ranks."""
-        return None
-
-    def end_forward(self) -> dict[str, float]:
-        """Called once the flow loss is known, its graph alive; returns figures to log, alike on all ranks."""
         return {}

@@ -1,15 +1,99 @@
-"""From what an anchor knows of linear layers to the projector that blocks a part of each of them."""
+"""The anchors that block parts of linear layers' weights: `subspace` and `kronecker`."""
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, LowRankProjector, select_blocks
+from aegis_policy.protections.anchor_kind import AnchorKind, Figures, Gradient
 from aegis_policy.support.errors import AegisError
 
-DEFAULT_ENERGY = {"subspace": 0.9, "kronecker": 0.95}
-"""Share to protect, by kind: what kept the answers and most of the learning (docs/ablation.md)."""
+if TYPE_CHECKING:
+    from aegis_policy.vlm.backbone import VLMBackbone
+
+
+@dataclass
+class BlockOptions:
+    """Options of `subspace` and `kronecker`.
+
+    Attributes:
+        anchor_energy: the share to protect of the input energy (by default 0.9 for `subspace`) or of the Fisher weight
+            (0.95 for `kronecker`).
+        anchor_soft: take away a share of every component that grows with its weight, instead of all of the heaviest and
+            nothing of the others.
+    """
+
+    anchor_energy: dict[str, float] | float | None = None
+    anchor_soft: bool = False
+
+
+class BlockKind(AnchorKind):
+    """Blocks the components of linear layers' weights that carry most.
+
+    Nothing but those weights learns beside it: no block guards norms, biases and embeddings.
+    """
+
+    Options = BlockOptions
+    uses_outputs: ClassVar[bool]
+    """Components are weighed with the Fisher information of a layer's outputs too."""
+    projector: LowRankProjector
+
+    def check_options(self) -> None:
+        energy = self.option("anchor_energy")
+        if not 0 < energy <= 1:
+            raise AegisError(f"--policy.anchor_energy={energy} must lie between 0 and 1.")
+
+    def held_by(self, anchor: Anchor) -> bool:
+        factors = anchor.factors.values()
+        return bool(factors) and (not self.uses_outputs or all(each.outputs is not None for each in factors))
+
+    @property
+    def part(self) -> dict[str, Any]:
+        return {"inputs": True, **({"outputs": True} if self.uses_outputs else {})}
+
+    def guarded(self, vlm: "VLMBackbone") -> list[Tensor]:
+        return [layer.weight for layer in vlm.linear_layers.values()]
+
+    def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
+        self.projector = block_layers(
+            {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad},
+            anchor,
+            self.name,
+            energy=self.option("anchor_energy"),
+            soft=self.config.anchor_soft,
+            granularity=self.option("granularity"),
+            acts_on=self.option("project"),
+        )
+
+    def diagnose(self, gradient: Gradient) -> Figures:
+        return {"vqa_gradient_blocked": float(self.projector.blocked_share(gradient))}
+
+
+class Subspace(BlockKind):
+    """Blocks the leading directions of every layer's pretrained inputs."""
+
+    name = "subspace"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "anchor_energy": 0.9,
+        "project": "update",
+        "granularity": "tensor",
+    }
+    uses_outputs = False
+
+
+class Kronecker(BlockKind):
+    """Blocks the components with the most Fisher weight, over all layers."""
+
+    name = "kronecker"
+    defaults: ClassVar[Mapping[str, Any]] = {"anchor_energy": 0.95, "project": "update", "granularity": "all"}
+    uses_outputs = True
+
+
+BLOCK_KINDS: dict[str, type[BlockKind]] = {kind.name: kind for kind in (Subspace, Kronecker)}
+"""By name. Their energies are what kept the answers and most of the learning (docs/ablation.md)."""
 
 
 def block_layers(
@@ -18,17 +102,18 @@ def block_layers(
     kind: str,
     *,
     energy: float,
+    granularity: str,
     soft: bool = False,
-    granularity: str | None = None,
-    acts_on: str | None = None,
+    acts_on: str = "update",
 ) -> LowRankProjector:
-    """The projector of `subspace` or `kronecker`, see `AegisConfig` for the options.
+    """The projector of `subspace` or `kronecker`.
 
     Args:
         layers: what learns, by the anchor's names.
         anchor: with the factors of all of them.
-        kind: `subspace` or `kronecker`.
-        energy, soft, granularity, acts_on: as `anchor_energy`, `anchor_soft`, `granularity` and `project`.
+        kind: of `BLOCK_KINDS`.
+        energy, granularity, soft, acts_on: as `anchor_energy`, `granularity`, `anchor_soft` and `project` of
+            `AegisConfig`.
 
     Raises:
         AegisError: a layer is unknown to the anchor, or it cannot protect so much.
@@ -38,12 +123,15 @@ def block_layers(
             f"The anchor says nothing about {missing[0]} and {len(missing) - 1} more layers that would learn "
             "unprotected: rebuild it from this VLM with aegis-anchor."
         )
-    granularity = granularity or ("all" if kind == "kronecker" else "tensor")
     try:
         blocks = select_blocks(
-            anchor.factors, _groups(layers, granularity), energy, use_outputs=kind == "kronecker", soft=soft
+            anchor.factors,
+            _groups(layers, granularity),
+            energy,
+            use_outputs=BLOCK_KINDS[kind].uses_outputs,
+            soft=soft,
         )
-        return LowRankProjector(layers, blocks, acts_on or "update")
+        return LowRankProjector(layers, blocks, acts_on)
     except ValueError as error:
         raise AegisError(
             f"An energy of {energy} cannot be protected with the {kind} anchor: {error}"

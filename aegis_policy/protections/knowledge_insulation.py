@@ -1,5 +1,6 @@
 """Knowledge insulation: the backbone learns actions as tokens, and the action expert sends nothing back."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,26 @@ from torch.nn import functional as F
 
 from aegis_policy.isolation import Anchor
 from aegis_policy.protections.action_tokens import ActionChunks, action_tokenizer
-from aegis_policy.protections.base import Protection
+from aegis_policy.protections.base import PenalizedStep, Penalty, PenaltyOptions, Protection
 from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import Prefix
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
+
+
+@dataclass
+class KnowledgeInsulationOptions(PenaltyOptions):
+    """Options of `knowledge_insulation`.
+
+    Attributes:
+        action_tokenizer: what turns action chunks into tokens, see `aegis_policy.protections.action_tokens`.
+        action_bins: how many tokens at the end of the vocabulary are reserved for it.
+    """
+
+    action_tokenizer: str = "uniform"
+    action_bins: int = 128
 
 
 class KnowledgeInsulation(Protection):
@@ -25,8 +39,8 @@ class KnowledgeInsulation(Protection):
     learn too and no other word's; for that the whole embedding gets a gradient, which takes its memory.
     """
 
+    Options = KnowledgeInsulationOptions
     gradient_flows = False
-    options = frozenset({"penalty", "action_tokenizer", "action_bins"})
     default_penalty = 1.0
 
     def set_trainable(self, vlm: "VLMBackbone") -> None:
@@ -48,7 +62,9 @@ class KnowledgeInsulation(Protection):
         for weight in _embeddings(vlm):
             weight.register_hook(partial(_only_rows, self._words))
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Prefix:
+    def begin_step(
+        self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks
+    ) -> PenalizedStep:
         tokens_BK, counts_BK = self._tokenizer.encode(chunks)
         words_BK = self._words[tokens_BK]
         prefix, logits_BKV = vlm.encode_with_suffix(inputs, words_BK)
@@ -56,13 +72,12 @@ class KnowledgeInsulation(Protection):
             logits_BKV.flatten(0, 1).float(), words_BK.flatten(), reduction="none"
         ).view_as(tokens_BK)
         tokens = ranks.mean(counts_BK.sum().to(losses_BK)).clamp(min=1)
-        self._loss = (losses_BK * counts_BK).sum() / tokens
-        return Prefix(tuple(hidden.detach() for hidden in prefix.hidden_states), prefix.mask)
+        loss = (losses_BK * counts_BK).sum() / tokens
+        cut = Prefix(tuple(hidden.detach() for hidden in prefix.hidden_states), prefix.mask)
+        return PenalizedStep(cut, partial(self._token_loss, loss))
 
-    def penalty_loss(self) -> tuple[Tensor, dict[str, float]]:
-        loss = self._loss
-        del self._loss
-        return self.penalty * loss, {"action_token_loss": float(ranks.mean(loss.detach()))}
+    def _token_loss(self, loss: Tensor) -> Penalty:
+        return Penalty(self.penalty * loss, {"action_token_loss": float(ranks.mean(loss.detach()))})
 
 
 def _embeddings(vlm: "VLMBackbone") -> list[nn.Parameter]:

@@ -1,5 +1,6 @@
 """Low-rank adapters: the pretrained weights stay, and what is learned lives beside them."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aegis_policy.protections.base import Protection
@@ -8,11 +9,23 @@ if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
 
 
+@dataclass
+class LoraOptions:
+    """Options of `lora`.
+
+    Attributes:
+        lora_rank, lora_alpha: of the adapters, whose products are scaled by alpha / rank.
+    """
+
+    lora_rank: int = 16
+    lora_alpha: int = 32
+
+
 class Lora(Protection):
     """LoRA (arXiv 2106.09685) on every linear layer of the decoder, by peft; the adapters are part of the policy."""
 
+    Options = LoraOptions
     trains_decoder = False
-    options = frozenset({"lora_rank", "lora_alpha"})
 
     def adapt(self, vlm: "VLMBackbone") -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds, for this protection alone

@@ -1,23 +1,36 @@
 """Penalties beside the flow loss: on the distance of the activations, and on the way of the weights."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, AnchorError, GaussianAnchor, distance_penalty, weight_penalty
 from aegis_policy.protections.action_tokens import ActionChunks
-from aegis_policy.protections.base import Protection
+from aegis_policy.protections.base import (
+    AnchorOptions,
+    PenalizedStep,
+    Penalty,
+    PenaltyOptions,
+    Protection,
+)
 from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import Prefix, VLMBackbone
 
 
+@dataclass
+class AnchoredPenaltyOptions(PenaltyOptions, AnchorOptions):
+    """Options of penalties that compare with an anchor."""
+
+
 class W2Penalty(Protection):
     """The Gaussian anchor's distance as a penalty: what AEGIS projects against is added to the loss instead."""
 
+    Options = AnchoredPenaltyOptions
     needs_anchor = True
-    options = frozenset({"penalty", "anchor_path"})
     default_penalty = 0.002
 
     def check_anchor(self, anchor: Anchor) -> None:
@@ -36,21 +49,22 @@ class W2Penalty(Protection):
         assert anchor is not None
         self._gaussian: GaussianAnchor = anchor.gaussians["all"]
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
-        self._prefix = vlm.encode(inputs)
-        return self._prefix
+    def begin_step(
+        self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks
+    ) -> PenalizedStep:
+        prefix = vlm.encode(inputs)
+        return PenalizedStep(prefix, partial(self._distance, prefix))
 
-    def penalty_loss(self) -> tuple[Tensor, dict[str, float]]:
-        distance = distance_penalty(self._prefix.hidden_states, self._prefix.mask, self._gaussian)
-        del self._prefix
-        return self.penalty * distance, {"anchor_distance": distance.item()}
+    def _distance(self, prefix: "Prefix") -> Penalty:
+        distance = distance_penalty(prefix.hidden_states, prefix.mask, self._gaussian)
+        return Penalty(self.penalty * distance, {"gaussian_anchor_distance": distance.item()})
 
 
 class L2SP(Protection):
     """Weights are drawn back to where they started (arXiv 1802.01483)."""
 
+    Options: ClassVar[type] = PenaltyOptions
     needs_reference = True
-    options = frozenset({"penalty"})
     default_penalty = 0.01
 
     def begin_training(
@@ -72,16 +86,21 @@ class L2SP(Protection):
         if anchor is not None:
             self._importance = {name: anchor.importance[name].to(device) for name in self._parameters}
 
-    def penalty_loss(self) -> tuple[Tensor, dict[str, float]]:
+    def begin_step(
+        self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks
+    ) -> PenalizedStep:
+        return PenalizedStep(vlm.encode(inputs), self._way)
+
+    def _way(self) -> Penalty:
         loss = self.penalty * weight_penalty(self._parameters, self._reference, self._importance)
-        return loss, {"weight_penalty": loss.item()}
+        return Penalty(loss, {"weight_penalty": loss.item()})
 
 
 class EWC(L2SP):
     """The same, each weight as strongly as VQA depends on it: elastic weight consolidation (arXiv 1612.00796)."""
 
+    Options = AnchoredPenaltyOptions
     needs_anchor = True
-    options = frozenset({"penalty", "anchor_path"})
 
     def check_anchor(self, anchor: Anchor) -> None:
         if not anchor.importance:

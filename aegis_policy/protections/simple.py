@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from aegis_policy.protections.action_tokens import ActionChunks
-from aegis_policy.protections.base import Protection
+from aegis_policy.protections.base import Protection, Step
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm.backbone import Prefix, VLMBackbone
+    from aegis_policy.vlm.backbone import VLMBackbone
 
 
 class NoProtection(Protection):
@@ -28,6 +28,6 @@ class StopGradient(Protection):
     trains_decoder = False
     gradient_flows = False
 
-    def encode(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> "Prefix":
+    def begin_step(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
         with torch.no_grad():
-            return vlm.encode(inputs)
+            return Step(vlm.encode(inputs))

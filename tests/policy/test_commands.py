@@ -27,10 +27,10 @@ def run(shell: Shell, fresh_flags: list[str], tmp_path_factory: pytest.TempPathF
     log = done.stdout + done.stderr
     for figure in (
         "flow_loss:",
-        "anchor_distance:",
-        "conflict_fraction:",
-        "energy_shed:",
-        "unprojected_layers:",
+        "gaussian_anchor_distance:",
+        "gaussian_conflict_fraction:",
+        "gaussian_energy_shed:",
+        "gaussian_unprojected_layers:",
     ):
         assert figure in log
     assert "Effective batch size: 4 x 1 = 4" in log

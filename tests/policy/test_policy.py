@@ -1,11 +1,12 @@
 """The policy as LeRobot calls it: loss, chunks, queue, and what it says when something is wrong."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs import FeatureType, PolicyFeature
 from training_steps import MakeBatch, MakePolicy, build_optimizer
 
 from aegis_policy.configuration_aegis import AegisConfig
@@ -106,6 +107,19 @@ def test_the_prefix_is_encoded_once_a_chunk(make_policy: MakePolicy, make_batch:
     policy.expert.blocks[0].register_forward_hook(counter("block"))
     policy.predict_action_chunk(batch)
     assert calls == {"encoder": 1, "reader": 1, "block": 7}
+
+
+def test_a_copy_is_a_policy_of_its_own(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch, noise = make_policy("none"), make_batch(), torch.randn(4, 4, 3)
+    copied = copy.deepcopy(policy)
+    assert copied.flow_vla.vlm is copied.vlm and copied.flow_vla.expert is copied.expert
+    assert {name.split(".")[0] for name in policy.state_dict()} == {"vlm", "expert"}
+    before = policy.predict_action_chunk(batch, noise)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert torch.equal(policy.predict_action_chunk(batch, noise), before)
+    assert not torch.equal(copied.predict_action_chunk(batch, noise), before)
 
 
 def test_actions_come_from_a_queue_that_reset_empties(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
@@ -232,31 +246,3 @@ def test_a_depth_camera_is_refused(make_config: Callable[..., AegisConfig]) -> N
     config.input_features["observation.images.depth"] = PolicyFeature(FeatureType.VISUAL, (1, 32, 32))
     with pytest.raises(AegisError, match=r"observation.images.depth has shape \(1, 32, 32\)"):
         AegisPolicy(config)
-
-
-@pytest.mark.parametrize(
-    ("option", "named"),
-    [
-        ({"dtype": "float8"}, "--policy.dtype=float8"),
-        ({"n_action_steps": 5}, "--policy.n_action_steps=5"),
-        ({"flow_samples": 0}, "--policy.flow_samples=0"),
-        ({"num_inference_steps": 0}, "--policy.num_inference_steps=0"),
-        ({"expert_depth": 0}, "--policy.expert_depth=0"),
-        ({"time_alpha": 0.0}, "--policy.time_alpha=0.0"),
-        ({"time_max": 1.5}, "--policy.time_max=1.5"),
-        ({"n_obs_steps": 2}, "--policy.n_obs_steps=2"),
-        ({"expert_heads": 3}, "--policy.expert_heads=3"),
-    ],
-)
-def test_impossible_options_are_named(
-    make_config: Callable[..., AegisConfig], option: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(AegisError, match=named):
-        make_config("none", **option)
-
-
-def test_configuration_survives_the_disk(make_config: Callable[..., AegisConfig], tmp_path: Any) -> None:
-    config = make_config("aegis", train_projector=True, dtype="bfloat16", optimizer_betas=(0.8, 0.9))
-    config.anchor_info = {"samples": "3000"}
-    config.save_pretrained(tmp_path)
-    assert PreTrainedConfig.from_pretrained(tmp_path) == config

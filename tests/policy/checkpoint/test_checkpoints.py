@@ -95,7 +95,7 @@ def test_a_restored_policy_trains_against_the_restored_anchor(
     distances = []
     for each in (policy, AegisPolicy.from_pretrained(tmp_path)):
         build_optimizer(each)
-        distances.append(each.train()(make_batch())[1]["anchor_distance"])
+        distances.append(each.train()(make_batch())[1]["gaussian_anchor_distance"])
     assert distances[0] == distances[1] > 0
 
 

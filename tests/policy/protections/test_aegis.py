@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
-from aegis_policy.isolation import GradientIsolator, LowRankProjector, ProjectedAdamW
+from aegis_policy.isolation import GradientIsolator, LowRankProjector, ProjectedAdamW, select_blocks
 from aegis_policy.vlm.prompts import NO_LABEL
 
 
@@ -56,8 +56,7 @@ def test_with_blocks_only_linear_weights_learn(
     figures = [training_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
     changed = {name for name, p in policy.vlm.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {f"{name}.weight" for name in policy.vlm.linear_layers}
-    blocked = [name for name in figures[2] if name.endswith("blocked_energy")]
-    assert len(blocked) == len(policy.protection.projectors)
+    blocked = [f"{kind}_blocked_energy" for kind in anchor.split("+")]
     assert all(figures[0][name] == 0.0 < figures[2][name] < 1 for name in blocked)
 
 
@@ -79,6 +78,25 @@ def test_blocked_components_stay_while_the_rest_learns(
             if block.output_vectors_EJ is not None:
                 inside = block.strength * (block.output_vectors_EJ.T @ inside)
             assert inside.norm() < 1e-3 * moved.norm()
+
+
+@pytest.mark.parametrize(("kind", "energy", "apart"), [("subspace", 0.9, True), ("kronecker", 0.95, False)])
+def test_blocked_are_the_components_that_carry_the_kinds_energy(
+    make_policy: MakePolicy, kind: str, energy: float, apart: bool
+) -> None:
+    """0.9 of each layer's input energy, 0.95 of the Fisher weight of all layers together, unless told."""
+    policy = make_policy("aegis", anchor=kind)
+    build_optimizer(policy)
+    (projector,) = policy.protection.projectors
+    assert isinstance(projector, LowRankProjector) and policy.anchor is not None
+    prefix = policy.vlm.family.decoder_layers
+    names = [name for name in policy.vlm.linear_layers if name.startswith(prefix)]
+    groups = [[name] for name in names] if apart else [names]
+    expected = select_blocks(policy.anchor.factors, groups, energy, use_outputs=kind == "kronecker")
+    layers = {id(layer.weight): name for name, layer in policy.vlm.linear_layers.items()}
+    blocked = {layers[id(weight)]: each for weight, each in projector.blocks}
+    assert blocked.keys() == expected.keys()
+    assert all(torch.equal(blocked[name].strength, each.strength) for name, each in expected.items())
 
 
 def test_answers_to_the_anchors_questions_move_less_than_unprotected(
@@ -126,14 +144,14 @@ def test_training_logs_the_projection(make_policy: MakePolicy, make_batch: MakeB
     figures = [training_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
     keys = {
         "flow_loss",
-        "anchor_distance",
-        "anchor_noise_floor",
-        "conflict_fraction",
-        "energy_shed",
-        "unprojected_layers",
+        "gaussian_anchor_distance",
+        "gaussian_noise_floor",
+        "gaussian_conflict_fraction",
+        "gaussian_energy_shed",
+        "gaussian_unprojected_layers",
     }
     assert all(set(each) == keys and all(type(v) is float for v in each.values()) for each in figures)
-    assert figures[0]["anchor_distance"] > 0
+    assert figures[0]["gaussian_anchor_distance"] > 0
 
 
 def test_evaluation_of_the_loss_needs_no_optimizer_and_takes_no_anchor_gradient(
@@ -146,14 +164,18 @@ def test_evaluation_of_the_loss_needs_no_optimizer_and_takes_no_anchor_gradient(
 
 
 def test_checkpointing_changes_neither_gradient(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
-    results = []
+    results, runs = [], []
     for checkpointing in (False, True):
         policy = make_policy("aegis", gradient_checkpointing=checkpointing)
         optimizer = build_optimizer(policy)
+        ran: list[int] = []
+        policy.vlm.decoder_layers[0].mlp.register_forward_hook(lambda *_, ran=ran: ran.append(1))
         torch.manual_seed(1)
         policy.train()(make_batch())[0].backward()
         policy.protection.projectors[0].project_()
         results.append([p.grad.clone() for p in policy.vlm.decoder_layers.parameters()])
         optimizer.zero_grad()
+        runs.append(len(ran))
+    assert runs[0] == 1 < runs[1], "a layer runs again for each gradient, instead of keeping what it computed"
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(recomputed, plain)

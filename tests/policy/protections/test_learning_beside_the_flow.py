@@ -114,7 +114,7 @@ def test_the_flow_loss_of_an_insulated_backbone_stays_in_the_expert(
     assert all(p.grad is not None for p in policy.expert.parameters())
 
 
-def test_bins_are_found_again_and_padding_does_not_count() -> None:
+def test_a_number_falls_into_the_bin_around_it_and_padding_does_not_count() -> None:
     tokenizer = UniformBins(bins=64, limit=2.0)
     actions = torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(0)) * 4 - 2
     actions[0, 0, 0] = 100.0
@@ -123,8 +123,8 @@ def test_bins_are_found_again_and_padding_does_not_count() -> None:
     tokens, counts = tokenizer.encode(ActionChunks(actions, is_pad))
     assert tokens.shape == counts.shape == (3, 8) and tokens.min() >= 0 and tokens.max() == 63
     assert (~counts).sum() == 4 and not counts[1, 4:].any()
-    found = tokenizer.decode(tokens, horizon=4)
-    assert ((found - actions.clamp(-2, 2)).abs() <= 2.0 / 64 + 1e-6).all()
+    middles = ((tokens + 0.5) / 64 * 2 - 1) * 2.0
+    assert ((middles.view(3, 4, 2) - actions.clamp(-2, 2)).abs() <= 2.0 / 64 + 1e-6).all()
 
 
 def test_another_tokenizer_is_found_by_its_name(

@@ -8,7 +8,8 @@ import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.protections import PROTECTIONS
+from aegis_policy.protections import PROTECTIONS, Step
+from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 
@@ -72,7 +73,7 @@ def test_tower_and_projector_train_when_asked(
 
 @pytest.mark.parametrize(
     ("protection", "figure"),
-    [("w2_penalty", "anchor_distance"), ("l2_sp", "weight_penalty"), ("ewc", "weight_penalty")],
+    [("w2_penalty", "gaussian_anchor_distance"), ("l2_sp", "weight_penalty"), ("ewc", "weight_penalty")],
 )
 def test_a_strong_penalty_holds_the_backbone(
     make_policy: MakePolicy, make_batch: MakeBatch, protection: str, figure: str
@@ -94,6 +95,58 @@ def test_a_strong_penalty_holds_the_backbone(
         )
 
     assert last(100.0) < 0.8 * last(0.0)
+
+
+@pytest.mark.parametrize("protection", ["l2_sp", "ewc"])
+def test_the_way_of_the_weights_counts_by_what_the_answers_depend_on(
+    make_policy: MakePolicy, make_batch: MakeBatch, protection: str
+) -> None:
+    """Half the strength times the sum of F (W - W0)^2 in float64, where F is one for `l2_sp`; its gradient is F's."""
+    policy = make_policy(protection, penalty=3.0, optimizer_lr_backbone=1e-2)
+    start = {name: p.detach().clone().double() for name, p in policy.vlm.model.named_parameters()}
+    optimizer = build_optimizer(policy)
+    training_step(policy, optimizer, make_batch())
+    batch = make_batch(seed=1)
+    learns = {name: p for name, p in policy.vlm.model.named_parameters() if p.requires_grad}
+    fisher = {name: torch.ones_like(p) for name, p in learns.items()}
+    if protection == "ewc":
+        assert policy.anchor is not None
+        fisher = {name: policy.anchor.importance[name] for name in learns}
+        assert all(weight.std() > 0 for weight in fisher.values()), "weights differ in what depends on them"
+    pulls = {name: 3.0 * fisher[name] * (p.detach().double() - start[name]) for name, p in learns.items()}
+    expected = sum(
+        float((pull * (learns[name].detach().double() - start[name])).sum()) for name, pull in pulls.items()
+    )
+    step = policy.protection.begin_step(policy.vlm, policy._vlm_inputs(batch), None)
+    penalty = step.penalty()
+    assert penalty is not None and penalty.figures == {"weight_penalty": penalty.loss.item()}
+    assert penalty.loss.item() == pytest.approx(expected / 2, rel=1e-4)
+    gradients = torch.autograd.grad(penalty.loss, list(learns.values()))
+    for pull, gradient in zip(pulls.values(), gradients, strict=True):
+        torch.testing.assert_close(gradient.double(), pull, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("protection", ["w2_penalty", "knowledge_insulation"])
+def test_a_step_keeps_to_itself_what_belongs_to_it(
+    make_policy: MakePolicy, make_batch: MakeBatch, protection: str
+) -> None:
+    """Two steps that are under way at once find what each of them finds alone."""
+    policy = make_policy(protection).train()
+    build_optimizer(policy)
+
+    def begin(seed: int) -> Step:
+        batch = make_batch(seed=seed)
+        chunks = ActionChunks(batch["action"], batch["action_is_pad"])
+        return policy.protection.begin_step(policy.vlm, policy._vlm_inputs(batch), chunks)
+
+    def end(step: Step) -> tuple[dict[str, float], dict[str, float]]:
+        figures, penalty = step.finish(), step.penalty()
+        return figures, {} if penalty is None else penalty.figures
+
+    alone = [end(begin(seed)) for seed in (0, 1)]
+    together = [begin(seed) for seed in (0, 1)]
+    assert [end(step) for step in together] == alone
+    assert alone[0] != alone[1]
 
 
 def test_the_pretrained_weights_come_back_from_a_checkpoint(
@@ -152,7 +205,7 @@ def test_a_penalty_is_in_the_loss_whatever_optimizer_steps(
     torch.manual_seed(0)
     training_step(policy, optimizer, make_batch())
     loss, figures = policy(make_batch())
-    name = "anchor_distance" if protection == "w2_penalty" else "weight_penalty"
+    name = "gaussian_anchor_distance" if protection == "w2_penalty" else "weight_penalty"
     strength = 10.0 if protection == "w2_penalty" else 1.0
     assert loss.item() == pytest.approx(figures["flow_loss"] + strength * figures[name], rel=1e-4)
     assert figures[name] > 0

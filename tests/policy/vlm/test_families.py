@@ -146,7 +146,7 @@ def test_steps_under_aegis_a_checkpoint_and_an_export(
     optimizer = build_optimizer(policy)
     figures = [training_step(policy, optimizer, make_batch(seed=step)) for step in range(4)]
     assert all(np.isfinite(list(each.values())).all() for each in figures)
-    assert figures[-1]["blocked_energy"] > 0 and figures[-1]["subspace_blocked_energy"] > 0
+    assert figures[-1]["kronecker_blocked_energy"] > 0 and figures[-1]["subspace_blocked_energy"] > 0
     before = dict(pretrained.model.named_parameters())
     moved = {name for name, p in policy.vlm.model.named_parameters() if not torch.equal(p, before[name])}
     decoder = [name for name in policy.vlm.linear_layers if name.startswith(policy.vlm.family.decoder_layers)]

@@ -9,6 +9,7 @@ import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.protections.gaussian import NoiseWarning
 from aegis_policy.support.errors import AegisError
 
 
@@ -40,15 +41,21 @@ def test_the_probe_says_what_the_backbone_answers(
 def test_the_probe_leaves_the_training_as_it_is(
     make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
 ) -> None:
-    weights = []
+    """Weights, modes and draws; the probe's own gradient ends up nowhere."""
+    weights, generators, probed = [], [], []
     for options in ({}, {"vqa_probe_freq": 1, "vqa_probe_data": str(tiny_vqa), "vqa_probe_samples": 6}):
         policy = make_policy("aegis", anchor="gaussian+kronecker", **options)
         optimizer = build_optimizer(policy)
         torch.manual_seed(3)
         for seed in range(2):
-            training_step(policy, optimizer, make_batch(seed=seed))
+            figures = training_step(policy, optimizer, make_batch(seed=seed))
+            assert all(module.training for module in policy.modules())
         weights.append([p.detach().clone() for p in policy.parameters()])
+        generators.append(torch.get_rng_state())
+        probed.append({name for name in figures if "vqa" in name})
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert torch.equal(*generators)
+    assert probed == [set(), {"vqa_accuracy", "gaussian_vqa_cosine", "kronecker_vqa_gradient_blocked"}]
 
 
 def test_the_probe_shows_where_the_questions_gradient_lies(
@@ -59,12 +66,14 @@ def test_the_probe_shows_where_the_questions_gradient_lies(
     figures = [training_step(policy, optimizer, make_batch(seed=seed)) for seed in range(3)]
     assert len({tuple(each) for each in figures}) == 1, "the keys never change"
     for each in figures:
-        assert -1 <= each["anchor_vqa_cosine"] <= 1
-        assert 0 < each["vqa_gradient_blocked"] < 1 and 0 < each["subspace_vqa_gradient_blocked"] < 1
+        assert -1 <= each["gaussian_vqa_cosine"] <= 1
+        assert (
+            0 < each["kronecker_vqa_gradient_blocked"] < 1 and 0 < each["subspace_vqa_gradient_blocked"] < 1
+        )
     assert (
-        figures[0]["vqa_gradient_blocked"]
-        == figures[1]["vqa_gradient_blocked"]
-        != figures[2]["vqa_gradient_blocked"]
+        figures[0]["kronecker_vqa_gradient_blocked"]
+        == figures[1]["kronecker_vqa_gradient_blocked"]
+        != figures[2]["kronecker_vqa_gradient_blocked"]
     )
 
 
@@ -73,7 +82,7 @@ def test_blocks_of_everything_hold_the_whole_gradient(
 ) -> None:
     policy = _probed(make_policy, tiny_vqa, "aegis", anchor="subspace", anchor_energy=0.999)
     figures = training_step(policy, build_optimizer(policy), make_batch())
-    assert figures["vqa_gradient_blocked"] > 0.9
+    assert figures["subspace_vqa_gradient_blocked"] > 0.9
 
 
 def test_a_probe_without_answers_is_refused(make_policy: MakePolicy, tmp_path: Path) -> None:
@@ -95,11 +104,11 @@ def test_a_distance_that_is_noise_is_said_once(
     optimizer = build_optimizer(policy)
     (isolator,) = policy.protection.projectors
     first = training_step(policy, optimizer, make_batch(size=4))
-    assert 0 < first["anchor_noise_floor"] < first["anchor_distance"]
-    policy.protection._distances.clear()
+    assert 0 < first["gaussian_noise_floor"] < first["gaussian_anchor_distance"]
+    warning = NoiseWarning()
     with caplog.at_level(logging.WARNING):
         for _ in range(30):
-            policy.protection._warn_of_noise(1.5, 1.0)
+            warning.add(1.5, 1.0, samples=4)
     warnings = [record for record in caplog.records if "mostly noise" in record.getMessage()]
     assert len(warnings) == 1 and "--batch_size" in warnings[0].getMessage()
     assert isolator.noise_floor(8) == pytest.approx(isolator.noise_floor(4) / 2)
@@ -119,12 +128,16 @@ def test_a_moving_average_travels_in_the_checkpoint(
     assert kept.keys() == found.keys() and len(kept) == 3
     assert all(torch.equal(kept[name], found[name]) for name in kept)
     torch.manual_seed(7)
-    expected = policy.train()(make_batch(seed=9))[1]["anchor_distance"]
+    expected = policy.train()(make_batch(seed=9))[1]["gaussian_anchor_distance"]
     fresh = make_policy("aegis", anchor_momentum=0.9)
     fresh.load_state_dict(policy.state_dict())
     build_optimizer(fresh)
     torch.manual_seed(7)
-    assert fresh.train()(make_batch(seed=9))[1]["anchor_distance"] != pytest.approx(expected, rel=1e-3)
+    assert fresh.train()(make_batch(seed=9))[1]["gaussian_anchor_distance"] != pytest.approx(
+        expected, rel=1e-3
+    )
     torch.manual_seed(7)
-    assert restored.train()(make_batch(seed=9))[1]["anchor_distance"] == pytest.approx(expected, rel=1e-5)
-    assert restored._training_steps == 4
+    assert restored.train()(make_batch(seed=9))[1]["gaussian_anchor_distance"] == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert restored._training_state.steps == 4

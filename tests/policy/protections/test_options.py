@@ -44,6 +44,8 @@ def test_a_penalty_where_there_is_none_is_refused(
         ("aegis", {"lora_rank": 4}),
         ("lora", {"replay_batch_size": 4}),
         ("replay", {"action_bins": 64}),
+        ("freeze", {"lora_alpha": 4}),
+        ("knowledge_insulation", {"replay_data": "okvqa"}),
     ],
 )
 def test_an_option_of_another_protection_is_refused(
@@ -104,6 +106,10 @@ def test_an_anchor_of_another_kind_says_how_to_make_the_right_one(
         ({"anchor_tokens": "some"}, r"--policy.anchor_tokens=some is unknown: choose together, apart"),
         ({"anchor_momentum": 1.0}, r"--policy.anchor_momentum=1.0"),
         ({"granularity": "neuron"}, r"--policy.granularity=neuron is unknown"),
+        (
+            {"anchor": "subspace+gaussian", "granularity": {"subspace": "all"}},
+            r"--policy.granularity=.* one value, or one for each of gaussian, subspace",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(

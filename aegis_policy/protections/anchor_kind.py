@@ -1,0 +1,88 @@
+"""What one kind of anchor does under `aegis`: the base class of those in `gaussian` and `blocks`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from aegis_policy.isolation import Anchor, Projector
+
+if TYPE_CHECKING:
+    from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.vlm.backbone import VLMBackbone
+
+Figures = dict[str, float]
+Gradient = Callable[[nn.Parameter], Tensor | None]
+"""Protected parameter -> a gradient of it, or None where there is none."""
+
+
+class AnchorKind(ABC):
+    """One kind of anchor, as long as a training lasts.
+
+    Args:
+        config: of the policy.
+    """
+
+    name: ClassVar[str]
+    """As `--policy.anchor` and the training log spell it."""
+    Options: ClassVar[type]
+    """A dataclass of the configuration's fields that mean something to this kind alone."""
+    defaults: ClassVar[Mapping[str, Any]]
+    """What options that were left open become for this kind, by name."""
+    projector: Projector
+    """What it gives the optimizer, once `begin_training` has been called."""
+
+    def __init__(self, config: "AegisConfig") -> None:
+        self.config = config
+
+    def option(self, name: str) -> Any:
+        """The value of a field that may hold one for each kind."""
+        value = getattr(self.config, name)
+        return value[self.name] if isinstance(value, Mapping) else value
+
+    @abstractmethod
+    def check_options(self) -> None:
+        """Make sure that this kind's options are possible.
+
+        Raises:
+            AegisError: one is not.
+        """
+
+    @abstractmethod
+    def held_by(self, anchor: Anchor) -> bool:
+        """Whether an anchor holds what this kind compares with."""
+
+    @property
+    @abstractmethod
+    def part(self) -> dict[str, Any]:
+        """What it needs of an anchor, as arguments of `Anchor.part`."""
+
+    @abstractmethod
+    def guarded(self, vlm: "VLMBackbone") -> Iterable[Tensor]:
+        """The parameters that may learn beside it, because it guards them or lets others be."""
+
+    @abstractmethod
+    def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
+        """Make the projector for what learns in `vlm`.
+
+        Raises:
+            AegisError: the anchor cannot guard it as configured.
+        """
+
+    @contextmanager
+    def watch(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> Iterator[Callable[[], Figures]]:
+        """Be there while a training step encodes `inputs`.
+
+        What it yields is called when the flow loss is known, and returns figures to log.
+        """
+        yield self.projector.metrics
+
+    @abstractmethod
+    def diagnose(self, gradient: Gradient) -> Figures:
+        """How the gradient of the questions themselves lies to what this kind guards."""
+
+    def state(self) -> dict[str, Tensor]:
+        """As `Protection.state`."""
+        return {}

@@ -1,0 +1,210 @@
+"""What the configuration refuses, resolves and keeps: LeRobot's files go in and out, old ones too."""
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lerobot.configs import PreTrainedConfig
+
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.protections import OPTIONS, PROTECTIONS
+from aegis_policy.support.errors import AegisError
+
+MakeConfig = Callable[..., AegisConfig]
+OPEN = ("penalty", "anchor_energy", "project", "granularity")
+
+
+def _reloaded(config: AegisConfig, folder: Path, *flags: str) -> AegisConfig:
+    """As `--policy.path=FOLDER` with further flags reads what a checkpoint keeps."""
+    config.anchor_path = None  # what the policy does once it has read the file
+    config.save_pretrained(folder)
+    loaded = PreTrainedConfig.from_pretrained(folder, cli_overrides=list(flags))
+    assert isinstance(loaded, AegisConfig)
+    return loaded
+
+
+def _values(config: AegisConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in OPEN if getattr(config, name) is not None}
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"dtype": "float8"}, "--policy.dtype=float8"),
+        ({"n_action_steps": 5}, "--policy.n_action_steps=5"),
+        ({"flow_samples": 0}, "--policy.flow_samples=0"),
+        ({"num_inference_steps": 0}, "--policy.num_inference_steps=0"),
+        ({"expert_depth": 0}, "--policy.expert_depth=0"),
+        ({"time_alpha": 0.0}, "--policy.time_alpha=0.0"),
+        ({"time_max": 1.5}, "--policy.time_max=1.5"),
+        ({"n_obs_steps": 2}, "--policy.n_obs_steps=2"),
+        ({"expert_heads": 3}, "--policy.expert_heads=3"),
+    ],
+)
+def test_impossible_options_are_named(
+    make_config: Callable[..., AegisConfig], option: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(AegisError, match=named):
+        make_config("none", **option)
+
+
+def test_configuration_survives_the_disk(make_config: Callable[..., AegisConfig], tmp_path: Any) -> None:
+    config = make_config("aegis", train_projector=True, dtype="bfloat16", optimizer_betas=(0.8, 0.9))
+    config.anchor_info = {"samples": "3000"}
+    config.save_pretrained(tmp_path)
+    assert PreTrainedConfig.from_pretrained(tmp_path) == config
+
+
+def test_every_option_of_a_protection_is_a_flag() -> None:
+    flags = {each.name: each for each in fields(AegisConfig)}
+    for protection in PROTECTIONS.values():
+        for option in fields(protection.Options):
+            assert option.default is not MISSING and flags[option.name].default == option.default
+    assert {"penalty", "lora_rank", "replay_data", "anchor", "anchor_energy", "anchor_tokens"} <= OPTIONS
+
+
+LEFT_OPEN = [
+    ("none", {}, {}),
+    ("freeze", {}, {}),
+    ("lora", {}, {}),
+    ("w2_penalty", {}, {"penalty": 0.002}),
+    ("l2_sp", {}, {"penalty": 0.01}),
+    ("ewc", {}, {"penalty": 0.01}),
+    ("replay", {}, {"penalty": 1.0}),
+    ("knowledge_insulation", {}, {"penalty": 1.0}),
+    (
+        "aegis",
+        {"anchor": "subspace"},
+        {"anchor_energy": 0.9, "project": "update", "granularity": "tensor"},
+    ),
+    (
+        "aegis",
+        {"anchor": "kronecker"},
+        {"anchor_energy": 0.95, "project": "update", "granularity": "all"},
+    ),
+    ("aegis", {"anchor": "gaussian"}, {"project": "gradient", "granularity": "layer"}),
+    (
+        "aegis",
+        {"anchor": "subspace+gaussian"},
+        {
+            "anchor_energy": 0.9,
+            "project": {"gaussian": "gradient", "subspace": "update"},
+            "granularity": {"gaussian": "layer", "subspace": "tensor"},
+        },
+    ),
+    (
+        "aegis",
+        {"anchor": "subspace+kronecker"},
+        {
+            "anchor_energy": {"kronecker": 0.95, "subspace": 0.9},
+            "project": "update",
+            "granularity": {"kronecker": "all", "subspace": "tensor"},
+        },
+    ),
+]
+"""The values with which published runs were made: of another default, their checkpoints would train on otherwise."""
+
+
+@pytest.mark.parametrize(("protection", "options", "values"), LEFT_OPEN)
+def test_options_left_open_are_resolved_and_saved(
+    make_config: MakeConfig, tmp_path: Path, protection: str, options: dict[str, Any], values: dict[str, Any]
+) -> None:
+    config = make_config(protection, **options)
+    assert _values(config) == values
+    loaded = _reloaded(config, tmp_path)
+    assert loaded == config and _values(loaded) == values
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {name: written[name] for name in values} == values
+
+
+@pytest.mark.parametrize(("protection", "options", "values"), LEFT_OPEN)
+def test_a_checkpoint_from_before_they_were_saved_has_the_defaults_of_then(
+    make_config: MakeConfig, tmp_path: Path, protection: str, options: dict[str, Any], values: dict[str, Any]
+) -> None:
+    make_config(protection, **options).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["defaults_taken"]
+    old = {**written, **dict.fromkeys(OPEN), "anchor_path": None}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    loaded = PreTrainedConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, AegisConfig) and _values(loaded) == values
+
+
+def test_another_default_of_a_later_version_leaves_a_checkpoint_alone(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("l2_sp")
+    monkeypatch.setattr(PROTECTIONS["l2_sp"], "default_penalty", 7.0)
+    assert make_config("l2_sp").penalty == 7.0
+    assert _reloaded(config, tmp_path).penalty == 0.01
+    assert _reloaded(config, tmp_path, "--protection=none").penalty is None
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "flags", "values"),
+    [
+        ("l2_sp", {}, ["--protection=none"], {}),
+        ("l2_sp", {}, ["--protection=replay"], {"penalty": 1.0}),
+        ("l2_sp", {}, ["--protection=replay", "--penalty=0.5"], {"penalty": 0.5}),
+        ("knowledge_insulation", {"penalty": 0.3}, ["--protection=l2_sp"], {"penalty": 0.3}),
+        ("aegis", {"anchor": "subspace"}, ["--protection=freeze"], {}),
+        (
+            "aegis",
+            {"anchor": "subspace"},
+            ["--anchor=kronecker"],
+            {"anchor_energy": 0.95, "project": "update", "granularity": "all"},
+        ),
+        (
+            "aegis",
+            {"anchor": "subspace", "granularity": "layer"},
+            ["--anchor=subspace+kronecker", '--anchor_energy={"subspace": 0.5, "kronecker": 0.6}'],
+            {
+                "anchor_energy": {"subspace": 0.5, "kronecker": 0.6},
+                "project": "update",
+                "granularity": "layer",
+            },
+        ),
+        (
+            "none",
+            {},
+            ["--protection=aegis"],
+            {"anchor_energy": 0.9, "project": "update", "granularity": "tensor"},
+        ),
+    ],
+)
+def test_under_another_protection_what_was_left_open_is_open_again(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    before: str,
+    options: dict[str, Any],
+    flags: list[str],
+    values: dict[str, Any],
+) -> None:
+    assert _values(_reloaded(make_config(before, **options), tmp_path, *flags)) == values
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "protection", "sentence"),
+    [
+        ("l2_sp", {"penalty": 0.3}, "none", "--policy.penalty changes nothing .* give its default, null"),
+        ("aegis", {"anchor": "kronecker"}, "none", "--policy.anchor changes .* give its default, subspace"),
+    ],
+)
+def test_what_was_given_is_refused_under_a_protection_that_does_not_know_it(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    before: str,
+    options: dict[str, Any],
+    protection: str,
+    sentence: str,
+) -> None:
+    config = make_config(before, **options)
+    with pytest.raises(AegisError, match=sentence):
+        _reloaded(config, tmp_path, f"--protection={protection}")
+    (name,) = options
+    default = sentence.rpartition(" ")[2]
+    reloaded = _reloaded(config, tmp_path, f"--protection={protection}", f"--{name}={default}")
+    assert reloaded.protection == protection, "as the sentence says"
