@@ -6,7 +6,6 @@ schedule use the model's own prompt path with one question an image, which is ho
 through torchrun; an interrupted run continues where it last saved when the same command is given again.
 """
 
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,17 +14,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from aegis_envs.tabletop.tasks import TASKS
 from aegis_eval.answers.asking import answer_samples
 from aegis_eval.answers.blind import blind_baseline
 from aegis_eval.answers.scoring import Scores, format_table, score_answers
+from aegis_eval.pretraining.answer_loss import AnswerLoss
 from aegis_eval.pretraining.batches import QuestionBatches
 from aegis_eval.pretraining.card import model_card
-from aegis_eval.pretraining.packing import PackedBatch
+from aegis_eval.pretraining.optimizers import Schedule, build_optimizers
 from aegis_eval.pretraining.state import TrainingState
+from aegis_eval.pretraining.steps import take_steps
 from aegis_eval.pretraining.vision_warmup import PatchNamer
 from aegis_eval.questions.sample import Sample
 from aegis_eval.questions.store import default_cache_dir, scene_images
@@ -78,28 +78,6 @@ class PretrainConfig:
     cache_dir: Path = field(default_factory=default_cache_dir)
 
 
-class AnswerLoss(nn.Module):
-    """Mean cross-entropy over the answers of a packed batch; a caption counts as much as a single word."""
-
-    def __init__(self, vlm: VLMBackbone) -> None:
-        super().__init__()
-        self.model = vlm.model
-
-    def forward(self, pixel_values: Tensor, batch: PackedBatch, image_sees_prompt: bool) -> Tensor:
-        mask = batch.attention_mask(image_sees_prompt)
-        hidden = self.model.base_model(
-            input_ids=batch.input_ids,
-            pixel_values=pixel_values,
-            attention_mask={"full_attention": mask, "sliding_attention": mask},
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        predicts, targets, weights = batch.targets()
-        logits = self.model.get_output_embeddings()(hidden[predicts])
-        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        return (weights * losses).sum() / weights.sum()
-
-
 def pretrain(cfg: PretrainConfig) -> None:
     """Train and save the embedded VLM.
 
@@ -110,14 +88,10 @@ def pretrain(cfg: PretrainConfig) -> None:
     _check(cfg)
     accelerator = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
     ranks.keep_group()
-    main = accelerator.is_main_process
     with accelerator.main_process_first():
         scenes = scene_images("train", cfg.scenes, cfg.seed, cfg.cache_dir)
         validation = load_samples("tabletop", "val", cfg.val_samples, cfg.seed, cache_dir=cfg.cache_dir)
     vlm = build_small_vlm(vocabulary(), cfg.size, cfg.seed, name=str(cfg.out))
-    raw_optimizers = _optimizers(vlm.model, cfg)
-    state = TrainingState(_state_path(cfg.out), vlm.model, raw_optimizers, _settings(cfg))
-    restored = state.load()
     batches = QuestionBatches(
         scenes,
         vlm,
@@ -128,42 +102,71 @@ def pretrain(cfg: PretrainConfig) -> None:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    if restored is None:
-        restored = 0, _warm_up_vision(vlm, batches, cfg, accelerator)
-        if main:
-            state.save(*restored)
-    first, trained_seconds = restored
-    loss_module, *optimizers = accelerator.prepare(AnswerLoss(vlm), *raw_optimizers)
+    seconds = _train(vlm, batches, validation, cfg, accelerator)
+    if accelerator.is_main_process:
+        finish(vlm, cfg, seconds)
+        shutil.rmtree(_state_path(cfg.out).parent)
+    accelerator.end_training()
+
+
+def _train(
+    vlm: VLMBackbone,
+    batches: QuestionBatches,
+    validation: Sequence[Sample],
+    cfg: PretrainConfig,
+    accelerator: Accelerator,
+) -> float:
+    """Warm up, then learn to answer, each from where it was left; returns the seconds that took."""
+    module = AnswerLoss(vlm)
+    optimizers = build_optimizers(vlm.model, cfg.lr, cfg.weight_decay)
+    state = TrainingState(_state_path(cfg.out), vlm.model, optimizers, _settings(cfg))
+    begun = state.load()
+    if begun is None:
+        begun = 0, _warm_up_vision(vlm, batches, cfg, accelerator)
+        if accelerator.is_main_process:
+            state.save(*begun)
     vlm.train()
-    bar = tqdm(total=cfg.steps, initial=first, desc="aegis-pretrain", unit="step", disable=not main)
-    for step in range(first, cfg.steps):
-        _set_lr(raw_optimizers, cfg.lr * _schedule(step, cfg.warmup_steps, cfg.steps))
-        pixel_values, batch, image_sees_prompt = batches.at(step)
-        with accelerator.autocast():
-            loss = loss_module(
-                pixel_values.to(accelerator.device), batch.to(accelerator.device), image_sees_prompt
-            )
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(vlm.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        bar.update()
-        done = step + 1
-        if not main:
-            continue
-        if done % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+    def validate(done: int, bar: tqdm) -> None:
         if done % cfg.eval_freq == 0 or done == cfg.steps:
             bar.write(f"step {done}: validation accuracy {_validate(vlm, validation)}")
-        if done % cfg.save_freq == 0 or done == cfg.steps:
-            state.save(done, trained_seconds + bar.format_dict["elapsed"])
-    seconds = trained_seconds + bar.format_dict["elapsed"]
-    bar.close()
-    if main:
-        finish(vlm, cfg, seconds)
-        shutil.rmtree(state.path.parent)
-    accelerator.end_training()
+
+    return take_steps(
+        "aegis-pretrain",
+        module,
+        batches.at,
+        Schedule(cfg.lr, cfg.warmup_steps, cfg.steps),
+        optimizers,
+        state,
+        accelerator,
+        begun=begun,
+        save_freq=cfg.save_freq,
+        after_step=validate,
+    )
+
+
+def _warm_up_vision(
+    vlm: VLMBackbone, batches: QuestionBatches, cfg: PretrainConfig, accelerator: Accelerator
+) -> float:
+    """Train vision tower and projector, interruptible like the rest; returns the seconds that took."""
+    vlm.train()
+    torch.manual_seed(cfg.seed)
+    namer = PatchNamer(vlm)
+    optimizers = build_optimizers(namer, cfg.lr, cfg.weight_decay)
+    state = TrainingState(
+        _state_path(cfg.out).with_name("vision.safetensors"), namer, optimizers, _settings(cfg)
+    )
+    return take_steps(
+        "vision warm-up",
+        namer,
+        batches.patches_at,
+        Schedule(cfg.lr, cfg.warmup_steps, cfg.vision_steps),
+        optimizers,
+        state,
+        accelerator,
+        begun=state.load() or (0, 0.0),
+        save_freq=cfg.save_freq,
+    )
 
 
 def _check(cfg: PretrainConfig) -> None:
@@ -179,80 +182,10 @@ def _check(cfg: PretrainConfig) -> None:
         raise AegisError(f"--mixed_precision={cfg.mixed_precision} is unknown: choose no or bf16.")
 
 
-def _warm_up_vision(
-    vlm: VLMBackbone, batches: QuestionBatches, cfg: PretrainConfig, accelerator: Accelerator
-) -> float:
-    """Train vision tower and projector, interruptible like the rest; returns the seconds that took."""
-    vlm.train()
-    torch.manual_seed(cfg.seed)
-    namer = PatchNamer(vlm)
-    raw_optimizers = _optimizers(namer, cfg)
-    state = TrainingState(
-        _state_path(cfg.out).with_name("vision.safetensors"), namer, raw_optimizers, _settings(cfg)
-    )
-    first, seconds_before = state.load() or (0, 0.0)
-    module, *optimizers = accelerator.prepare(namer, *raw_optimizers)
-    main = accelerator.is_main_process
-    bar = tqdm(total=cfg.vision_steps, initial=first, desc="vision warm-up", unit="step", disable=not main)
-    for step in range(first, cfg.vision_steps):
-        _set_lr(raw_optimizers, cfg.lr * _schedule(step, cfg.warmup_steps, cfg.vision_steps))
-        pixel_values, labels = batches.patches_at(step)
-        with accelerator.autocast():
-            loss = module(pixel_values.to(accelerator.device), labels.to(accelerator.device))
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(namer.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        bar.update()
-        done = step + 1
-        if main and done % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-        if main and done % cfg.save_freq == 0:
-            state.save(done, seconds_before + bar.format_dict["elapsed"])
-    seconds = seconds_before + float(bar.format_dict["elapsed"])
-    bar.close()
-    return seconds
-
-
 def vocabulary() -> list[str]:
     """The words of all questions, answers and instructions."""
     phrasings = [text.format(target="", zone="") for task in TASKS.values() for text in task.phrasings]
     return all_words([*phrasings, "answer en"])
-
-
-def _optimizers(module: nn.Module, cfg: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (arXiv 2502.16982) for the matrices inside the layers, AdamW for embeddings, heads and vectors.
-
-    Muon's steps are scaled to the size of AdamW's, so that both take the same learning rate.
-    """
-    named = list(module.named_parameters())
-    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
-    hidden = [parameter for name, parameter in named if parameter.ndim == 2 and "layers." in name]
-    kept = {id(parameter) for parameter in (*vectors, *hidden)}
-    matrices = [parameter for _, parameter in named if id(parameter) not in kept]
-    groups = [
-        {"params": matrices, "weight_decay": cfg.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return [
-        torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.98)),
-    ]
-
-
-def _set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-
-
-def _schedule(step: int, warmup: int, steps: int) -> float:
-    """Linear warm-up, then cosine decay to 2 % at the end."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _settings(cfg: PretrainConfig) -> dict[str, object]:
