@@ -1,7 +1,7 @@
 """Simulation in worker processes. They import this module and the simulator's, and neither torch nor lerobot.
 
 A worker unpickles the functions it is given, which imports the modules these live in: a worker whose first function
-lived beside the dataset writer took seconds to start and held half a gigabyte.
+lived beside the dataset writer took seconds to start.
 """
 
 import multiprocessing
