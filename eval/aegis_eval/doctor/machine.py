@@ -22,7 +22,7 @@ _PACKAGE = "lerobot_policy_aegis"
 _OLDEST_PYTHON = (3, 12)
 _TIMEOUT_S = 300
 _IMPORTED = ("torch", "transformers", "mujoco", "lerobot", _PACKAGE)
-"""In the order in which one brings the next down."""
+"""Modules in the order in which one brings the next down."""
 _EXTRAS = {
     "metaworld": "metaworld",
     "gym_pusht": "pusht",

@@ -1,1 +1,1 @@
-"""Questions and their right answers: about rendered tabletops, and of public benchmarks."""
+"""Questions about images and their right answers: `benchmarks` finds them by name, and says where new ones go."""

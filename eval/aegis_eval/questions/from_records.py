@@ -15,7 +15,7 @@ from aegis_eval.questions.sample import Drawn, Sample
 from aegis_policy.support.errors import AegisError
 
 Metric = Callable[[str, Sequence[str]], float]
-"""From an answer and what is right to a score from 0 to 1."""
+"""The score from 0 to 1 of an answer, given what is right."""
 Figures = Mapping[str, Mapping[str, float]]
 
 

@@ -14,7 +14,7 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-"""In this order: what is replaced first decides what stands beside a blank later on."""
+"""Marks in the order of their removal: what goes first decides what stands beside a blank later on."""
 _DIGIT_GROUPS = re.compile(r"(?<=\d),+(?=\d)")
 _PERIODS = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = int(re.UNICODE)

@@ -40,7 +40,7 @@ class Record:
 
 
 Reader = Callable[[Path, Sequence[Path], str], Iterator[Record]]
-"""From the folder of a benchmark, its official files and their split to records."""
+"""Records from the folder of a benchmark, its official files and their split."""
 
 
 def read_coco(root: Path, files: Sequence[Path], split: str) -> Iterator[Record]:
