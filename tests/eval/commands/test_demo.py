@@ -12,18 +12,15 @@ from aegis_eval.commands.demo import DemoConfig, demo
 from aegis_policy.support.errors import AegisError
 
 
-def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(tmp_path: Path) -> None:
-    command = [
-        Path(sys.executable).with_name("aegis-demo"),
-        "--quick=true",
-        f"--output_dir={tmp_path / 'demo'}",
-    ]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stdout + first.stderr
-    page = tmp_path / "demo" / "report.html"
-    assert first.stdout.strip().endswith(f"wrote {page}")
+def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = demo(DemoConfig(output_dir=tmp_path / "demo", quick=True))
+    first = capsys.readouterr().out
+    assert page == tmp_path / "demo" / "report.html"
+    assert first.strip().endswith(f"wrote {page}")
     for name in ("Pretrained", "Unprotected", "AEGIS"):
-        assert name in first.stdout
+        assert name in first
         assert name.lower() in page.read_text().lower()
     for protection in ("none", "aegis"):
         results = json.loads((tmp_path / "demo" / protection / "vqa" / "results.json").read_text())
@@ -35,6 +32,7 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(tmp_path: 
     assert "blocked_energy" in log
 
     page.unlink()
+    command = [Path(sys.executable).with_name("aegis-demo"), "--quick", f"--output_dir={page.parent}"]
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("done before") == 7
