@@ -96,18 +96,17 @@ def join(blocks: Sequence[BlockedComponents]) -> BlockedComponents | JoinedCompo
     inputs_DK = _span([block.input_vectors_DK for block in blocks])
     sides = [block.output_vectors_EJ for block in blocks if block.output_vectors_EJ is not None]
     outputs_EJ = _span(sides) if len(sides) == len(blocks) else None
-    parts = tuple(
-        BlockedComponents(
-            _orthonormal(inputs_DK.T @ block.input_vectors_DK),
-            block.output_vectors_EJ
-            if outputs_EJ is None or block.output_vectors_EJ is None
-            else _orthonormal(outputs_EJ.T @ block.output_vectors_EJ),
-            block.strength,
-        )
-        for block in blocks
+    basis = BlockedComponents(inputs_DK, outputs_EJ, inputs_DK.new_ones(inputs_DK.shape[1]))
+    return JoinedComponents(basis, tuple(_in_coordinates_of(basis, block) for block in blocks))
+
+
+def _in_coordinates_of(basis: BlockedComponents, block: BlockedComponents) -> BlockedComponents:
+    inputs, outputs = basis.input_vectors_DK.T @ block.input_vectors_DK, block.output_vectors_EJ
+    if basis.output_vectors_EJ is not None and outputs is not None:
+        outputs = basis.output_vectors_EJ.T @ outputs
+    return BlockedComponents(
+        _orthonormal(inputs), None if outputs is None else _orthonormal(outputs), block.strength
     )
-    whole = inputs_DK.new_ones(inputs_DK.shape[1])
-    return JoinedComponents(BlockedComponents(inputs_DK, outputs_EJ, whole), parts)
 
 
 def _joined_inputs(blocks: Sequence[BlockedComponents]) -> BlockedComponents:

@@ -124,6 +124,19 @@ def test_soft_blocks_take_half_at_the_threshold_and_more_above(setting):
         assert (block.strength < 1).all()
 
 
+@pytest.mark.parametrize("use_outputs", [False, True])
+def test_directions_of_which_a_soft_block_takes_next_to_nothing_are_left_out(setting, use_outputs):
+    factors = gather(setting).factors()
+    blocks = select_blocks(factors, [list(factors)], 0.5, use_outputs=use_outputs, soft=True)
+    kept = {name: block.input_vectors_DK.shape[1] for name, block in blocks.items()}
+    assert sum(kept.values()) < sum(factors[name].inputs.values_K.numel() for name in kept)
+    for block in blocks.values():
+        sides = [0, 1] if use_outputs else [0]
+        for side in sides:
+            strongest = block.strength.amax(1 - side) if use_outputs else block.strength
+            assert (strongest > 0.01).all()
+
+
 @pytest.mark.parametrize("energy", [0.0, 1.1])
 def test_an_energy_out_of_range_is_refused(setting, energy):
     with pytest.raises(ValueError, match="between 0 and 1"):

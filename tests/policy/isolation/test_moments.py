@@ -67,6 +67,27 @@ def test_global_moments_of_one_process_are_the_masked_moments_of_each_layer():
         torch.testing.assert_close(moments.std_LD[layer], std)
 
 
+@pytest.mark.parametrize("of_layer", [masked_moments, lambda x, mask: global_moments([x], mask)[1:]])
+def test_a_deviation_far_below_its_mean_keeps_its_digits_in_float32(of_layer):
+    """As in the outlier dimensions of a residual stream, where E[x^2] - E[x]^2 has none left."""
+    x = (1000 + 0.1 * torch.randn(4, 50, 3, generator=torch.Generator().manual_seed(0))).float()
+    mask = torch.ones(4, 50, dtype=torch.bool)
+    _, std = of_layer(x, mask)
+    _, expected, _ = numpy_moments(x.double(), mask)
+    np.testing.assert_allclose(std.flatten(), expected, rtol=1e-3)
+
+
+def test_a_streamed_deviation_far_below_its_mean_keeps_its_digits():
+    generator = torch.Generator().manual_seed(0)
+    x = 1e6 + 1e-2 * torch.randn(40, 20, 3, generator=generator, dtype=torch.float64)
+    mask = torch.ones(40, 20, dtype=torch.bool)
+    accumulator = MomentAccumulator()
+    for start in range(0, 40, 4):
+        accumulator.update(x[start : start + 4], mask[start : start + 4])
+    _, std, _ = accumulator.finalize()
+    np.testing.assert_allclose(std, numpy_moments(x, mask)[1], rtol=1e-6)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=6), st.integers(0, 6))
 def test_streamed_and_merged_moments_are_the_one_shot_moments(seeds, split):
