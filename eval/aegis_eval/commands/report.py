@@ -62,7 +62,7 @@ def report(config: ReportConfig) -> Path:
     if not runs:
         raise AegisError(
             f"--runs={config.runs} holds no folder with results of lerobot-eval or aegis-vqa: name the folder that "
-            "the runs' folders are in."
+            "the runs' folders are in, or the comparison.json that result files are rows of."
         )
     written = write_report(
         (config.output_dir or config.runs) / "report.html",

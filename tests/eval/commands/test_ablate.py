@@ -130,6 +130,8 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
         ({"variants": ["kronecker 0.123"]}, "--variants: kronecker 0.123 is unknown; there are: none,"),
         ({"split": "train"}, "--split=train is unknown: choose val or test"),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
+        ({"cameras": "wrist,top"}, "--cameras: 'top' is unknown; the tabletop has front and wrist"),
+        ({"tasks": "juggle"}, "--tasks=juggle is not a tabletop task"),
     ],
 )
 def test_flags_that_cannot_be_are_named(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:

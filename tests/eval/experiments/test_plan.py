@@ -103,7 +103,7 @@ def test_what_finished_before_a_failure_has_its_file(tmp_path: Path) -> None:
 
 def test_a_log_is_parsed_once_when_the_training_ends(tmp_path: Path) -> None:
     run = make_run(tmp_path, training(tmp_path))
-    do(make_plan(tmp_path, run))
+    run_stage(run.stages[0], run.logs)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n'
     (tmp_path / "logs" / "none-training.log").unlink()
     assert run.results(tmp_path, {}).measured["training"]["loss"]["values"] == [2.0, 1.5]
