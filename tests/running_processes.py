@@ -33,7 +33,7 @@ def packages_in(pid: int) -> set[str]:
     return set(re.findall(r"/site-packages/(\w+)/", mapped))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "waited in vain"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import aegis_eval.commands.vqa as vqa
 from aegis_envs.errors import SimulatorError
 from aegis_eval.answers.asking import answer_samples
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands import vqa
 from aegis_eval.commands.anchor import AnchorConfig, make_anchor
 from aegis_eval.commands.vqa import VqaConfig, evaluate, main
 from aegis_eval.questions import tabletop as benchmarks
