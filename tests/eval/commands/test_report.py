@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from aegis_eval.pages.report import write_report
 from aegis_eval.results.run import RunSummary, read_vqa
+from aegis_eval.results.training_log import Curve
 from aegis_policy.support.errors import AegisError
 
 
@@ -75,12 +77,34 @@ def test_figures_take_their_colours_from_the_page_and_their_ids_do_not_collide(r
 
 
 def test_what_users_and_models_say_cannot_break_the_page(run_summaries: list[RunSummary], tmp_path: Path):
-    name = '<script>alert("x")</script>'
+    script = '<script>alert("x")</script>'
+    first = run_summaries[0]
+    told = [line | {"question": f"{line['question']} {script}", "given": script} for line in first.answers]
     page = write_report(
-        tmp_path / "r.html", [RunSummary(name, vqa=run_summaries[0].vqa, answers=run_summaries[0].answers)]
+        tmp_path / "r.html",
+        [replace(first, name=script, answers=told)],
+        title=script,
+        described={"by": script},
     )
     assert Page(page.read_text()).all("script") == []
+    escaped = page.read_text().count("&lt;script&gt;alert(&#34;x&#34;)")
+    assert escaped >= 6 * 3, "question, answer and name on every card"
     assert "--policy.path=run &lt;b&gt;" in page.read_text()
+
+
+def test_the_page_answers_whether_the_policies_listen(report_page: Path):
+    text = report_page.read_text()
+    listening = text[text.index("Does it listen?") : text.index("What the backbone still answers")]
+    for counted in ("41/50", "19/25", "46/50", "22/25"):
+        assert counted in listening
+
+
+@pytest.mark.parametrize("logged", ["blocked_energy", "subspace_blocked_energy"])
+def test_figures_of_training_are_shown_under_the_names_of_old_and_new_logs(logged: str, tmp_path: Path):
+    curve = Curve([1, 2], [0.25, 0.5])
+    text = write_report(tmp_path / "r.html", [RunSummary("AEGIS", curves={logged: curve})]).read_text()
+    assert "Energy blocked" in text and "AEGIS from 0.25 to 0.5" in text
+    assert len(Page(text).all("svg")) == 1
 
 
 def test_a_run_of_which_little_is_known_still_gets_a_page(run_summaries: list[RunSummary], tmp_path: Path):

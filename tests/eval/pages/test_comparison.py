@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.results.compared import Compared
+from aegis_eval.results.comparison import Comparison
 from aegis_eval.results.run import find_runs
+from aegis_eval.results.verdicts import headline, verdicts
 from aegis_policy.support.errors import AegisError
 
 
@@ -38,19 +41,38 @@ def written(comparison_results: dict, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def test_the_first_screen_says_what_was_compared_and_what_won(written: Path) -> None:
+def test_the_first_screen_says_what_was_compared_and_what_won(
+    written: Path, comparison_results: dict
+) -> None:
     page = _Text((written / "report.html").read_text())
     assert page.open == []
     start = page.text[: page.text.index("All protections at the same learning rate")]
     assert "7 protections of the same vision-language model, 2 seeds each, trained for 20 steps" in start
-    assert "aegis keeps its answers" in start or "does not keep its answers" in start or "not surely" in start
-    tuned = start[start.index("With each protection at its own:") :]
-    assert "] points" in start and "within 2 points of the pretrained model" in tuned
-    assert "protections that surely keep their answers" in start or "surely keeps" in start
     assert "freeze and stop_gradient are the same training" in start
+    compared = Compared.of(comparison_results)
+    common, own = (
+        Comparison.of(runs, compared.questions)
+        for runs in (compared.at_common_rate(), compared.at_own_rates())
+    )
+    at_common, at_own = start.split("With each protection at its own:")
+    sentences = verdicts(common, ours="aegis", benchmark="tabletop")
+    assert len(sentences) == 5
+    for sentence in (headline(common, benchmark="tabletop"), *sentences):
+        assert sentence.replace("`", "") in at_common
+    won, kept = (
+        headline(own, benchmark="tabletop"),
+        verdicts(own, ours="aegis", benchmark="tabletop")[-1],
+    )
+    assert f"{won} {kept}".replace("`", "") in at_own
     assert any(
         label and label.startswith("Success on test scenes against questions") for label in page.labels
     )
+
+
+def test_names_in_sentences_are_set_as_code(written: Path) -> None:
+    html = (written / "report.html").read_text()
+    assert "<code>none</code> against <code>freeze</code>" in html
+    assert "`" not in html
 
 
 def test_a_quick_run_says_that_its_numbers_mean_nothing(comparison_results: dict, tmp_path: Path) -> None:
