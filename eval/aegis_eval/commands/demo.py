@@ -22,6 +22,7 @@ from aegis_eval.pages.report import write_report
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.training_log import METRICS
+from aegis_eval.statistics.tables import Table
 from aegis_policy.support import cli
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
@@ -160,19 +161,16 @@ def _run(config: DemoConfig, protection: str) -> Run:
 
 def _table(runs: Sequence[RunSummary]) -> str:
     """Success and accuracy of each run with their 95 % intervals, and of the pretrained model."""
-    rows = [("", "success on test scenes", "VQA accuracy")]
+    rows = []
     reference = runs[0].vqa and runs[0].vqa["pretrained"]
     if reference:
-        rows.append(("Pretrained", "-", _percent(reference["accuracy"], reference["ci"])))
+        rows.append(["Pretrained", "-", _percent(reference["accuracy"], reference["ci"])])
     for run in runs:
         assert run.rollouts is not None and run.vqa is not None
         overall = run.rollouts.overall
         success = f"{overall.successes}/{overall.episodes} = {_percent(overall.rate, overall.ci)}"
-        rows.append((run.name, success, _percent(run.vqa["accuracy"], run.vqa["ci"])))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        rows.append([run.name, success, _percent(run.vqa["accuracy"], run.vqa["ci"])])
+    return Table(["", "success on test scenes", "VQA accuracy"], rows).text(right=False)
 
 
 def _percent(rate: float, interval: Sequence[float]) -> str:
