@@ -1,18 +1,15 @@
-"""`aegis-report` on the raw JSON of a comparison, and on any folder of runs."""
+"""The page of a comparison, written again from its raw JSON."""
 
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from aegis_eval.commands.report import ReportConfig, report
 from aegis_eval.results.compared import Compared
 from aegis_eval.results.comparison import Comparison
-from aegis_eval.results.run import find_runs
 from aegis_eval.results.verdicts import headline, verdicts
-from aegis_policy.support.errors import AegisError
 
 
 class _Text(HTMLParser):
@@ -108,34 +105,3 @@ def test_the_json_alone_gives_the_same_page_again(written: Path, tmp_path: Path)
     report(ReportConfig(written / "comparison.json", output_dir=tmp_path))
     for name in ("report.html", "comparison.md", "summary.json"):
         assert (tmp_path / name).read_text() == (written / name).read_text()
-
-
-def test_any_folder_of_runs_gets_a_page(finished_runs: SimpleNamespace, tmp_path: Path) -> None:
-    folder = finished_runs.aegis.parent
-    found = {run.name: run for run in find_runs(folder)}
-    assert set(found) == {"aegis", "unprotected"}
-    assert found["aegis"].rollouts is not None and found["aegis"].vqa is not None
-    assert found["aegis"].curves["loss"].steps
-    page = report(ReportConfig(folder, output_dir=tmp_path, title="mine"))
-    assert page == tmp_path / "report.html" and "<h1>mine</h1>" in page.read_text()
-
-
-def test_a_folder_with_several_results_is_several_runs(
-    finished_runs: SimpleNamespace, tmp_path: Path
-) -> None:
-    for name in ("first", "second"):
-        (tmp_path / "all" / "evals" / name).mkdir(parents=True)
-        (tmp_path / "all" / "evals" / name / "eval").symlink_to(finished_runs.aegis / "eval")
-        info = (finished_runs.aegis / "eval" / "eval_info.json").read_text()
-        (tmp_path / "all" / "evals" / name / "eval_info.json").write_text(info)
-    assert {run.name for run in find_runs(tmp_path / "all")} == {"evals/first", "evals/second"}
-
-
-def test_what_holds_no_runs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AegisError, match="does not exist: name a folder of runs"):
-        report(ReportConfig(tmp_path / "nowhere"))
-    with pytest.raises(AegisError, match="holds no folder with results"):
-        report(ReportConfig(tmp_path))
-    (tmp_path / "comparison.json").write_text('{"questions": 1}')
-    with pytest.raises(AegisError, match="not what aegis-compare writes"):
-        report(ReportConfig(tmp_path))
