@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from aegis_eval.commands.compare import CompareConfig
 from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.statistics.intervals import wilson_interval
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "results.md").read_text()
@@ -35,6 +37,25 @@ def test_the_comparison_of_the_page_is_the_one_whose_results_are_there() -> None
     given = json.loads((_RESULTS / "comparison.json").read_text())["config"]
     asked = draccus.parse(config_class=CompareConfig, args=arguments)
     assert json.loads(json.dumps(asdict(asked), default=str)) == given
+
+
+@pytest.mark.parametrize("protection", ["none", "aegis"])
+def test_the_demos_figures_are_those_of_its_json(protection: str) -> None:
+    folder = _RESULTS.parent / "2026-11-23-demo"
+    vqa, rolled = (
+        json.loads((folder / f"{protection}-{kind}.json").read_text()) for kind in ("vqa", "rollouts")
+    )
+    overall = rolled["overall"]
+    successes = round(overall["pc_success"] / 100 * overall["n_episodes"])
+    success = successes / overall["n_episodes"], wilson_interval(successes, overall["n_episodes"])
+    assert f"| `{protection}` | {_percent(*success)} | {_percent(vqa['accuracy'], vqa['ci'])} |" in _PAGE
+    before = vqa["pretrained"]
+    assert f"| pretrained | | {_percent(before['accuracy'], before['ci'])} |" in _PAGE
+
+
+def _percent(share: float, interval: Sequence[float]) -> str:
+    low, high = (f"{100 * each:.0f}" for each in interval)
+    return f"{100 * share:.0f} % [{low}, {high}]"
 
 
 def test_links_lead_somewhere() -> None:
