@@ -13,7 +13,7 @@ _ROLLOUT_S = {"aegis_tabletop": 0.5, "aegis_metaworld": 3.0}
 _QUESTION_S = 0.012
 _ANCHOR_S = 200.0
 _DRIFT_S = 3 * _START_S
-_FRAME_S = 0.015
+_FRAME_S = 0.04
 """A chunk drawn at a frame of a demonstration, with its error."""
 _SAMPLE_S, _FLOW_SAMPLE_S = 0.1 / 16, 0.075 / 16
 """A sample of a training step, and each point of its noise-action path."""

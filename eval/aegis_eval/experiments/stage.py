@@ -196,8 +196,15 @@ def run_stage(
             f"{command[0]} ended with status {status} ({''.join(last)}): read {log} for the rest."
         )
     stage.write_metrics(logs)
-    ran = {"command": command, "seconds": round(seconds, 1), "host": platform.node(), "finished": _now()}
-    write_json(record, {**ran, **({} if in_time else {"out_of_time": True}), **code})
+    ran = {
+        "command": stage.command,
+        "seconds": round(seconds, 1),
+        "host": platform.node(),
+        "finished": _now(),
+        **({"resumed_at_step": step} if step else {}),
+        **({} if in_time else {"out_of_time": True}),
+    }
+    write_json(record, {**ran, **code})
     return seconds
 
 

@@ -231,6 +231,7 @@ def test_a_comparison_that_was_killed_ends_with_everything(compared: Path) -> No
     manifest = json.loads((compared / "manifest.json").read_text())
     assert all(job["done"] for job in manifest)
     for run in (compared / "runs").iterdir():
+        assert (compared / "results" / f"{run.name}.json").is_file()
         assert {path.name for path in run.iterdir()} >= {"logs", "metrics.jsonl", "swap.json", "drift.json"}
         assert (
             list((run / "rollouts-unseen").rglob("*.mp4")) and (run / "vqa-tabletop/samples.jsonl").exists()

@@ -9,6 +9,7 @@ import imageio.v3 as iio
 import pytest
 
 from aegis_eval.commands.demo import DemoConfig, demo
+from aegis_eval.results.run_file import RunFile
 from aegis_policy.support.errors import AegisError
 
 
@@ -28,6 +29,11 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(
         videos = list((tmp_path / "demo" / protection / "rollouts").rglob("*.mp4"))
         assert videos
         assert all(len(iio.imread(video)) > 1 for video in videos)
+        found = RunFile.read(page.parent / "results" / f"{protection}.json").measured
+        assert (
+            found.keys() == {"training", "rollouts", "vqa"}
+            and found["vqa"]["accuracy"] == results["accuracy"]
+        )
     log = (tmp_path / "demo" / "logs" / "aegis-training.log").read_text()
     assert "blocked_energy" in log
 

@@ -114,6 +114,8 @@ def test_a_training_that_saved_goes_on(tmp_path: Path) -> None:
         [f"--config_path={checkpoint / 'pretrained_model' / 'train_config.json'}", "--resume=true"],
     ]
     log = (logs / "training.log").read_text()
+    record = json.loads((logs / "training.json").read_text())
+    assert record["command"] == stage.command and record["resumed_at_step"] == 6
     assert log.count("step:3") == 2 and "s at step 0\n" in log and "s at step 6\n" in log
 
 
