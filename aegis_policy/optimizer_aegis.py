@@ -52,7 +52,7 @@ class AegisAdamWConfig(OptimizerConfig):
     weight_decay: float = 1e-3
     grad_clip_norm: float = 1.0
     bits: int = 32
-    """Of the two moments of every weight: 32, or 8 (bitsandbytes)."""
+    """Size of the two moments of every weight: 32, or 8 (bitsandbytes)."""
 
     def build(self, params: Any) -> torch.optim.Optimizer:
         """Make the optimizer.

@@ -24,3 +24,13 @@ def training_step(
     optimizer.step()
     optimizer.zero_grad()
     return figures
+
+
+def train(policy: AegisPolicy, make_batch: MakeBatch, steps: int) -> list[dict[str, float]]:
+    """Train on three batches over and over, with draws of their own each step; returns what would be logged."""
+    optimizer = build_optimizer(policy)
+    log = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        log.append(training_step(policy, optimizer, make_batch(seed=step % 3)))
+    return log

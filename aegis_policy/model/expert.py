@@ -26,7 +26,7 @@ _MIN_PERIOD = 4e-3
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Of one encoded prefix, each block's keys and values (B, K, T, W/K), and the mask (B, 1, 1, T)."""
+    """Each block's keys and values (B, K, T, W/K) of one encoded prefix, and its mask (B, 1, 1, T)."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -69,7 +69,7 @@ class ActionExpert(nn.Module):
         )
         self.modulation = _zero_linear(width, 9 * width)
         self.readers = nn.ModuleList(PrefixReader(backbone_dim, width, heads) for _ in range(depth))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(ExpertBlock(width, heads) for _ in range(depth))
         self.final_modulation = _zero_linear(width, 2 * width)
         self.to_velocity = _zero_linear(width, action_dim)
 
@@ -97,7 +97,7 @@ class ActionExpert(nn.Module):
         return self.to_velocity(actions_BHW)
 
 
-class Block(nn.Module):
+class ExpertBlock(nn.Module):
     """Self-attention, cross-attention to one backbone layer, MLP; each with its own shift, scale and gate."""
 
     def __init__(self, width: int, heads: int) -> None:

@@ -103,7 +103,7 @@ class Protection:
     chosen_by: ClassVar[tuple[str, ...]] = ("protection",)
     """The fields that decide what `defaults` are."""
     default_penalty: ClassVar[float | None] = None
-    """Of a protection that adds something to the flow loss."""
+    """Strength of what it adds to the flow loss; None where it adds nothing."""
 
     trains_decoder: ClassVar[bool] = True
     """The decoder layers learn."""

@@ -34,7 +34,7 @@ class Prompts:
     family: Family
 
     def of_cameras(self, images: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Of C camera images (B, 3, H, W) in [0, 1] and B instructions; padded on the right."""
+        """Inputs of C camera images (B, 3, H, W) in [0, 1] and B instructions; padded on the right."""
         # As integers, like the pictures of questions: resizing floats overshoots where integers are clipped.
         views = [(image * 255).round().clamp(0, 255).to(torch.uint8) for image in images]
         samples = [list(cameras) for cameras in zip(*views, strict=True)]
@@ -42,13 +42,13 @@ class Prompts:
         return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
 
     def of_questions(self, images: Sequence[Picture], questions: Sequence[str]) -> dict[str, Tensor]:
-        """Of N questions, each about one image; padded on the left, as `generate` wants them."""
+        """Inputs of N questions, each about one image; padded on the left, as `generate` wants them."""
         return self._process(_one_a_sample(images), self._asked(questions), "left")
 
     def of_answers(
         self, images: Sequence[Picture], questions: Sequence[str], answers: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Of N questions with their answers, padded on the left; `labels` (N, T) hold the answers' tokens alone."""
+        """Inputs of N questions with answers, padded on the left; `labels` (N, T) hold the answers' tokens alone."""
         pictures, prompts = _one_a_sample(images), self._asked(questions)
         if not self.family.chat:
             return self._process(pictures, prompts, "left", suffix=list(answers))

@@ -22,8 +22,8 @@ from transformers import (
 from aegis_policy.vlm.backbone import VLMBackbone
 
 _IMAGE_MEAN, _IMAGE_STD = 0.32, 0.14
-"""Of rendered tabletop frames. Centred pixels matter when training from scratch: a common offset moves every patch
-embedding alike at every step, and drowns what the patches show."""
+"""Mean and deviation of rendered tabletop frames. Centred pixels matter when training from scratch: a common offset
+moves every patch embedding alike at every step, and drowns what the patches show."""
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'-\n"
 
 

@@ -1,6 +1,7 @@
 """What each protection lets the flow loss do to the backbone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,14 @@ from aegis_policy.protections import PROTECTIONS, Step
 from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
+
+
+def prefix_inputs(policy: AegisPolicy, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return policy.vlm.prepare([batch[camera] for camera in policy.config.image_features], batch["task"])
+
+
+def chunks(batch: dict[str, Any]) -> ActionChunks:
+    return ActionChunks(batch["action"], batch["action_is_pad"])
 
 
 @pytest.mark.parametrize("protection", PROTECTIONS)
@@ -117,7 +126,7 @@ def test_the_way_of_the_weights_counts_by_what_the_answers_depend_on(
     expected = sum(
         float((pull * (learns[name].detach().double() - start[name])).sum()) for name, pull in pulls.items()
     )
-    step = policy.protection.begin_step(policy.vlm, policy._vlm_inputs(batch), None)
+    step = policy.protection.begin_step(policy.vlm, prefix_inputs(policy, batch), chunks(batch))
     penalty = step.penalty()
     assert penalty is not None and penalty.figures == {"weight_penalty": penalty.loss.item()}
     assert penalty.loss.item() == pytest.approx(expected / 2, rel=1e-4)
@@ -136,8 +145,7 @@ def test_a_step_keeps_to_itself_what_belongs_to_it(
 
     def begin(seed: int) -> Step:
         batch = make_batch(seed=seed)
-        chunks = ActionChunks(batch["action"], batch["action_is_pad"])
-        return policy.protection.begin_step(policy.vlm, policy._vlm_inputs(batch), chunks)
+        return policy.protection.begin_step(policy.vlm, prefix_inputs(policy, batch), chunks(batch))
 
     def end(step: Step) -> tuple[dict[str, float], dict[str, float]]:
         figures, penalty = step.finish(), step.penalty()

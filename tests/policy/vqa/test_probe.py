@@ -1,6 +1,5 @@
-"""What a training log says of why a protection works: the probe, the noise floor, the moving average's state."""
+"""The probe: what the backbone still answers in training, and where the gradient of the questions lies."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.protections.gaussian import NoiseWarning
 from aegis_policy.support.errors import AegisError
 
 
@@ -89,55 +87,3 @@ def test_a_probe_without_answers_is_refused(make_policy: MakePolicy, tmp_path: P
     policy = make_policy("none", vqa_probe_freq=1, vqa_probe_data=str(tmp_path))
     with pytest.raises(AegisError, match=r"--policy.vqa_probe_data=.* is neither one of custom, .*tabletop"):
         policy.get_optim_params()
-
-
-@pytest.mark.parametrize(("momentum", "tokens"), [(0.0, "together"), (0.9, "apart")])
-def test_a_distance_that_is_noise_is_said_once(
-    make_policy: MakePolicy,
-    make_batch: MakeBatch,
-    caplog: pytest.LogCaptureFixture,
-    momentum: float,
-    tokens: str,
-) -> None:
-    """The batch is as far away as one of the anchor's own would be when their noise is the distance itself."""
-    policy = make_policy("aegis", anchor_momentum=momentum, anchor_tokens=tokens)
-    optimizer = build_optimizer(policy)
-    (isolator,) = policy.protection.projectors
-    first = training_step(policy, optimizer, make_batch(size=4))
-    assert 0 < first["gaussian_noise_floor"] < first["gaussian_anchor_distance"]
-    warning = NoiseWarning()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(30):
-            warning.add(1.5, 1.0, samples=4)
-    warnings = [record for record in caplog.records if "mostly noise" in record.getMessage()]
-    assert len(warnings) == 1 and "--batch_size" in warnings[0].getMessage()
-    assert isolator.noise_floor(8) == pytest.approx(isolator.noise_floor(4) / 2)
-
-
-def test_a_moving_average_travels_in_the_checkpoint(
-    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
-) -> None:
-    policy = make_policy("aegis", anchor_momentum=0.9)
-    optimizer = build_optimizer(policy)
-    for seed in range(3):
-        training_step(policy, optimizer, make_batch(seed=seed))
-    policy.save_pretrained(tmp_path)
-    restored = AegisPolicy.from_pretrained(tmp_path)
-    build_optimizer(restored)
-    kept, found = policy.protection.state(), restored.protection.state()
-    assert kept.keys() == found.keys() and len(kept) == 3
-    assert all(torch.equal(kept[name], found[name]) for name in kept)
-    torch.manual_seed(7)
-    expected = policy.train()(make_batch(seed=9))[1]["gaussian_anchor_distance"]
-    fresh = make_policy("aegis", anchor_momentum=0.9)
-    fresh.load_state_dict(policy.state_dict())
-    build_optimizer(fresh)
-    torch.manual_seed(7)
-    assert fresh.train()(make_batch(seed=9))[1]["gaussian_anchor_distance"] != pytest.approx(
-        expected, rel=1e-3
-    )
-    torch.manual_seed(7)
-    assert restored.train()(make_batch(seed=9))[1]["gaussian_anchor_distance"] == pytest.approx(
-        expected, rel=1e-5
-    )
-    assert restored._training_state.steps == 4
