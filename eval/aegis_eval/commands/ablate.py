@@ -30,7 +30,7 @@ from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json, write_json
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
-"""Of the held-out demonstrations, far from any seed of the training ones."""
+"""Seeds of the held-out demonstrations, far from any of the training ones."""
 _TRAINING = (
     "tasks",
     "episodes",

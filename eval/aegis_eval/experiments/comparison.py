@@ -17,7 +17,7 @@ from aegis_eval.results.rows import COMPARED_BENCHMARKS, COMPARED_SPLITS, Valida
 
 ROLLOUT_SEED = 1000
 _VALIDATION_SEED = 1_000_003
-"""Of rollouts on `train` scenes, far from any seed of the demonstrations."""
+"""Seed of rollouts on `train` scenes, far from any of the demonstrations."""
 _DRIFT_SAMPLES = 200
 _NOT_TUNED = frozenset({"freeze", "stop_gradient"})
 """Their backbone does not learn, so it has no learning rate."""
@@ -60,7 +60,7 @@ class RunKey:
 
     @property
     def name(self) -> str:
-        """Of the run's folder and of its result file."""
+        """Name of the run's folder and of its result file."""
         return f"{self.protection.replace(' ', '_')}-lr{self.lr:g}-seed{self.seed}"
 
 

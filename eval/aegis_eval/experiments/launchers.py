@@ -145,7 +145,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Of the whole cost, what is done."""
+        """Share of the whole cost that is done."""
         return float(self._bar.n / self._bar.total)
 
     def finished(self, stage: Stage) -> None:
