@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ def record(config: RecordConfig) -> None:
     if done := config.episodes - len(finished.missing(config.episodes)):
         print(f"continuing: {done} of {config.episodes} episodes are already there")
     try:
-        with atomic_directory(root) as beside:
-            demonstrations = simulate(source, recipe, config.episodes, finished, config.num_workers)
+        simulated = simulate(source, recipe, config.episodes, finished, config.num_workers)
+        # Closed before anything is counted: workers finish the episode they are in.
+        with atomic_directory(root) as beside, closing(simulated) as demonstrations:
             frames = write_dataset(source, config, recipe, demonstrations, beside)
     except KeyboardInterrupt:
         done = config.episodes - len(finished.missing(config.episodes))

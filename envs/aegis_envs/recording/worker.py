@@ -6,7 +6,7 @@ lived beside the dataset writer took seconds to start.
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ def begin() -> None:
 
 def simulate[R: "Recipe", D: "Demonstration"](
     source: "Source[R, D]", recipe: R, episodes: int, folder: EpisodeFolder, num_workers: int
-) -> Iterator[D]:
+) -> Generator[D]:
     """The demonstrations in slot order, each as soon as its file is there; workers run ahead of the reader.
 
     Raises:

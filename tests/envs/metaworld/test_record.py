@@ -147,6 +147,16 @@ def test_an_expert_that_fails_tries_another_scene(monkeypatch):
         demonstrate(RECIPE, 0)
 
 
+def test_the_environments_used_longest_ago_are_closed(monkeypatch):
+    closed = []
+    monkeypatch.setattr(MetaworldEnv, "close", lambda env: closed.append(env.task))
+    monkeypatch.setattr(metaworld_demonstrations, "_open", {})
+    tasks = list(descriptions())[:6]
+    for task in [*tasks[:5], tasks[0], tasks[5]]:
+        metaworld_demonstrations._environment(task, 64)
+    assert closed == [tasks[1]]
+
+
 def test_a_demonstration_survives_its_file(tmp_path):
     kept = demonstrate(RECIPE, 1)
     kept.save(tmp_path / "episode.npz")

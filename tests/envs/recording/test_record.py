@@ -1,6 +1,7 @@
 """`aegis-record`: a dataset LeRobot reads, the same for a seed, whole after an interruption."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -188,6 +189,7 @@ def interrupted(tmp_path_factory):
     flags = ["--env.type=aegis_tabletop", "--env.task=reach,pick", "--episodes=400", "--num_workers=1"]
     process = subprocess.Popen(
         [Path(sys.executable).with_name("aegis-record"), *flags, "--seed=5", f"--root={root}"],
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -196,7 +198,7 @@ def interrupted(tmp_path_factory):
     )
     wait_for(lambda: list(waiting.glob("episode_*.npz")) or process.poll() is not None)
     loaded = [packages_in(worker) for worker in descendants(process.pid)]
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
     _, complaint = process.communicate(timeout=120)
     return SimpleNamespace(
         root=root, waiting=waiting, status=process.returncode, complaint=complaint, loaded=loaded
@@ -212,7 +214,8 @@ def test_an_interrupted_recording_continues_where_it_stopped(interrupted, record
     root, waiting = interrupted.root, interrupted.waiting
     assert interrupted.status == 130, interrupted.complaint
     kept = re.search(r"(\d+) of 400 episodes kept: run the same command", interrupted.complaint)
-    assert int(kept.group(1)) >= 1
+    finished = [int(path.stem.removeprefix("episode_")) for path in sorted(waiting.glob("*.npz"))]
+    assert finished == list(range(int(kept.group(1)))) != [], "a worker does not give up the episode it is in"
     assert not root.exists()
     assert [path.name for path in root.parent.iterdir()] == [".tabletop.recording"]
     stamp = (waiting / "episode_000000.npz").stat().st_mtime_ns
