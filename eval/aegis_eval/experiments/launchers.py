@@ -39,21 +39,18 @@ def run_in_turn(jobs: Sequence[Job], title: str = "jobs") -> dict[str, AegisErro
     return {}
 
 
-def run_jobs(
-    jobs: Sequence[Job], *, at_once: int, threads: int | None = None, title: str = "jobs"
-) -> dict[str, AegisError]:
-    """Run jobs as processes of this machine, with a bar over all their stages.
+def run_jobs(jobs: Sequence[Job], *, at_once: int, title: str = "jobs") -> dict[str, AegisError]:
+    """Run jobs as processes of this machine, which share its cores, with a bar over all their stages.
 
     Args:
         jobs: what to run; finished stages are not run again.
         at_once: how many jobs.
-        threads: of each process, by default an equal share of the cores.
         title: of the bar.
 
     Returns:
         The error of each job that failed.
     """
-    threads = threads or max(1, (os.cpu_count() or 1) // at_once)
+    threads = max(1, (os.cpu_count() or 1) // at_once)
     failed: dict[str, AegisError] = {}
     with (
         Progress(jobs, title) as progress,

@@ -54,10 +54,14 @@ def test_a_command_without_its_result_has_failed(tmp_path: Path) -> None:
         run_stage(_stage(tmp_path, "idle", "print('nothing')"), tmp_path / "logs")
 
 
-def test_cores_are_shared_among_the_jobs_that_run_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at_once", "threads"), [(1, "6"), (2, "3"), (4, "1"), (9, "1")])
+def test_cores_are_shared_among_the_jobs_that_run_at_once(
+    at_once: int, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
     code = "import os; out.write_text(os.environ['OMP_NUM_THREADS'])"
-    run_jobs([Job("a", [_stage(tmp_path, "a", code)], tmp_path)], at_once=2, threads=3)
-    assert (tmp_path / "a.out").read_text() == "3"
+    run_jobs([Job("a", [_stage(tmp_path, "a", code)], tmp_path)], at_once=at_once)
+    assert (tmp_path / "a.out").read_text() == threads
 
 
 def test_being_stopped_ends_the_commands(tmp_path: Path) -> None:
