@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import NormalizationMode, PreTrainedConfig, parser
 
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
 from aegis_policy.protections import OPTIONS, Protection, protection_named
@@ -188,7 +188,8 @@ class AegisConfig(
     def resolve_options(self) -> Protection:
         """Give the options that were left open (None) the values that the protection takes for them.
 
-        Values that another protection or anchor had taken, and that a checkpoint brought along, are left open first.
+        Values that another protection or anchor had taken, and that a checkpoint brought along, are left open first,
+        unless the command line gives them anew.
 
         Returns:
             The protection as configured.
@@ -201,7 +202,7 @@ class AegisConfig(
         chosen = {name: taken.pop(name, None) for name in _CHOICES}
         taken = {name: value for name, value in taken.items() if getattr(self, name) == value}
         if any(getattr(self, name) != chosen[name] for name in protection.chosen_by):
-            for name in taken:
+            for name in taken.keys() - _given_flags():
                 setattr(self, name, None)
             taken = {}
         for name, value in protection.defaults().items():
@@ -281,3 +282,12 @@ class AegisConfig(
     @property
     def reward_delta_indices(self) -> None:
         return None
+
+
+def _given_flags() -> set[str]:
+    """The policy's fields that the command line names, or the configuration file that it names.
+
+    A field alone does not tell a value that was given from the same value in a checkpoint.
+    """
+    flags = [*parser.get_yaml_overrides("policy"), *(parser.get_cli_overrides("policy") or [])]
+    return {flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")}

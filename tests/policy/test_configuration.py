@@ -1,13 +1,14 @@
 """What the configuration refuses, resolves and keeps: LeRobot's files go in and out, old ones too."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lerobot.configs import PreTrainedConfig
+from lerobot.configs import PreTrainedConfig, parser
 
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.protections import OPTIONS, PROTECTIONS
@@ -184,6 +185,39 @@ def test_under_another_protection_what_was_left_open_is_open_again(
     values: dict[str, Any],
 ) -> None:
     assert _values(_reloaded(make_config(before, **options), tmp_path, *flags)) == values
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "flags", "values"),
+    [
+        ("knowledge_insulation", {}, ["--protection=l2_sp", "--penalty=1.0"], {"penalty": 1.0}),
+        ("knowledge_insulation", {}, ["--protection", "l2_sp", "--penalty", "1.0"], {"penalty": 1.0}),
+        (
+            "aegis",
+            {"anchor": "subspace"},
+            ["--anchor=kronecker", "--granularity=tensor"],
+            {"anchor_energy": 0.95, "project": "update", "granularity": "tensor"},
+        ),
+    ],
+)
+def test_a_flag_counts_though_the_checkpoints_protection_had_taken_the_same_value(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    options: dict[str, Any],
+    flags: list[str],
+    values: dict[str, Any],
+) -> None:
+    config = make_config(before, **options)
+    monkeypatch.setattr(sys, "argv", ["lerobot-train", *(flag.replace("--", "--policy.") for flag in flags)])
+    assert parser.get_cli_overrides("policy") == flags, "what lerobot-train hands on"
+    loaded = _reloaded(config, tmp_path, *flags)
+    assert _values(loaded) == values
+    kept = loaded.defaults_taken or {}
+    assert not kept.keys() & {"penalty", "granularity"}, (
+        "what was given is not open should the protection change again"
+    )
 
 
 @pytest.mark.parametrize(
