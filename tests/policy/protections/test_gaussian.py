@@ -16,22 +16,40 @@ def test_a_distance_that_is_noise_is_said_once(
     make_policy: MakePolicy,
     make_batch: MakeBatch,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     momentum: float,
     tokens: str,
 ) -> None:
-    """The batch is as far away as one of the anchor's own would be when their noise is the distance itself."""
+    """Every batch is no further away than one of the anchor's own would be."""
     policy = make_policy("aegis", anchor_momentum=momentum, anchor_tokens=tokens)
     optimizer = build_optimizer(policy)
     (isolator,) = policy.protection.projectors
     first = training_step(policy, optimizer, make_batch(size=4))
     assert 0 < first["gaussian_noise_floor"] < first["gaussian_anchor_distance"]
-    warning = NoiseWarning()
+    assert isolator.noise_floor(8) == pytest.approx(isolator.noise_floor(4) / 2)
+    asked = []
+    monkeypatch.setattr(isolator, "noise_floor", lambda samples: asked.append(samples) or 1e6)
+    with caplog.at_level(logging.WARNING):
+        for seed in range(22):
+            training_step(policy, optimizer, make_batch(size=4, seed=seed))
+    warnings = [record for record in caplog.records if "mostly noise" in record.getMessage()]
+    assert len(warnings) == 1 and "a batch of 4" in warnings[0].getMessage() and set(asked) == {4}
+
+
+def test_a_distance_is_noise_when_its_mean_over_twenty_steps_is_near_the_floor(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quiet, early, noisy = NoiseWarning(), NoiseWarning(), NoiseWarning()
     with caplog.at_level(logging.WARNING):
         for _ in range(30):
-            warning.add(1.5, 1.0, samples=4)
-    warnings = [record for record in caplog.records if "mostly noise" in record.getMessage()]
-    assert len(warnings) == 1 and "--batch_size" in warnings[0].getMessage()
-    assert isolator.noise_floor(8) == pytest.approx(isolator.noise_floor(4) / 2)
+            quiet.add(2.5, 1.0, samples=4)
+        for _ in range(19):
+            early.add(1.5, 1.0, samples=4)
+        assert not caplog.records
+        for step in range(30):
+            noisy.add(2.5 if step % 2 else 1.0, 1.0, samples=4)
+    (warning,) = caplog.records
+    assert "1.8 times" in warning.getMessage() and "--batch_size" in warning.getMessage()
 
 
 def test_a_moving_average_travels_in_the_checkpoint(
