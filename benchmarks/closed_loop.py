@@ -8,6 +8,7 @@ on where it stopped. A training that runs out of time is judged by its last chec
 """
 
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 
 from aegis_eval.experiments import catalogue, costs
@@ -27,6 +28,8 @@ from aegis_policy.support.errors import AegisError
 _TASKS = "reach,pick"
 _ROLLOUT_SEED = 1000
 _BATCH_SIZE, _FLOW_SAMPLES = 16, 2
+_SAVE_STEPS = 200
+"""How much of a training that runs out of time may be lost."""
 
 
 @dataclass
@@ -63,7 +66,7 @@ def closed_loop_plan(config: ClosedLoopConfig) -> Plan:
         steps=config.steps,
         batch_size=_BATCH_SIZE,
         seed=config.seed,
-        saves=max(1, config.steps // 200),
+        saves=ceil(config.steps / _SAVE_STEPS),
         device="cpu",
         flags=[
             *VARIANTS[config.anchor].flags,

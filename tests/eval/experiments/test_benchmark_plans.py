@@ -57,6 +57,8 @@ def test_the_closed_loop_records_trains_on_two_processes_and_measures(tmp_path: 
     assert {"--nproc_per_node=2", "--policy.anchor=gaussian", "--batch_size=16"} <= set(found[1])
     (job,) = plan.jobs()["closed loop"]
     assert job.stages[1].limit == 60, "seconds"
+    (lost,) = [int(flag.partition("=")[2]) for flag in found[1] if flag.startswith("--save_freq=")]
+    assert 100 < lost <= 200, "steps, of a training that runs out of time"
     assert f"--policy.path={tmp_path}/training/checkpoints/last/pretrained_model" in found[2]
 
 
