@@ -1,6 +1,5 @@
 """How the benchmarks print their figures and keep them."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from aegis_eval.results.provenance import provenance
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.json_files import write_json
 
 _STARTED = time.perf_counter()
 
@@ -25,6 +24,5 @@ def report(figures: dict[str, Any], json_path: Path | None) -> None:
             threads=torch.get_num_threads(),
             load=os.getloadavg()[0],
         )
-        with atomic_write(json_path) as path:
-            path.write_text(json.dumps({**figures, "provenance": described}, indent=2) + "\n")
+        write_json(json_path, {**figures, "provenance": described})
         print(f"wrote {json_path}")

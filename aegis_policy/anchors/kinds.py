@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aegis_policy.anchors.factors import InputFactors, KroneckerFactors
 from aegis_policy.anchors.fisher import Fisher
-from aegis_policy.anchors.moments import Moments
+from aegis_policy.anchors.moments import GaussianMoments
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
 
@@ -60,7 +60,7 @@ class Kind:
 
 
 KINDS = {
-    "gaussian": Kind("moments", lambda vlm, rank, seed: Moments(vlm)),
+    "gaussian": Kind("moments", lambda vlm, rank, seed: GaussianMoments(vlm)),
     "subspace": Kind("factors", InputFactors),
     "kronecker": Kind("factors", KroneckerFactors, asks=True, brings=("subspace",)),
     "fisher": Kind("fisher", lambda vlm, rank, seed: Fisher(vlm, seed), asks=True),

@@ -13,7 +13,7 @@ from aegis_policy.vqa.examples import VQAExample
 TOKEN_GROUPS = ("all", "image", "text")
 
 
-class Moments:
+class GaussianMoments:
     """Gathers the Gaussian anchors of a VLM, one a group of tokens, from questions without answers and from frames."""
 
     needs_answers = False

@@ -14,7 +14,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 @contextmanager
 def whole_float32_products() -> Iterator[None]:
-    """Trainers turn TF32 on, with which a GPU would leave a thousandth of a blocked component in."""
+    """Multiply in whole float32 meanwhile: TF32, which trainers turn on, would leave a thousandth of a block in."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
