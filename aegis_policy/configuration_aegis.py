@@ -6,7 +6,7 @@ from typing import Any
 from lerobot.configs import NormalizationMode, PreTrainedConfig, parser
 
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
-from aegis_policy.protections import OPTIONS, Protection, protection_named
+from aegis_policy.protections import CHOICES, OPTIONS, Protection, protection_named
 from aegis_policy.protections.aegis import AegisOptions
 from aegis_policy.protections.knowledge_insulation import KnowledgeInsulationOptions
 from aegis_policy.protections.lora import LoraOptions
@@ -14,8 +14,6 @@ from aegis_policy.protections.penalties import AnchoredPenaltyOptions
 from aegis_policy.protections.replay import ReplayOptions
 from aegis_policy.support.errors import AegisError
 
-_CHOICES = ("protection", "anchor")
-"""What `defaults_taken` depends on."""
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
 _AT_LEAST_ONE = (
     "chunk_size",
@@ -135,6 +133,11 @@ class AegisConfig(
     def __post_init__(self) -> None:
         super().__post_init__()
         protection = self.resolve_options()
+        self._refuse_what_changes_nothing(protection)
+        protection.check_options()
+        self._check_ranges()
+
+    def _refuse_what_changes_nothing(self, protection: Protection) -> None:
         if not (protection.gradient_flows or protection.trains_decoder) and (
             self.train_vision_tower or self.train_projector
         ):
@@ -149,7 +152,8 @@ class AegisConfig(
                     f"--policy.{name} changes nothing {beside}: leave it out, or, if a checkpoint brought it, give "
                     f"its default, {'null' if default is None else default}."
                 )
-        protection.check_options()
+
+    def _check_ranges(self) -> None:
         if self.vqa_probe_freq < 0:
             raise AegisError(
                 f"--policy.vqa_probe_freq={self.vqa_probe_freq} must not be negative; 0 is never."
@@ -199,7 +203,7 @@ class AegisConfig(
         """
         protection = protection_named(self.protection)(self)
         taken = dict(self.defaults_taken or {})
-        chosen = {name: taken.pop(name, None) for name in _CHOICES}
+        chosen = {name: taken.pop(name, None) for name in CHOICES}
         taken = {name: value for name, value in taken.items() if getattr(self, name) == value}
         if any(getattr(self, name) != chosen[name] for name in protection.chosen_by):
             for name in taken.keys() - _given_flags():

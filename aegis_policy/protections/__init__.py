@@ -14,7 +14,7 @@ from aegis_policy.protections.replay import Replay
 from aegis_policy.protections.simple import Freeze, NoProtection, StopGradient
 from aegis_policy.support.errors import AegisError
 
-__all__ = ["OPTIONS", "PROTECTIONS", "Protection", "Step", "protection_named"]
+__all__ = ["CHOICES", "OPTIONS", "PROTECTIONS", "Protection", "Step", "protection_named"]
 
 PROTECTIONS: dict[str, type[Protection]] = {
     "none": NoProtection,
@@ -32,6 +32,9 @@ PROTECTIONS: dict[str, type[Protection]] = {
 
 OPTIONS = frozenset().union(*(protection.option_names() for protection in PROTECTIONS.values()))
 """The configuration's fields that belong to some protection."""
+
+CHOICES = frozenset().union(*(protection.chosen_by for protection in PROTECTIONS.values()))
+"""Those that decide what options become that were left open."""
 
 
 def protection_named(name: str) -> type[Protection]:
