@@ -224,7 +224,7 @@ class AegisConfig(
         )
         own = {name: f"with {flag}" for name, flag in protection.idle().items()}
         unprobed = dict.fromkeys(
-            _PROBE if self.vqa_probe_freq == 0 else (), "without --policy.vqa_probe_freq"
+            _PROBE if self.vqa_probe_freq == 0 else (), "unless --policy.vqa_probe_freq is given too"
         )
         return foreign | own | unprobed
 

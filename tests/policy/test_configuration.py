@@ -43,6 +43,15 @@ def _values(config: AegisConfig) -> dict[str, Any]:
         ({"time_max": 1.5}, "--policy.time_max=1.5"),
         ({"n_obs_steps": 2}, "--policy.n_obs_steps=2"),
         ({"expert_heads": 3}, "--policy.expert_heads=3"),
+        ({"vqa_probe_freq": -1}, "--policy.vqa_probe_freq=-1"),
+        (
+            {"vqa_probe_samples": 5},
+            "vqa_probe_samples changes nothing unless --policy.vqa_probe_freq is given",
+        ),
+        (
+            {"vqa_probe_data": "okvqa"},
+            "vqa_probe_data changes nothing unless --policy.vqa_probe_freq is given",
+        ),
     ],
 )
 def test_impossible_options_are_named(
