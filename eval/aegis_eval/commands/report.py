@@ -47,15 +47,7 @@ def report(config: ReportConfig) -> Path:
     """
     source = config.runs / "comparison.json" if config.runs.is_dir() else config.runs
     if source.is_file():
-        measured = Compared.read(source)
-        joined = with_added_rows(measured, source.parent)
-        media = source.parent / "runs"
-        return write_comparison(
-            joined,
-            config.output_dir or source.parent,
-            runs=media if media.is_dir() and joined is measured else None,  # added rows have no folders
-            title=config.title or COMPARISON_TITLE,
-        )
+        return _of_comparison(config, source)
     if not config.runs.is_dir():
         raise AegisError(f"--runs={config.runs} does not exist: name a folder of runs or a comparison.json.")
     runs = find_runs(config.runs)
@@ -72,6 +64,24 @@ def report(config: ReportConfig) -> Path:
     )
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
     return written
+
+
+def _of_comparison(config: ReportConfig, source: Path) -> Path:
+    measured = Compared.read(source)
+    joined = with_added_rows(measured, source.parent)
+    media = source.parent / "runs"
+    try:
+        return write_comparison(
+            joined,
+            config.output_dir or source.parent,
+            runs=media if media.is_dir() and joined is measured else None,  # added rows have no folders
+            title=config.title or COMPARISON_TITLE,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AegisError(
+            f"{source} lacks something that aegis-compare writes ({type(error).__name__}: {error}): give "
+            "aegis-compare again, or take the file as it was."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -42,6 +42,18 @@ def test_what_holds_no_runs_is_named(tmp_path: Path) -> None:
         report(ReportConfig(tmp_path))
 
 
+@pytest.mark.parametrize("lacking", ["lr_backbone", "eval_episodes"])
+def test_a_comparison_that_lacks_something_is_refused_in_a_sentence(
+    comparison_results: dict, tmp_path: Path, lacking: str
+) -> None:
+    config = {key: value for key, value in comparison_results["config"].items() if key != lacking}
+    (tmp_path / "comparison.json").write_text(json.dumps({**comparison_results, "config": config}))
+    with pytest.raises(
+        AegisError, match=rf"lacks something .*KeyError: '{lacking}'.*: give aegis-compare again"
+    ):
+        report(ReportConfig(tmp_path))
+
+
 def test_a_comparison_of_which_runs_are_missing_is_refused_in_a_sentence(
     comparison_results: dict, tmp_path: Path
 ) -> None:
