@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aegis_envs.tabletop.sim import CAMERAS
 from aegis_envs.tabletop.tasks import parse_tasks
@@ -128,7 +129,7 @@ def ablate(config: AblateConfig) -> Path:
     with claimed(config.output_dir, "setting.json", setting):
         started = time.monotonic()
         variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
-        plan = ablation_plan(config, variants)
+        plan = ablation_plan(config, variants, {**setting, "split": config.split})
         plan.carry_out(partial(_launch, config))
         names = [_name(variant, seed) for variant in variants for seed in range(config.seeds)]
         runs = [AblatedRun.of(plan.result(name)) for name in names]
@@ -168,10 +169,15 @@ def _launch(config: AblateConfig, jobs: Sequence[Job], title: str) -> Mapping[st
     return run_jobs(jobs, at_once=config.jobs, title=title)
 
 
-def ablation_plan(config: AblateConfig, variants: Sequence[str]) -> Plan:
-    """The jobs of an ablation: demonstrations and the pretrained model's answers, anchors, trainings."""
+def ablation_plan(config: AblateConfig, variants: Sequence[str], setting: Mapping[str, Any]) -> Plan:
+    """The jobs of an ablation: demonstrations and the pretrained model's answers, anchors, trainings.
+
+    Args:
+        config: flags.
+        variants: names in `VARIANTS`.
+        setting: flags that the result files name.
+    """
     root = config.output_dir
-    setting = plain({name: getattr(config, name) for name in _TRAINING})
     runs = [_run(config, name, seed) for seed in range(config.seeds) for name in variants]
     cameras = config.cameras and ",".join(names_in(config.cameras))
     anchors: Callable[[], list[Job]] = partial(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aegis_eval.checkpoints import PolicySource
+from aegis_eval.commands import ablate as command
 from aegis_eval.commands.ablate import AblateConfig, ablate
 from aegis_eval.commands.action_error import (
     ActionErrorConfig,
@@ -17,7 +18,9 @@ from aegis_eval.commands.action_error import (
     frames_spread_over,
 )
 from aegis_eval.experiments.variants import ANCHORS, VARIANTS
+from aegis_eval.results.run_file import RunFile
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import write_json
 
 QUICK = [
     "--variants=[]",
@@ -138,6 +141,22 @@ def test_flags_that_cannot_be_are_named(tmp_path: Path, options: dict[str, Any],
     with pytest.raises(AegisError, match=sentence):
         ablate(AblateConfig(output_dir=tmp_path / "ablation", **options))
     assert not (tmp_path / "ablation").exists()
+
+
+def test_a_result_file_names_the_split_that_it_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ablation"
+
+    def measure(jobs: object, **_: object) -> dict[str, AegisError]:
+        found = {"action_error": 0.5, "episode_of_error": [0], "errors": [0.5]}
+        write_json(folder / "runs" / "none-0" / "action-error-val.json", found)
+        return {"none-0": AegisError("No memory is left.")}
+
+    monkeypatch.setattr(command, "run_jobs", measure)
+    with pytest.raises(AegisError, match="No memory is left"):
+        ablate(AblateConfig(output_dir=folder, split="val"))
+    assert RunFile.read(folder / "results" / "none-0.json").setting["split"] == "val"
 
 
 def test_every_variant_is_a_configuration_and_has_its_anchor() -> None:
