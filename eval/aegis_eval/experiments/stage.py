@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_eval.experiments.forked_commands import ForkedCommand, end_with_parent
-from aegis_eval.results.provenance import git_commit, hardware, package_versions
+from aegis_eval.results.provenance import surroundings
 from aegis_eval.results.training_log import parse_training_log, write_metrics
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json, write_json
@@ -63,7 +63,14 @@ class Stage:
         assert self.read is not None
         if self.metrics is not None and not self.metrics.exists():
             self.write_metrics(logs)
-        return self.read(self.metrics or self.result)
+        source = self.metrics or self.result
+        try:
+            return self.read(source)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise AegisError(
+                f"{source} is not what {self.command[0]} writes ({type(error).__name__}: {error}): delete it and give "
+                "the same command again."
+            ) from error
 
     def write_metrics(self, logs: Path) -> None:
         """Parse the log of a training."""
@@ -178,7 +185,7 @@ def run_stage(
     if command == stage.command:
         _clear(stage, log)
     before = _seconds_so_far(log)
-    code = {"git_commit": git_commit(), "versions": package_versions(), "hardware": hardware()}
+    code = surroundings()
     with log.open("a") as lines:
         lines.write(f"\n# begun {_now()} after {before:.1f} s at step {step}\n")
     started = time.monotonic()

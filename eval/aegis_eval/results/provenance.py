@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,19 @@ def provenance(seed: int, seconds: float, **more: Any) -> dict[str, Any]:
     return {
         "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **package_versions()},
-        "hardware": hardware(),
+        **surroundings(),
         "seed": seed,
         "seconds": round(seconds, 1),
         **more,
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """Code, versions and machine that a result comes from."""
+    return {
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "hardware": hardware(),
     }
 
 
@@ -73,8 +81,23 @@ def hardware() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": cores,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu(),
     }
+
+
+@cache
+def _gpu() -> str | None:
+    """The CUDA device's name, asked in another process by one that does not use the device.
+
+    Whoever asks holds memory on it from then on, and all of a device that takes one process at a time: an experiment
+    would keep its own commands from it.
+    """
+    if not torch.cuda.is_available():
+        return None
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _git(*arguments: str) -> str:

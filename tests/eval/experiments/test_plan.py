@@ -13,8 +13,8 @@ from aegis_eval.experiments.launchers import run_in_turn, run_jobs
 from aegis_eval.experiments.plan import Plan, alone
 from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Processes, Stage, run_stage
-from aegis_eval.results.measured import curves
-from aegis_eval.results.provenance import git_commit, hardware, package_versions
+from aegis_eval.results.measured import action_error, curves, drift
+from aegis_eval.results.provenance import surroundings
 from aegis_eval.results.run_file import RunFile
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json
@@ -66,8 +66,7 @@ def test_every_run_leaves_one_file_with_what_its_stages_found_and_how(tmp_path: 
         "vqa": [1, 2],
     }
     for record in found.stages.values():
-        assert (record["git_commit"], record["versions"]) == (git_commit(), package_versions())
-        assert record["hardware"] == hardware() and record["seconds"] > 0
+        assert record.items() >= surroundings().items() and record["seconds"] > 0
     assert str(tmp_path) not in path.read_text().replace(f"Path({str(tmp_path)!r}", ""), (
         "no path of this machine"
     )
@@ -99,6 +98,14 @@ def test_what_finished_before_a_failure_has_its_file(tmp_path: Path) -> None:
         do(make_plan(tmp_path, run))
     assert list(RunFile.read(tmp_path / "results" / "none.json").measured) == ["training"]
     assert [job["done"] for job in read_json(tmp_path / "manifest.json")] == [False]
+
+
+@pytest.mark.parametrize("read", [drift, action_error])
+def test_a_result_that_cannot_be_read_is_named(tmp_path: Path, read) -> None:
+    broken = stage(tmp_path, "none-measured", "out.write_text('{}')", read=read)
+    run_stage(broken, tmp_path)
+    with pytest.raises(AegisError, match=r"is not what python\S* writes"):
+        make_run(tmp_path, broken).results(tmp_path, {})
 
 
 def test_a_log_is_parsed_once_when_the_training_ends(tmp_path: Path) -> None:
