@@ -179,13 +179,12 @@ def ablation_plan(config: AblateConfig, variants: Sequence[str], setting: Mappin
     """
     root = config.output_dir
     runs = [_run(config, name, seed) for seed in range(config.seeds) for name in variants]
-    cameras = config.cameras and ",".join(names_in(config.cameras))
     anchors: Callable[[], list[Job]] = partial(
         anchor_jobs,
         root,
         variants,
         data=root / "data" / "train",
-        cameras=cameras,
+        cameras=config.cameras,
         device=config.device,
         vlm=config.vlm,
     )

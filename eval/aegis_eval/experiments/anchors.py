@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aegis_eval.experiments import catalogue
+from aegis_eval.experiments.cameras import names_in
 from aegis_eval.experiments.plan import alone
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import ANCHORS, OF_THE_VLM, VARIANTS
@@ -30,7 +31,7 @@ def anchor_jobs(
         device: `cuda` or `cpu`.
         vlm: the pretrained VLM.
     """
-    seen = [f"--cameras={cameras}"] if cameras else []
+    seen = [f"--cameras={','.join(names_in(cameras))}"] if cameras else []
     needed = {_needed(variant, vlm) for variant in variants}
     return [
         alone(

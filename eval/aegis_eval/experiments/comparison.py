@@ -159,9 +159,12 @@ class ComparisonPlan(Plan):
         return [alone(stage, self.root) for stage in stages]
 
     def _anchors(self) -> list[Job]:
-        cameras = self.settings.cameras and ",".join(names_in(self.settings.cameras))
         return anchor_jobs(
-            self.root, self.protections, data=self._data, cameras=cameras, device=self.settings.device
+            self.root,
+            self.protections,
+            data=self._data,
+            cameras=self.settings.cameras,
+            device=self.settings.device,
         )
 
     def _tuning(self) -> list[Job]:
