@@ -98,6 +98,21 @@ def test_the_noise_floor_is_the_distance_of_batches_of_the_anchors_own_samples(t
     assert floor == pytest.approx(sum(found) / len(found), rel=0.35)
 
 
+def test_padding_is_in_no_layers_covariance(tiny_vlm_dir: Path) -> None:
+    """All questions at once, of which the shorter are padded, against one at a time."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    padded, alone = (
+        build_anchor(vlm, _examples(), kinds=["subspace"], source="test", batch_size=size).factors
+        for size in (COUNT, 1)
+    )
+    lengths = vlm.question_inputs(
+        [each.image for each in _examples()], [each.question for each in _examples()]
+    )
+    assert not lengths["attention_mask"].all(), "there is padding"
+    for name, factors in padded.items():
+        torch.testing.assert_close(factors.inputs.total, alone[name].inputs.total, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_anchor_holds_its_kind_and_what_that_brings_alone(tiny_vlm_dir: Path, kind: str) -> None:
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)

@@ -60,6 +60,15 @@ def test_with_blocks_only_linear_weights_learn(
     assert all(figures[0][name] == 0.0 < figures[2][name] < 1 for name in blocked)
 
 
+def test_what_one_of_joined_kinds_cannot_guard_does_not_learn(make_policy: MakePolicy) -> None:
+    alone, joined = (make_policy("aegis", anchor=anchor) for anchor in ("gaussian", "gaussian+subspace"))
+    learns = [
+        {name for name, p in each.vlm.model.named_parameters() if p.requires_grad} for each in (alone, joined)
+    ]
+    linear = {f"{name}.weight" for name in joined.vlm.linear_layers}
+    assert learns[1] == learns[0] & linear != learns[0]
+
+
 @pytest.mark.parametrize("anchor", LOW_RANK)
 def test_blocked_components_stay_while_the_rest_learns(
     make_policy: MakePolicy, make_batch: MakeBatch, anchor: str

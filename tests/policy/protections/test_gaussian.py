@@ -52,6 +52,44 @@ def test_a_distance_is_noise_when_its_mean_over_twenty_steps_is_near_the_floor(
     assert "1.8 times" in warning.getMessage() and "--batch_size" in warning.getMessage()
 
 
+@pytest.mark.parametrize("part", ["vision_tower", "projector"])
+def test_a_tower_or_projector_that_learns_is_projected_too(
+    make_policy: MakePolicy, make_batch: MakeBatch, part: str
+) -> None:
+    policy = make_policy("aegis", **{f"train_{part}": True})
+    build_optimizer(policy)
+    (isolator,) = policy.protection.projectors
+    protected = {id(p) for p in isolator.protected}
+    assert protected == {id(p) for p in policy.vlm.parameters() if p.requires_grad}
+    loss, _ = policy.train()(make_batch())
+    loss.backward()
+    (anchor,) = isolator._anchor_grads.reduce()[policy.vlm.num_layers :]
+    own = list(getattr(policy.vlm, part).parameters())
+    for p, direction in zip(own, anchor, strict=True):
+        p.grad = -direction  # straight against the anchor gradient
+    isolator.project_()
+    left, whole = (sum(float(x.square().sum()) for x in each) for each in ([p.grad for p in own], anchor))
+    assert left < 1e-6 * whole
+
+
+def test_tokens_apart_are_those_of_images_and_those_of_text(
+    make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, batch = make_policy("aegis", anchor_tokens="apart"), make_batch()
+    build_optimizer(policy)
+    (isolator,) = policy.protection.projectors
+    seen: list[torch.Tensor] = []
+    collect = isolator.collect
+    monkeypatch.setattr(isolator, "collect", lambda *masks: seen.extend(masks) or collect(*masks))
+    policy.train()(batch)
+    image_BT, text_BT = seen
+    cameras = len(policy.config.image_features)
+    assert (image_BT.sum(1) == cameras * policy.vlm.processor.image_seq_length).all()
+    assert not (image_BT & text_BT).any() and text_BT.any(1).all()
+    inputs = policy.vlm.prepare([batch[camera] for camera in policy.config.image_features], batch["task"])
+    assert torch.equal(image_BT | text_BT, inputs["attention_mask"].bool())
+
+
 def test_a_moving_average_travels_in_the_checkpoint(
     make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.modeling_aegis import AegisPolicy
@@ -178,6 +179,18 @@ def test_the_pretrained_weights_come_back_from_a_checkpoint(
     (tmp_path / "pretrained_weights.safetensors").unlink()
     with pytest.raises(AegisError, match=r"pretrained_weights\.safetensors is not readable"):
         AegisPolicy.from_pretrained(tmp_path)
+
+
+def test_a_part_that_begins_to_learn_after_a_checkpoint_has_no_pretrained_weights(
+    make_policy: MakePolicy, tmp_path: Path
+) -> None:
+    make_policy("l2_sp").save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--train_projector=true"])
+    policy = AegisPolicy.from_pretrained(tmp_path, config=config)
+    with pytest.raises(
+        AegisError, match=r"pretrained value of .*projector.* more weights.*--policy.train_projector"
+    ):
+        policy.get_optim_params()
 
 
 def test_adapters_travel_in_the_checkpoint_and_merge_to_the_same_answers(
