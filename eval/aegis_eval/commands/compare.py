@@ -134,7 +134,7 @@ def compare(config: CompareConfig) -> Path | None:
     config.output_dir = config.output_dir.resolve()  # workers of a cluster start elsewhere
     config.dataset = config.dataset and config.dataset.resolve()
     setting = plain({key: value for key, value in asdict(config).items() if key not in _FREE})
-    plan = ComparisonPlan(config, setting)
+    plan = ComparisonPlan(config, {**setting, "dataset": given["dataset"]})  # others have it elsewhere
     if config.dry_run:
         later = config.lr_grid and not plan.chosen_lrs()
         line = "and, once learning rates are chosen, a run of each protection and seed at its own"

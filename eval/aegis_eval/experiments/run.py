@@ -68,10 +68,13 @@ class Run:
 
 
 def _record(path: Path, root: Path) -> Json:
-    """The record of a stage without what is the machine owner's alone; empty where there is none."""
+    """The record of a stage without what is the machine owner's alone; empty where there is none.
+
+    Paths in its command are those below the experiment's folder, else below the one that it was started in.
+    """
     if not path.is_file():
         return {}
     record: Json = read_json(path)
-    command = [word.replace(f"{root}/", "") for word in record.pop("command")]
+    command = [word.replace(f"{root}/", "").replace(f"{Path.cwd()}/", "") for word in record.pop("command")]
     record.pop("host", None)
     return {"command": command, **record}

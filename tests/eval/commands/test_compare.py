@@ -15,6 +15,7 @@ import pytest
 from running_processes import wait_for, writers_under
 
 from aegis_envs.tabletop.env import TabletopEnv
+from aegis_eval.commands import compare as command
 from aegis_eval.commands.compare import CompareConfig, compare
 from aegis_eval.experiments.comparison import ROLLOUT_SEED, ComparisonPlan, RunKey
 from aegis_eval.experiments.stage import Job
@@ -125,6 +126,24 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     text = capsys.readouterr().out
     assert "runs: 6 jobs, 42 of 42 stages to run" in text and re.search(r"about \d+ minutes", text)
     assert not (tmp_path / "new").exists()
+
+
+def test_result_files_name_the_dataset_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "meta").mkdir(parents=True)
+    (tmp_path / "data" / "meta" / "info.json").write_text('{"features": {}}')
+    monkeypatch.chdir(tmp_path)
+    named: list[str] = []
+
+    class Noting(ComparisonPlan):
+        def __init__(self, settings, setting) -> None:
+            named.append(setting["dataset"])
+            super().__init__(settings, setting)
+
+    monkeypatch.setattr(command, "ComparisonPlan", Noting)
+    compare(make_config(tmp_path / "new", dataset=Path("data"), dry_run=True))
+    assert named == ["data"]
 
 
 def test_the_time_left_is_estimated_from_what_has_finished(tmp_path: Path) -> None:

@@ -73,6 +73,19 @@ def test_every_run_leaves_one_file_with_what_its_stages_found_and_how(tmp_path: 
     assert all(job["done"] for job in read_json(tmp_path / "manifest.json"))
 
 
+def test_a_result_file_names_no_folders_above_the_one_it_was_made_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "experiment"
+    root.mkdir()
+    one = stage(root, "none-vqa")
+    one = replace(one, command=[*one.command, f"--output_dir={root}/vqa", f"--dataset.root={tmp_path}/data"])
+    run = make_run(root, one)
+    do(make_plan(root, run))
+    assert run.results(root, {}).stages["vqa"]["command"][-2:] == ["--output_dir=vqa", "--dataset.root=data"]
+
+
 def test_a_phase_is_planned_when_the_one_before_is_done(tmp_path: Path) -> None:
     first, second = (
         stage(tmp_path, "first"),
