@@ -136,6 +136,17 @@ def test_the_way_of_the_weights_counts_by_what_the_answers_depend_on(
         torch.testing.assert_close(gradient.double(), pull, rtol=1e-4, atol=1e-7)
 
 
+def test_a_penalty_that_is_not_finite_stops_before_the_weights_change(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy = make_policy("l2_sp")
+    assert policy.reference is not None
+    next(iter(policy.reference.values())).fill_(torch.inf)
+    build_optimizer(policy)
+    with pytest.raises(AegisError, match="not finite at training step 1"):
+        policy.train()(make_batch())
+
+
 @pytest.mark.parametrize("protection", ["w2_penalty", "knowledge_insulation"])
 def test_a_step_keeps_to_itself_what_belongs_to_it(
     make_policy: MakePolicy, make_batch: MakeBatch, protection: str
