@@ -104,7 +104,9 @@ def test_the_action_error_of_a_checkpoint_repeats(ablation: Path, tmp_path: Path
         for seed in (0, 0, 1)
     )
     kept = json.loads((ablation / "runs/none-0/action-error-val.json").read_text())
-    assert first["errors"] == again["errors"] == kept["errors"] != other["errors"]
+    assert first["errors"] == again["errors"] != other["errors"]
+    # The ablation's command had another number of threads, on which the last digit depends.
+    assert kept["errors"] == pytest.approx(first["errors"], abs=5e-6)
     assert first["frames"] == 6 and first["draws"] == 2 and len(first["errors"]) == 12
     assert first["action_error"] == pytest.approx(sum(first["errors"]) / 12, abs=1e-5)
     assert first["ci"][0] <= first["action_error"] <= first["ci"][1]

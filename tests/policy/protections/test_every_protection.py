@@ -6,6 +6,7 @@ LeRobot resumes with another order of samples, so a resumed run is not the unint
 import json
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_training_goes_on_from_a_checkpoint_and_its_backbone_can_be_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     protection = case.split()[0]
+    run = partial(shell, fork=case in PROTECTIONS)  # a fork has its path from before, and no packages beside
     if "--policy.optimizer_bits=8" in _MORE.get(case, []):
         monkeypatch.setenv("PYTHONPATH", str(packages_beside(tmp_path / "beside", "bitsandbytes>=0.50")))
     wanted = [flag for flag in fresh_flags if not flag.startswith("--policy.anchor=")]
@@ -45,10 +47,10 @@ def test_training_goes_on_from_a_checkpoint_and_its_backbone_can_be_asked(
         wanted = [flag for flag in wanted if not flag.startswith("--policy.anchor_path=")]
     wanted += [flag.format(vqa=tiny_vqa) for flag in _MORE.get(case, [])]
     wanted.append(f"--policy.protection={protection}")
-    done = shell("lerobot-train", *wanted, f"--output_dir={tmp_path / 'run'}", "--steps=2", "--save_freq=2")
+    done = run("lerobot-train", *wanted, f"--output_dir={tmp_path / 'run'}", "--steps=2", "--save_freq=2")
     assert done.returncode == 0, done.stderr[-3000:]
     config = tmp_path / "run/checkpoints/000002/pretrained_model/train_config.json"
-    done = shell("lerobot-train", f"--config_path={config}", "--resume=true", "--steps=4")
+    done = run("lerobot-train", f"--config_path={config}", "--resume=true", "--steps=4")
     assert done.returncode == 0, done.stderr[-3000:]
     checkpoint = tmp_path / "run/checkpoints/000004/pretrained_model"
     assert load_file(checkpoint / "protection_state.safetensors")["steps"] == 4
@@ -56,7 +58,7 @@ def test_training_goes_on_from_a_checkpoint_and_its_backbone_can_be_asked(
     assert before.keys() == after.keys()
     moved = {name.split(".")[0] for name, weights in after.items() if not weights.equal(before[name])}
     assert moved == ({"expert"} if protection in ("freeze", "stop_gradient") else {"expert", "vlm"})
-    done = shell(
+    done = run(
         "aegis-vqa",
         f"--policy.path={checkpoint}",
         f"--pretrained={tiny_vlm_dir}",
