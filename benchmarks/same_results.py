@@ -7,7 +7,7 @@
 Everything goes through the commands of the environment that runs this script, so the script itself may be newer or
 older than what it looks at. Recorded are digests of the demo's rollouts, answers and table, of every parameter after
 five training steps of each protection, of an anchor's tensors, of the answers to 200 questions, and of the page made
-from the committed comparison. On two cores it takes about twenty minutes; `--skip=demo` leaves the longest part out.
+from the committed comparison. On two cores it takes a quarter of an hour; `--skip=demo` leaves the longest part out.
 """
 
 import argparse
