@@ -4,7 +4,6 @@ Shapes: B batch, F flow samples an observation, N = F B, H action horizon, A act
 """
 
 import os
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,6 +22,7 @@ from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.data.checks import check_batch, check_language, check_statistics, instructions
 from aegis_policy.model import flow_matching
+from aegis_policy.model.action_queue import ActionQueue
 from aegis_policy.model.expert import ActionExpert
 from aegis_policy.model.flow_vla import FlowVLA, draw
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
@@ -97,7 +97,7 @@ class AegisPolicy(PreTrainedPolicy):
         self._optimized: PolicyParameters | None = None
         self._probe: VQAProbe | None = None
         self._anchor_file: Path | None = None
-        self.reset()
+        self._action_queue = ActionQueue()
 
     @property
     def flow_vla(self) -> FlowVLA:
@@ -259,15 +259,20 @@ class AegisPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
-        """The next normalised action (B, A); a new chunk is sampled every `n_action_steps` calls."""
-        if not self._queue:
-            chunk_BHA = self.predict_action_chunk(batch, noise)
-            self._queue.extend(chunk_BHA[:, : self.config.n_action_steps].unbind(dim=1))
-        return self._queue.popleft()
+        """The next normalised action (B, A); a new chunk is sampled every `n_action_steps` calls.
+
+        Raises:
+            AegisError: another rollout is under way, in another thread or with another batch size.
+        """
+        check_batch(self.config, batch, with_actions=False)
+        return self._action_queue.next(
+            len(batch[OBS_STATE]),
+            lambda: self.predict_action_chunk(batch, noise)[:, : self.config.n_action_steps],
+        )
 
     def reset(self) -> None:
         """Forget the actions that are left of the last chunk: the environment was reset."""
-        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+        self._action_queue.begin()
 
     def _path_points(
         self, actions_BHA: Tensor, noise: Tensor | None, time: Tensor | None

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -334,9 +335,11 @@ class VLMBackbone(nn.Module):
     @contextmanager
     def _recorded_layers(self) -> Iterator[list[Tensor]]:
         hidden_states: list[Tensor] = []
+        caller = threading.get_ident()
 
         def record(_module: nn.Module, _inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
-            hidden_states.append(output if isinstance(output, Tensor) else output[0])
+            if threading.get_ident() == caller:  # not what another thread sends through the same layers
+                hidden_states.append(output if isinstance(output, Tensor) else output[0])
 
         handles = [layer.register_forward_hook(record) for layer in self.decoder_layers]
         try:

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from aegis_envs.errors import SimulatorError
 from aegis_policy.support.child_processes import without_main
 
 _SAME_STEP = AutoresetMode.SAME_STEP
@@ -55,6 +56,20 @@ class LazyAsyncVectorEnv(VectorEnv):
         if self._running is not None:
             self._running.close(**kwargs)
             self._running = None
+
+
+def one_task_at_a_time(max_parallel_tasks: int) -> None:
+    """Refuse LeRobot's threads that share one policy: its queue and its processors' state are those of one rollout.
+
+    Raises:
+        SimulatorError: more than one is asked for.
+    """
+    if max_parallel_tasks > 1:
+        raise SimulatorError(
+            f"--env.max_parallel_tasks={max_parallel_tasks}: LeRobot would run tasks in threads that share one "
+            "policy, and hand one task's actions to another: leave it at 1, and start the command once for each "
+            "--env.task to evaluate several at a time."
+        )
 
 
 def make_vector(factories: Sequence[Callable[[], gym.Env]], use_async_envs: bool) -> VectorEnv:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -131,6 +132,57 @@ def test_actions_come_from_a_queue_that_reset_empties(make_policy: MakePolicy, m
     policy.select_action(batch, noise)
     policy.reset()
     assert torch.equal(policy.select_action(batch, noise), chunk[:, 0])
+
+
+def test_a_batch_of_another_size_needs_a_reset(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy("none")
+    policy.select_action(make_batch(4))
+    with pytest.raises(
+        AegisError, match=r"batch of 2, in the middle of a chunk of actions for 4: call .*reset"
+    ):
+        policy.select_action(make_batch(2))
+    policy.reset()
+    assert policy.select_action(make_batch(2)).shape == (2, 3)
+
+
+def test_two_threads_share_no_policy_and_what_they_begin_next_is_refused_too(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    """As LeRobot evaluates with --env.max_parallel_tasks=2, with sentences and batches of one length."""
+    policy, noise = make_policy("none"), torch.randn(4, 4, 3)
+    batches = make_batch(4, seed=0), make_batch(4, seed=1)
+    expected = [policy.predict_action_chunk(batch, noise)[:, 0] for batch in batches]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+        for thread, batch, action in zip((one, two), batches, expected, strict=True):
+            thread.submit(policy.reset).result()
+            assert torch.equal(thread.submit(policy.select_action, batch, noise).result(), action)
+        for thread, call in [(one, policy.select_action), (two, policy.select_action), (one, policy.reset)]:
+            given = () if call == policy.reset else (batches[0], noise)
+            with pytest.raises(AegisError, match=r"Two threads .* --env\.max_parallel_tasks=1"):
+                thread.submit(call, *given).result()
+        policy.reset()
+        assert torch.equal(policy.select_action(batches[0], noise), expected[0])
+
+
+def test_a_thread_takes_over_where_another_has_ended(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch, noise = make_policy("none"), make_batch(), torch.randn(4, 4, 3)
+    chunk = policy.predict_action_chunk(batch, noise)
+    for step in range(2):
+        with ThreadPoolExecutor(1) as thread:
+            assert torch.equal(thread.submit(policy.select_action, batch, noise).result(), chunk[:, step])
+
+
+def test_chunks_sampled_in_threads_at_once_are_those_sampled_alone(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    """A policy server's threads ask for chunks, which no queue keeps."""
+    policy, noise = make_policy("none"), torch.randn(4, 4, 3)
+    batches = [make_batch(4, seed) for seed in range(4)]
+    alone = [policy.predict_action_chunk(batch, noise) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda batch: policy.predict_action_chunk(batch, noise), batches * 3))
+    for chunk, expected in zip(together, alone * 3, strict=True):
+        torch.testing.assert_close(chunk, expected)
 
 
 def test_training_fits_one_batch(make_policy: MakePolicy, make_batch: MakeBatch) -> None:

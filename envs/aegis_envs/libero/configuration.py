@@ -6,6 +6,7 @@ import gymnasium as gym
 from lerobot.envs.configs import EnvConfig, LiberoEnv
 
 from aegis_envs.libero.preflight import preflight, write_config
+from aegis_envs.vector import one_task_at_a_time
 from aegis_policy.support.errors import AegisError
 
 
@@ -13,6 +14,10 @@ from aegis_policy.support.errors import AegisError
 @dataclass
 class AegisLiberoEnv(LiberoEnv):
     """What `--env.type=libero` takes and does, but what is missing is said before anything is asked or loaded."""
+
+    def __post_init__(self) -> None:
+        one_task_at_a_time(self.max_parallel_tasks)
+        super().__post_init__()
 
     def create_envs(
         self, n_envs: int, use_async_envs: bool = False

@@ -20,7 +20,7 @@ from aegis_envs.metaworld.env import (
     require_metaworld,
 )
 from aegis_envs.metaworld.tasks import parse_tasks
-from aegis_envs.vector import make_vector
+from aegis_envs.vector import make_vector, one_task_at_a_time
 
 IMAGE_SIZES = range(64, 481)
 
@@ -59,6 +59,7 @@ class AegisMetaworldEnv(EnvConfig):
 
     def __post_init__(self) -> None:
         parse_tasks(self.task)
+        one_task_at_a_time(self.max_parallel_tasks)
         if self.fps != CONTROL_HZ:
             raise MetaworldError(
                 f"--env.fps={self.fps}: Meta-World is controlled {CONTROL_HZ} times a second, always."

@@ -14,7 +14,7 @@ from aegis_envs.tabletop.env import ACTION_DIM, STATE_DIM, TabletopEnv
 from aegis_envs.tabletop.episodes import check_split
 from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE
 from aegis_envs.tabletop.tasks import parse_tasks
-from aegis_envs.vector import make_vector
+from aegis_envs.vector import make_vector, one_task_at_a_time
 
 
 @EnvConfig.register_subclass("aegis_tabletop")
@@ -40,6 +40,7 @@ class AegisTabletopEnv(EnvConfig):
 
     def __post_init__(self) -> None:
         parse_tasks(self.task)
+        one_task_at_a_time(self.max_parallel_tasks)
         if self.split is not None:
             check_split(self.split)
         if self.fps != CONTROL_HZ:
