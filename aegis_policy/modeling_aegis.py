@@ -19,6 +19,7 @@ from torch import Tensor
 
 from aegis_policy.checkpoint import files
 from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
+from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.data.checks import check_batch, check_language, check_statistics, instructions
 from aegis_policy.model import flow_matching
@@ -30,7 +31,7 @@ from aegis_policy.protections import Step
 from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.files import atomic_contents
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.probe import VQAProbe
 
@@ -74,7 +75,10 @@ class AegisPolicy(PreTrainedPolicy):
             self.vlm = VLMBackbone.from_pretrained(config.vlm)
             config.vlm_fingerprint = self.vlm.fingerprint()
         else:
-            self.vlm = VLMBackbone.from_architecture(checkpoint / files.VLM_FOLDER, name=config.vlm)
+            with whole(checkpoint, files.VLM_FOLDER) as folder:
+                self.vlm = VLMBackbone.from_architecture(
+                    folder, name=config.vlm, named=str(checkpoint / files.VLM_FOLDER)
+                )
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -136,13 +140,19 @@ class AegisPolicy(PreTrainedPolicy):
     def _save_pretrained(
         self, save_directory: Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
-        super()._save_pretrained(save_directory, state_dict=state_dict, **kwargs)
-        self.vlm.save_architecture(save_directory / files.VLM_FOLDER)
-        files.save_beside(save_directory, self.anchor, self.reference)
-        self._state_to_save().save(save_directory)
+        with atomic_contents(save_directory) as folder:
+            super()._save_pretrained(folder, state_dict=state_dict, **kwargs)
+            self._save_beside(folder)
         self._anchor_file = save_directory / files.ANCHOR_FILE
-        with atomic_write(save_directory / CARD_FILE) as card:
-            card.write_text(self._card(self._dataset))
+
+    def _save_beside(self, folder: Path) -> None:
+        """Write what a checkpoint holds besides configuration and weights."""
+        self.vlm.save_architecture(folder / files.VLM_FOLDER)
+        files.save_beside(folder, self.anchor, self.reference)
+        self._state_to_save().save(folder)
+        self._anchor_file = folder / files.ANCHOR_FILE
+        (folder / CARD_FILE).write_text(self._card(self._dataset))
+        write_list(folder)
 
     def _state_to_save(self) -> files.TrainingState:
         state = replace(self._training_state, vqa_before=self._vqa_before())

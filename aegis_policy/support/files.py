@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aegis_policy.support.errors import AegisError
@@ -47,6 +47,28 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
             beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def atomic_contents(folder: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; its files take their places in `folder` when the block ends without an
+    error. What else `folder` holds stays; after an error it is as it was, and gone if it held nothing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder, prefix=".", suffix=".part"))
+    try:
+        yield beside
+        for path in sorted(beside.rglob("*")):
+            place = folder / path.relative_to(beside)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                path.replace(place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def require_new_directory(path: Path | str, flag: str) -> Path:

@@ -110,18 +110,25 @@ class VLMBackbone(nn.Module):
         directory: str | Path,
         *,
         name: str | None = None,
+        named: str | None = None,
     ) -> "VLMBackbone":
         """Build the model with random weights from what `save_architecture` wrote; the caller loads the weights.
+
+        Args:
+            directory: what to load.
+            name: of the model that was saved.
+            named: how errors call the directory, if not by its path.
 
         Raises:
             AegisError: the folder holds no usable configuration or processor.
         """
         directory = str(directory)
-        config = load_config(directory, directory)
+        named = named or directory
+        config = load_config(directory, named)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         if (Path(directory) / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
-        return cls(model, load_processor(directory, directory), name or directory)
+        return cls(model, load_processor(directory, named), name or directory)
 
     def save_architecture(self, directory: str | Path) -> None:
         """Write configuration, generation defaults, tokenizer and processor, without weights."""
