@@ -38,7 +38,7 @@ _MAY_IMPORT = {
     "policy.optimizer_aegis policy.configuration_aegis policy.checkpoint",
     "envs": "",
     "envs.errors": "policy.support",
-    "envs.rendering": "envs.errors",
+    "envs.rendering": "policy.support envs.errors",
     "envs.vector": "policy.support envs.errors",
     "envs.recording": "policy.support",
     "envs.recording.sources": "policy.support envs.tabletop",

@@ -10,14 +10,14 @@ from typing import Any
 import draccus
 from draccus.utils import DraccusException
 
+from aegis_policy.support import opengl
 from aegis_policy.support.errors import AegisError
 
 
 def run[Config](config_class: type[Config], command: Callable[[Config], Any]) -> None:
     """Parse `sys.argv` into `config_class` and call `command`; a user's error ends with its sentence and status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    opengl.chosen()
     try:
         command(draccus.parse(config_class=config_class, args=_spelled_out(config_class, sys.argv[1:])))
     except KeyboardInterrupt:

@@ -8,7 +8,6 @@ or textures of its own to upload. A model that has some needs a `Canvas` of its 
 import atexit
 import importlib
 import os
-import sys
 import threading
 from functools import cache
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_envs.errors import SimulatorError
+from aegis_policy.support import opengl
 
 _MAX_GEOMS = 200
 
@@ -28,8 +28,7 @@ def import_mujoco() -> Any:
     Raises:
         SimulatorError: the OpenGL platform named by MUJOCO_GL cannot be loaded.
     """
-    if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    opengl.chosen()
     try:
         import mujoco
     except (ImportError, AttributeError, RuntimeError) as error:
@@ -40,10 +39,7 @@ def import_mujoco() -> Any:
 def _no_rendering(error: Exception) -> str:
     platform = os.environ.get("MUJOCO_GL", "")
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return (
-        f"off-screen rendering is not available with MUJOCO_GL={platform} ({first_line}): "
-        "install EGL (Debian and Ubuntu: apt-get install libegl1 libgl1-mesa-dri) or set MUJOCO_GL=osmesa."
-    )
+    return f"off-screen rendering is not available with MUJOCO_GL={platform} ({first_line}): {opengl.mend()}."
 
 
 def _context_class(mujoco: Any) -> Any:
@@ -51,7 +47,7 @@ def _context_class(mujoco: Any) -> Any:
 
     `mujoco.GLContext` was chosen when somebody first imported mujoco, perhaps before MUJOCO_GL was set.
     """
-    platform = os.environ.get("MUJOCO_GL", "").lower()
+    platform = opengl.chosen()
     if platform in ("egl", "osmesa"):
         return importlib.import_module(f"mujoco.{platform}").GLContext
     return mujoco.GLContext
@@ -72,7 +68,7 @@ class Canvas:
             self._gl = _context_class(mujoco)(size, size)
             self._gl.make_current()
             self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        except (RuntimeError, AttributeError, ImportError, mujoco.FatalError) as error:
+        except Exception as error:  # each platform has its own
             raise SimulatorError(_no_rendering(error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
         self._rect = mujoco.MjrRect(0, 0, size, size)

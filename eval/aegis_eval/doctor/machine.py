@@ -5,7 +5,6 @@ of its own.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from aegis_eval.doctor.files import Training, vlm_memory
+from aegis_policy.support import opengl
 from aegis_policy.support.finding import Finding
 
 _PACKAGE = "lerobot_policy_aegis"
@@ -32,10 +32,14 @@ _EXTRAS = {
 }
 """Module -> extra that brings it."""
 RENDER = """
-import time
+import sys, time
+from aegis_envs.errors import SimulatorError
 from aegis_envs.tabletop.sim import TabletopSim
-sim = TabletopSim()
-sim.render("front", 96)
+try:
+    sim = TabletopSim()
+    sim.render("front", 96)
+except SimulatorError as error:
+    sys.exit(" ".join(str(error.__cause__).split()))
 started = time.perf_counter()
 for _ in range(20):
     sim.render("front", 96)
@@ -68,14 +72,13 @@ class Attempt(NamedTuple):
 
 def attempt(code: str, *arguments: str) -> Attempt:
     """Run code in a process of its own, which may crash or wait for ever."""
-    environment = {"MUJOCO_GL": "egl"} if sys.platform == "linux" else {}
+    opengl.chosen()
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
-            env=environment | dict(os.environ),
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -132,7 +135,7 @@ def check_imports() -> Iterator[Finding]:
 def check_rendering() -> Iterator[Finding]:
     """Whether MuJoCo draws off-screen, and how fast."""
     works, said = attempt(RENDER)
-    platform = os.environ.get("MUJOCO_GL", "egl" if sys.platform == "linux" else "default")
+    platform = opengl.chosen() or "default"
     if works:
         yield Finding(
             "ok", f"MuJoCo renders off-screen (MUJOCO_GL={platform}), {said} images of 96 pixels a second"
@@ -141,7 +144,7 @@ def check_rendering() -> Iterator[Finding]:
         yield Finding(
             "error",
             f"MuJoCo does not render off-screen with MUJOCO_GL={platform} ({said})",
-            "apt-get install libegl1 libgl1-mesa-dri (Debian, Ubuntu), or set MUJOCO_GL=osmesa",
+            opengl.mend(),
         )
 
 

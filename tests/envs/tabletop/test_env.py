@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -207,18 +208,31 @@ def test_the_environment_needs_neither_torch_nor_lerobot():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_machine_without_egl_gets_one_sentence(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "egl")
-    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", "/nowhere")
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"__EGL_VENDOR_LIBRARY_DIRS": "/nowhere"},
+            r"MUJOCO_GL=egl .*: none of .* draws here; install EGL .*libegl1",
+        ),
+        ({"MUJOCO_EGL_DEVICE_ID": "none"}, r"MUJOCO_GL=egl .*: unset MUJOCO_EGL_DEVICE_ID, which works here"),
+        ({"MUJOCO_GL": "vulkan"}, r"MUJOCO_GL=vulkan .*: set MUJOCO_GL=egl, which works here"),
+    ],
+)
+def test_a_machine_that_does_not_draw_gets_one_sentence(variables, sentence):
     code = (
         "from aegis_envs.tabletop.env import TabletopEnv; from aegis_envs.errors import SimulatorError\n"
         "try:\n    TabletopEnv('reach').reset(seed=0)\nexcept SimulatorError as error:\n    print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MUJOCO_GL": "egl", **variables},
+    )
     assert done.stderr == ""
-    assert len(done.stdout.strip().splitlines()) == 1
-    assert "MUJOCO_GL=egl" in done.stdout
-    assert "libegl1" in done.stdout
+    assert re.fullmatch(f"off-screen rendering is not available with {sentence}.*\\.\n", done.stdout)
 
 
 def test_images_come_even_where_mujoco_was_imported_first_without_a_platform():

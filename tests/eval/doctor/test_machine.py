@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from aegis_eval.doctor import machine
 from aegis_eval.doctor.files import Training
 from aegis_eval.doctor.machine import Attempt, attempt
+from aegis_policy.support import opengl
 
 
 def test_a_crash_is_told_from_an_exception_and_from_success():
@@ -39,10 +40,12 @@ def test_rendering_that_fails_is_an_error_with_its_platform(
     attempts: dict[str, Attempt], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr(opengl, "draws", lambda platform: platform == "egl")
     attempts[machine.RENDER] = Attempt(False, "ended by signal 6")
-    assert "error: MuJoCo does not render off-screen with MUJOCO_GL=osmesa (ended by signal 6)" in told(
-        machine.check_rendering()
-    )
+    (found,) = machine.check_rendering()
+    assert found.status == "error"
+    assert found.what == "MuJoCo does not render off-screen with MUJOCO_GL=osmesa (ended by signal 6)"
+    assert found.mend == "set MUJOCO_GL=egl, which works here"
 
 
 @pytest.mark.parametrize(
