@@ -72,16 +72,14 @@ class AegisAdamWConfig(OptimizerConfig):
             "eps": self.eps,
             "weight_decay": self.weight_decay,
         }
-        plain, projected = (torch.optim.AdamW, ProjectedAdamW) if self.bits == 32 else adamw_8bit()
-        if not params.projectors:
-            return plain(params, **options)
+        projected = ProjectedAdamW if self.bits == 32 else adamw_8bit()
         params.projects = True
         return projected(params, *params.projectors, **options)
 
 
 @cache
-def adamw_8bit() -> tuple[type[torch.optim.Optimizer], type[ProjectedStep]]:
-    """AdamW with blockwise 8-bit moments (arXiv 2110.02861), without and with a projected step.
+def adamw_8bit() -> type[ProjectedStep]:
+    """AdamW with blockwise 8-bit moments (arXiv 2110.02861) and a projected step.
 
     Raises:
         AegisError: bitsandbytes is not installed.
@@ -116,7 +114,7 @@ def adamw_8bit() -> tuple[type[torch.optim.Optimizer], type[ProjectedStep]]:
     class ProjectedAdamW8bit(ProjectedStep, AdamW8bit):
         """It with a `ProjectedStep`."""
 
-    return AdamW8bit, ProjectedAdamW8bit
+    return ProjectedAdamW8bit
 
 
 @LRSchedulerConfig.register_subclass("aegis_cosine")

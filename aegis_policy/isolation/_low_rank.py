@@ -81,7 +81,7 @@ class LowRankProjector(Projector):
             self._shed = None
             return
         norms = torch.stack(torch._foreach_norm([step for _, step in steps]))
-        with whole_float32_products():
+        with whole_float32_products(steps[0][1].device):
             removed = torch.stack([self._block(index, step).remove_(step) for index, step in steps]).sum()
         self._shed = removed / norms.square().sum()
 
@@ -95,8 +95,7 @@ class LowRankProjector(Projector):
             gradient: of each protected parameter, or None where there is none.
         """
         inside, whole = [], []
-        device = self.blocks[0][0].device.type
-        with whole_float32_products(), torch.autocast(device, enabled=False):
+        with whole_float32_products(self.blocks[0][0].device):
             for index, (weight, _) in enumerate(self.blocks):
                 if (other := gradient(weight)) is not None:
                     whole.append(other.square().sum())

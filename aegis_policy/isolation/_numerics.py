@@ -13,11 +13,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def whole_float32_products() -> Iterator[None]:
-    """Multiply in whole float32 meanwhile: TF32, which trainers turn on, would leave a thousandth of a block in."""
+def whole_float32_products(device: torch.device) -> Iterator[None]:
+    """Multiply in whole float32 meanwhile: TF32, which trainers turn on, would leave a thousandth of a block in, and
+    autocast a hundredth."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -76,7 +76,7 @@ def test_the_tests_of_eight_bits_pass_with_bitsandbytes(
 
 def test_moments_of_eight_bits_survive_a_checkpoint_of_lerobot_s(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    plain, _ = adamw_8bit()
+    projected = adamw_8bit()
 
     def stepped(layer: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None:
         for step in range(steps):
@@ -86,13 +86,13 @@ def test_moments_of_eight_bits_survive_a_checkpoint_of_lerobot_s(tmp_path: Path)
 
     torch.manual_seed(0)
     layer = nn.Linear(128, 64)
-    optimizer = plain(layer.parameters(), lr=1e-2)
+    optimizer = projected(layer.parameters(), lr=1e-2)
     stepped(layer, optimizer, 3)
     assert optimizer.state[layer.weight]["state1"].dtype == torch.uint8
     save_optimizer_state(optimizer, tmp_path)
     copy = nn.Linear(128, 64)
     copy.load_state_dict(layer.state_dict())
-    resumed = load_optimizer_state(plain(copy.parameters(), lr=1e-2), tmp_path)
+    resumed = load_optimizer_state(projected(copy.parameters(), lr=1e-2), tmp_path)
     stepped(layer, optimizer, 2)
     stepped(copy, resumed, 2)
     assert torch.equal(layer.weight, copy.weight) and torch.equal(layer.bias, copy.bias)
