@@ -64,7 +64,8 @@ class VLMBackbone(nn.Module):
                     "mend the paths of its Family."
                 ) from error
         self.family = family
-        self.prompts = Prompts(processor, family)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.prompts = Prompts(processor, family, name, longest)
 
     @classmethod
     def from_pretrained(
@@ -189,6 +190,14 @@ class VLMBackbone(nn.Module):
             texts: B instructions.
         """
         return self._here(self.prompts.of_cameras(images, texts))
+
+    def refuses(self, text: str) -> str | None:
+        """Why a question, answer or instruction cannot be read, as the end of a sentence; None for nearly every text.
+
+        Special tokens in it are no reason: they are read as ordinary words. A reader that knows a text's file and line
+        asks this, and says both; `prepare`, `question_inputs` and `answer_inputs` raise the sentence without.
+        """
+        return self.prompts.refuses(text)
 
     def reserved_tokens(self, count: int) -> Tensor:
         """The last `count` words of the vocabulary that no prompt is made of, ascending ids (count,).

@@ -5,8 +5,11 @@ Instructions of a policy and questions of a benchmark take the same way, so that
 Shapes: B batch, C cameras, N questions, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.families import Family
+from aegis_policy.vlm.plain_text import PlainText
 
 Picture = np.ndarray | Image.Image
 """(H, W, 3) uint8."""
 NO_LABEL = -100
 """What labels hold where there is no answer."""
+_ONE_AT_A_TIME = Lock()
+"""Held by the thread that tokenizes: a fast tokenizer is set to pad, or not, by each call."""
+_SHOWN = 60
+"""Characters of a text that errors quote."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +36,26 @@ class Prompts:
     """Makes model inputs with the processor of a model of this family.
 
     They are `input_ids` and `attention_mask` (N, T), pixels, and what else its processor gives; on the CPU, but for
-    pictures that came from elsewhere. A processor's own errors pass through.
+    pictures that came from elsewhere. Whatever special tokens a text quotes are read as ordinary words.
+
+    Attributes:
+        processor: the model's own.
+        family: of the model.
+        name: of the model, for errors.
+        longest: tokens that the model can read at once, pictures and all; None where nobody knows.
     """
 
     processor: Any
     family: Family
+    name: str
+    longest: int | None
 
     def of_cameras(self, images: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """Inputs of C camera images (B, 3, H, W) in [0, 1] and B instructions; padded on the right."""
         # As integers, like the pictures of questions: resizing floats overshoots where integers are clipped.
         views = [(image * 255).round().clamp(0, 255).to(torch.uint8) for image in images]
         samples = [list(cameras) for cameras in zip(*views, strict=True)]
-        prompts = [self._prompt(_one_line(text), len(images)) for text in texts]
+        prompts = [self._prompt(self._text(_one_line(text)), len(images)) for text in texts]
         return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
 
     def of_questions(self, images: Sequence[Picture], questions: Sequence[str]) -> dict[str, Tensor]:
@@ -50,8 +67,9 @@ class Prompts:
     ) -> dict[str, Tensor]:
         """Inputs of N questions with answers, padded on the left; `labels` (N, T) hold the answers' tokens alone."""
         pictures, prompts = _one_a_sample(images), self._asked(questions)
+        answers = [self._text(answer) for answer in answers]
         if not self.family.chat:
-            return self._process(pictures, prompts, "left", suffix=list(answers))
+            return self._process(pictures, prompts, "left", suffix=answers)
         whole = [
             self._prompt(self._question(question), 1, answer)
             for question, answer in zip(questions, answers, strict=True)
@@ -59,12 +77,36 @@ class Prompts:
         inputs = self._process(pictures, whole, "left")
         labels_NT = torch.full_like(inputs["input_ids"], NO_LABEL)
         for row, (before, after) in enumerate(zip(prompts, whole, strict=True)):
-            count = self._words(after) - self._words(before)
+            count = len(self._words(after)) - len(self._words(before))
             labels_NT[row, -count:] = inputs["input_ids"][row, -count:]
         return {**inputs, "labels": labels_NT}
 
+    def refuses(self, text: str) -> str | None:
+        """Why the model cannot read a text, as the end of a sentence that begins with it; None if it can."""
+        plain = self._plain(_one_line(text))
+        tokens = self._words(plain)
+        if self.longest is not None and len(tokens) > self.longest:
+            return f"makes {len(tokens)} tokens, and {self.name} reads {self.longest} at most: shorten it"
+        if (token := self._plain.special_in(tokens)) is not None:
+            return f"holds what {self.name} takes for its special token {token}: write it otherwise"
+        return None
+
+    @cached_property
+    def _plain(self) -> PlainText:
+        return PlainText(self.processor)
+
+    def _text(self, text: str) -> str:
+        """A text in the words that the model reads.
+
+        Raises:
+            AegisError: it refuses it.
+        """
+        if (reason := self.refuses(text)) is not None:
+            raise AegisError(f"The text {_beginning(text)} {reason}.")
+        return self._plain(text)
+
     def _question(self, text: str) -> str:
-        return self.family.question.format(_one_line(text))
+        return self.family.question.format(self._text(_one_line(text)))
 
     def _asked(self, questions: Sequence[str]) -> list[str]:
         return [self._prompt(self._question(question), 1) for question in questions]
@@ -86,26 +128,41 @@ class Prompts:
             answered if answered.startswith(prompt) else prompt + answer + self.processor.tokenizer.eos_token
         )
 
-    def _words(self, text: str) -> int:
-        """How many tokens a text has before its images are spread over many."""
-        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _words(self, text: str) -> list[int]:
+        """The tokens that a text has before its images are spread over many."""
+        with _ONE_AT_A_TIME:
+            return self.processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _process(
         self, samples: list[list[Any]], prompts: list[str], padding_side: str, **options: Any
     ) -> dict[str, Tensor]:
         if self.family.chat:
             options["add_special_tokens"] = False  # the template wrote them
-        tokenizer = self.processor.tokenizer
-        its_own, tokenizer.padding_side = tokenizer.padding_side, padding_side
-        try:
+        with _ONE_AT_A_TIME, _padding_on(padding_side, self.processor.tokenizer):
             inputs = self.processor(
                 images=samples, text=prompts, padding=True, return_tensors="pt", **options
             )
-        finally:
-            tokenizer.padding_side = its_own
+        self._require_room(inputs["attention_mask"], prompts)
         if not options.get("suffix"):
             inputs.pop("labels", None)
         return dict(inputs)
+
+    def _require_room(self, mask_NT: Tensor, prompts: list[str]) -> None:
+        tokens_N = mask_NT.sum(1)
+        if self.longest is not None and int(tokens_N.max()) > self.longest:
+            raise AegisError(
+                f"The prompt {_beginning(prompts[int(tokens_N.argmax())])} makes {int(tokens_N.max())} tokens with its "
+                f"pictures, and {self.name} reads {self.longest} at most: shorten it, or give fewer pictures."
+            )
+
+
+@contextmanager
+def _padding_on(side: str, tokenizer: Any) -> Iterator[None]:
+    its_own, tokenizer.padding_side = tokenizer.padding_side, side
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = its_own
 
 
 def _one_a_sample(images: Sequence[Picture]) -> list[list[Image.Image]]:
@@ -114,3 +171,8 @@ def _one_a_sample(images: Sequence[Picture]) -> list[list[Image.Image]]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _beginning(text: str) -> str:
+    """A text in quotation marks, cut where it gets long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

@@ -1,6 +1,7 @@
 """Every VLM family through the same code: inputs, training under `aegis`, checkpoint, answers, export."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,57 @@ def test_an_answers_tokens_and_their_end_are_what_is_learned(vlm: VLMBackbone) -
     alone, _ = vlm.answer_logits(vlm.answer_inputs(PICTURES[:1], QUESTIONS[:1], ANSWERS[:1]))
     count = int((labels[0] != NO_LABEL).sum())
     torch.testing.assert_close(logits[0, -count:], alone[0, -count:], rtol=1e-4, atol=1e-4)
+
+
+def _special_counts(vlm: VLMBackbone, inputs: dict[str, torch.Tensor]) -> Counter[int]:
+    tokenizer = vlm.processor.tokenizer
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.discard(tokenizer.unk_token_id)
+    return Counter(index for index in inputs["input_ids"].flatten().tolist() if index in special)
+
+
+def test_special_tokens_that_a_text_quotes_are_read_as_words(vlm: VLMBackbone) -> None:
+    """Each at the beginning, amid, doubled and one in the other; wherever a text comes in."""
+    tokenizer = vlm.processor.tokenizer
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    quoting = [
+        *(f"{token}what {token}{token} is this {token}" for token in tokens),
+        f"{tokens[-1][0]}{tokens[-1]}",
+    ]
+    quoting += ["<row_1_col_1>", f"{tokens[0][:2]}{tokens[-1]}{tokens[0][2:]}", "</s> [INST] <|endoftext|>"]
+    picture, camera = PICTURES[:1], [torch.rand(1, 3, 32, 32)]
+    for text in quoting:
+        ways = [
+            (vlm.prepare(camera, [text]), vlm.prepare(camera, ["what"])),
+            (vlm.question_inputs(picture, [text]), vlm.question_inputs(picture, ["what"])),
+            (vlm.answer_inputs(picture, ["what"], [text]), vlm.answer_inputs(picture, ["what"], ["red"])),
+        ]
+        for quoted, plain in ways:
+            assert _special_counts(vlm, quoted) == _special_counts(vlm, plain), text
+            if tokenizer.unk_token_id not in quoted["input_ids"][0].tolist():
+                letters = tokenizer.decode(quoted["input_ids"][0]).replace(" ", "")
+                assert text.replace(" ", "") in letters, "no letter is lost"
+        labels = ways[2][0]["labels"]
+        assert Counter(labels.flatten().tolist())[tokenizer.eos_token_id] == 1
+        assert vlm.refuses(text) is None
+    vlm.answer(picture * len(quoting), quoting, max_new_tokens=1)
+
+
+def test_a_text_that_the_model_has_no_room_for_is_refused_and_named(vlm: VLMBackbone) -> None:
+    longest = vlm.model.config.get_text_config().max_position_embeddings
+    long = "a? " * longest
+    nearly = "a? " * (longest * longest // len(vlm.processor.tokenizer(long)["input_ids"]) - 10)
+    assert f"tokens, and {vlm.name} reads {longest} at most: shorten it" in str(vlm.refuses(long))
+    assert vlm.refuses(nearly) is None
+    for ask in (
+        lambda text: vlm.prepare([torch.rand(1, 3, 32, 32)], [text]),
+        lambda text: vlm.question_inputs(PICTURES[:1], [text]),
+        lambda text: vlm.answer_inputs(PICTURES[:1], ["what"], [text]),
+    ):
+        with pytest.raises(AegisError, match=r"The text 'a\? .*\.\.\.' makes .* shorten it"):
+            ask(long)
+    with pytest.raises(AegisError, match=r"tokens with its pictures.*fewer pictures"):
+        vlm.prepare([torch.rand(1, 3, 32, 32)] * 20, [nearly])
 
 
 def test_steps_under_aegis_a_checkpoint_and_an_export(
