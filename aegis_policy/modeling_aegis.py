@@ -137,11 +137,15 @@ class AegisPolicy(PreTrainedPolicy):
         files.load_weights(model, model_file, resolve_safetensors_device(map_location), strict)
         return model
 
-    def _save_pretrained(
-        self, save_directory: Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
-    ) -> None:
+    def _save_pretrained(self, save_directory: Path, **options: Any) -> None:
+        """Write the policy as a whole, or nothing.
+
+        Newer versions of LeRobot call this on every rank, where their own part writes on the first alone.
+        """
+        if ranks.index() > 0:
+            return
         with atomic_contents(save_directory) as folder:
-            super()._save_pretrained(folder, state_dict=state_dict, **kwargs)
+            super()._save_pretrained(folder, **options)
             self._save_beside(folder)
         self._anchor_file = save_directory / files.ANCHOR_FILE
 

@@ -82,3 +82,16 @@ def test_two_processes_equal_one_on_the_same_global_batch(
     assert max(figures[acted] for figures in alone["figures"]) > 0, (
         "nothing was held, so nothing was compared"
     )
+
+
+def test_the_first_rank_alone_writes_what_a_checkpoint_holds_besides_lerobot_s_files(
+    launched: tuple[Path, dict[str, AegisPolicy]],
+) -> None:
+    folder, policies = launched
+    for part in policies:
+        first, second = (
+            {path.name for path in (folder / part / f"saved{rank}").iterdir()} for rank in range(2)
+        )
+        assert {"model.safetensors", "README.md", "vlm", "protection_state.safetensors"} <= first
+        assert second <= {"config.json", "model.safetensors"}
+        assert ("anchor.safetensors" in first) == policies[part].protection.needs_anchor

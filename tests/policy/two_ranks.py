@@ -1,8 +1,8 @@
 """Train policies for some steps on this rank's share of fixed global batches, and save their parameters.
 
 Run by `test_two_processes.py` under torchrun with the file of the batches and folders: each holds a checkpoint,
-`policy`, and gets a file a rank. It wraps and steps as `lerobot-train` does: DDP with `find_unused_parameters`,
-clipping, the preset optimizer.
+`policy`, and gets a file a rank, and the folder that the rank saves a checkpoint to. It wraps and steps as
+`lerobot-train` does: DDP with `find_unused_parameters`, clipping, the preset optimizer.
 """
 
 import sys
@@ -37,6 +37,7 @@ def train(checkpoint: Path, batches: Path, rank: int, ranks: int) -> dict[str, A
         optimizer.zero_grad()
         if rank == 0:
             torch.randn(5)  # as when `lerobot-train` evaluates, which only the first rank does
+    policy.save_pretrained(checkpoint.with_name(f"saved{rank}"))
     return {"parameters": dict(policy.named_parameters()), "figures": logged}
 
 
