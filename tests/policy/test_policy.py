@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.policies import PreTrainedPolicy
 from training_steps import MakeBatch, MakePolicy, build_optimizer
 
 from aegis_policy.configuration_aegis import AegisConfig
@@ -183,6 +184,19 @@ def test_chunks_sampled_in_threads_at_once_are_those_sampled_alone(
         together = list(threads.map(lambda batch: policy.predict_action_chunk(batch, noise), batches * 3))
     for chunk, expected in zip(together, alone * 3, strict=True):
         torch.testing.assert_close(chunk, expected)
+
+
+@pytest.mark.skipif(
+    not hasattr(PreTrainedPolicy, "drop_queued_actions"), reason="this LeRobot drops no queued actions"
+)
+def test_actions_queued_under_another_instruction_can_be_dropped(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy, batch, noise = make_policy("none"), make_batch(), torch.randn(4, 4, 3)
+    policy.select_action(batch, noise)
+    policy.drop_queued_actions()
+    other = {**batch, "task": ["what colour is the sphere"] * 4}
+    assert torch.equal(policy.select_action(other, noise), policy.predict_action_chunk(other, noise)[:, 0])
 
 
 def test_training_fits_one_batch(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
