@@ -21,6 +21,7 @@ from aegis_policy.isolation import Anchor
 from aegis_policy.optimizer_aegis import PolicyParameters
 from aegis_policy.protections.blocks import BLOCK_KINDS, block_layers
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.sharding import refuse_sharding
 
 _BACKBONES = {
     "smolvla": "model.vlm_with_expert.vlm",
@@ -55,8 +56,10 @@ def protect(
         What to give to `AegisAdamWConfig.build`; the policy's `get_optim_params` returns it too.
 
     Raises:
-        AegisError: a policy of another kind, a backbone that does not train, or an anchor that does not fit.
+        AegisError: a policy of another kind or a sharded one, a backbone that does not train, or an anchor that does
+            not fit.
     """
+    refuse_sharding(policy)
     if kind not in BLOCK_KINDS:
         raise AegisError(
             f"The {kind} anchor cannot protect a policy of LeRobot: choose subspace or kronecker."
@@ -117,6 +120,8 @@ def _requiring_projection(policy: PreTrainedPolicy, parameters: PolicyParameters
 
     @wraps(forward)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        if policy.training:
+            refuse_sharding(policy)
         if policy.training and not parameters.projects:
             raise AegisError(
                 "This policy is protected, and no optimizer that projects was built from its parameters: make it "

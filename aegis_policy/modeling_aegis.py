@@ -3,12 +3,10 @@
 Shapes: B batch, F flow samples an observation, N = F B, H action horizon, A action dimension, S state dimension.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import lerobot
 import torch
 from huggingface_hub import ModelCard
 from lerobot.configs import PreTrainedConfig
@@ -32,6 +30,7 @@ from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_contents
+from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.probe import VQAProbe
 
@@ -190,9 +189,9 @@ class AegisPolicy(PreTrainedPolicy):
         """Parameter groups of the action expert and the backbone, with the projectors that bend their steps.
 
         Raises:
-            AegisError: the run is sharded by FSDP, which this LeRobot cannot do for a policy of this kind.
+            AegisError: the run is sharded.
         """
-        _refuse_sharding()
+        refuse_sharding(self)
         ranks.keep_group()
         self._begin_training()
         groups = [
@@ -308,7 +307,7 @@ class AegisPolicy(PreTrainedPolicy):
 
     def _count_step(self) -> None:
         self._training_state = replace(self._training_state, steps=self._training_state.steps + 1)
-        _refuse_sharding()
+        refuse_sharding(self)
         self._require_projection()
         self._begin_training()
 
@@ -350,12 +349,3 @@ class AegisPolicy(PreTrainedPolicy):
 
 def _unprotected_step(vlm: VLMBackbone, inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
     return Step(vlm.encode(inputs))
-
-
-def _refuse_sharding() -> None:
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise AegisError(
-            f"LeRobot {lerobot.__version__} calls a policy's forward behind FSDP's back, so "
-            "--policy.type=aegis cannot be sharded: launch with torchrun or accelerate's MULTI_GPU (DDP) "
-            "instead."
-        )

@@ -174,20 +174,23 @@ def _anchor(policy: Any) -> Anchor:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["smolvla", "pi0", "pi05"])
-def test_the_backbone_learns_only_outside_its_blocks(make: Callable[..., Any], name: str, dtype: str) -> None:
+def test_the_backbone_learns_only_outside_its_blocks(
+    make: Callable[..., Any], name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = make(name, dtype)
     anchor = _anchor(policy)
     for layer_name, layer in vlm_linear_layers(policy).items():
         layer.weight.requires_grad_(layer_name in anchor.factors)
     parameters = protect(policy, anchor, "kronecker", energy=0.7, granularity="tensor")
-    with pytest.raises(AegisError, match=r"no optimizer that projects"):
-        policy.forward(_batch(1))
+    for call in (policy, policy.forward):
+        with pytest.raises(AegisError, match=r"no optimizer that projects"):
+            call(_batch(1))
     optimizer = AegisAdamWConfig(lr=1e-4).build(policy.get_optim_params())
     assert parameters.projects
     layers = vlm_linear_layers(policy)
     before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     for seed in range(3):
-        policy.forward(_batch(seed))[0].backward()
+        policy(_batch(seed))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
     (projector,) = parameters.projectors
@@ -202,6 +205,11 @@ def test_the_backbone_learns_only_outside_its_blocks(make: Callable[..., Any], n
         assert block.output_vectors_EJ is not None
         inside = block.strength * (block.output_vectors_EJ.T @ moved @ block.input_vectors_DK)
         assert inside.norm() < 1e-3 * moved.norm()
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for starts in (lambda: policy(_batch(0)), lambda: protect(policy, anchor)):
+        with pytest.raises(AegisError, match=r"sharded"):
+            starts()
 
 
 def test_what_cannot_be_protected_is_refused(make: Callable[[str], Any]) -> None:

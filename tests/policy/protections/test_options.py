@@ -119,16 +119,6 @@ def test_options_out_of_range_are_refused(
         make_config("aegis", **options)
 
 
-def test_fsdp_is_refused(
-    make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = make_policy("none")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    for starts in (policy.get_optim_params, lambda: policy.train()(make_batch())):
-        with pytest.raises(AegisError, match=r"FSDP.*torchrun"):
-            starts()
-
-
 def test_float16_is_refused_where_it_would_lose_the_anchor_gradient(
     make_policy: MakePolicy, make_batch: MakeBatch
 ) -> None:
