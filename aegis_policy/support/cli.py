@@ -1,8 +1,9 @@
-"""What the `aegis-*` commands share: draccus flags in, one sentence out when the input cannot be used."""
+"""What the `aegis-*` commands share: draccus flags in, one sentence out when input or disk cannot be used."""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from itertools import zip_longest
 from typing import Any
@@ -11,20 +12,46 @@ import draccus
 from draccus.utils import DraccusException
 
 from aegis_policy.support import opengl
+from aegis_policy.support.disk import refusal
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import alone, require_file
 
 
-def run[Config](config_class: type[Config], command: Callable[[Config], Any]) -> None:
-    """Parse `sys.argv` into `config_class` and call `command`; a user's error ends with its sentence and status 2."""
+def run[Config](
+    config_class: type[Config],
+    command: Callable[[Config], Any],
+    *,
+    file: str | None = None,
+    folder: str | None = None,
+) -> None:
+    """Parse `sys.argv` into `config_class` and call `command`; a user's error ends with its sentence and status 2.
+
+    Args:
+        config_class: a dataclass of flags.
+        command: what to do.
+        file, folder: the flag, if there is one, that names what the command writes in the end. It is seen before the
+            work that this can be written, and that no other command is about to.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     opengl.chosen()
     try:
-        command(draccus.parse(config_class=config_class, args=_spelled_out(config_class, sys.argv[1:])))
+        config = draccus.parse(config_class=config_class, args=_spelled_out(config_class, sys.argv[1:]))
+        with ExitStack() as held:
+            if file is not None:
+                require_file(getattr(config, file), f"--{file}")
+            if place := file or folder:
+                held.enter_context(alone(getattr(config, place), f"--{place}"))
+            command(config)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except (AegisError, DraccusException) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if (sentence := refusal(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 

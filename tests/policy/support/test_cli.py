@@ -1,6 +1,7 @@
 """What all `aegis-*` commands do with their flags."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,48 @@ def test_an_error_of_the_user_ends_with_one_sentence_and_status_2(monkeypatch, c
         cli.run(Flags, refuse)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: --seeds=9 is too many: give fewer.\n"
+
+
+def test_a_full_disk_ends_with_one_sentence_and_status_2(monkeypatch, capsys):
+    def fill(flags: Flags) -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write(flags.name)
+
+    monkeypatch.setattr("sys.argv", ["aegis-test"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(Flags, fill)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert "No space left on device" in printed and len(printed.splitlines()) == 1
+
+
+@dataclass
+class Output:
+    out: Path = Path("result.json")
+
+
+def run_writing(monkeypatch, place: Path, command=lambda config: None, **kind: str) -> int | None:
+    monkeypatch.setattr("sys.argv", ["aegis-test", f"--out={place}"])
+    try:
+        cli.run(Output, command, **(kind or {"file": "out"}))
+    except SystemExit as ended:
+        return ended.code
+    return None
+
+
+def test_what_a_command_cannot_write_it_says_before_its_work(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path, tmp_path / "file" / "result.json"):
+        assert run_writing(monkeypatch, place, lambda _: pytest.fail("worked")) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: --out={place} ")
+    assert run_writing(monkeypatch, tmp_path, folder="out") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_commands_do_not_write_the_same(monkeypatch, capsys, tmp_path):
+    place = tmp_path / "new" / "result.json"
+    ended = []
+    run_writing(monkeypatch, place, lambda _: ended.append(run_writing(monkeypatch, place)))
+    assert ended == [2] and f"Another command is at work in --out={place}" in capsys.readouterr().err
+    assert run_writing(monkeypatch, place) is None and not list(place.parent.iterdir())
