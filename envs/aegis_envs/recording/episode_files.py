@@ -4,7 +4,6 @@ The folder is what makes a recording resumable. It holds finished episodes only,
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 from aegis_policy.support.json_files import read_json, write_json
 
 _RECIPE_FILE = "recipe.json"
@@ -20,10 +20,8 @@ _RECIPE_FILE = "recipe.json"
 
 def save(path: Path, described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     """Write arrays and a JSON-able description as one `.npz`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("wb") as file:
+    with atomic_write(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, meta=np.array(json.dumps(described)), **arrays)  # type: ignore[arg-type]
-    beside.replace(path)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -66,4 +64,4 @@ class EpisodeFolder:
 
     def remove(self) -> None:
         """Delete the folder with all its episodes."""
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -20,7 +20,7 @@ from aegis_envs.tabletop.configuration import AegisTabletopEnv
 from aegis_envs.tabletop.source import TabletopSource
 from aegis_policy.support.cli import require_at_least
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_directory
+from aegis_policy.support.files import alone, atomic_directory
 from aegis_policy.support.json_files import read_json
 
 SOURCES: dict[type[EnvConfig], Source[Any, Any]] = {
@@ -48,8 +48,14 @@ def record(config: RecordConfig) -> None:
     config = replace(config, root=root, repo_id=config.repo_id or f"local/{root.name}")
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         _require_same_recording(root, recipe, config)
+        EpisodeFolder(root).remove()
         print(f"{root} already holds this recording, complete ({config.episodes} episodes).")
         return
+    with alone(root, "--root"):
+        _record(source, recipe, config, root)
+
+
+def _record(source: Source[Any, Any], recipe: Recipe, config: RecordConfig, root: Path) -> None:
     finished = EpisodeFolder(root)
     finished.claim(recipe.to_dict())
     if done := config.episodes - len(finished.missing(config.episodes)):

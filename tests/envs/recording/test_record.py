@@ -20,6 +20,7 @@ from aegis_envs.tabletop.configuration import AegisTabletopEnv
 from aegis_envs.tabletop.scene import Scene
 from aegis_envs.tabletop.sim import TabletopSim
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import alone
 from aegis_policy.support.json_files import read_jsonl
 
 HEAVY = {"torch", "lerobot", "transformers", "pyarrow"}
@@ -130,6 +131,10 @@ def test_a_complete_recording_is_left_alone_and_any_other_folder_refused(recordi
     record(_config(recording))
     assert "already holds this recording" in capsys.readouterr().out
     assert (recording / "recording.json").stat().st_mtime_ns == before
+    left = recording.with_name(".tabletop.recording")  # killed as it was to remove its episodes
+    left.mkdir()
+    record(_config(recording))
+    assert not left.exists()
     with pytest.raises(AegisError, match=r"--root=.* other seed, episodes: choose another folder"):
         record(_config(recording, seed=9, episodes=7))
     (tmp_path / "mine").mkdir()
@@ -227,6 +232,15 @@ def test_an_interrupted_recording_continues_where_it_stopped(interrupted, record
     record(_config(root))
     _assert_same_dataset(recording, root)
     assert not waiting.exists()
+
+
+def test_two_commands_do_not_record_the_same(tmp_path):
+    with (
+        alone(tmp_path / "new", "--root"),
+        pytest.raises(AegisError, match="Another command is at work in --root="),
+    ):
+        record(_config(tmp_path / "new"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_machine_without_egl_gets_one_sentence_and_no_half_dataset(fork_server, monkeypatch, tmp_path):
