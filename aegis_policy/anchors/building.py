@@ -79,7 +79,8 @@ def anchor_of_batches(
     """The anchor of a VLM over batches of questions, and of frames; options as in `build_anchor`.
 
     Args:
-        unfinished: where the pass is kept on the way and goes on from; the same batches have to come again.
+        unfinished: where the pass is kept on the way and goes on from; the same batches have to come again. To be
+            discarded once the anchor is saved.
 
     Raises:
         AegisError: as in `build_anchor`.
@@ -105,10 +106,7 @@ def anchor_of_batches(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    anchor = builder.anchor(metadata)
-    if unfinished:
-        unfinished.discard()
-    return anchor
+    return builder.anchor(metadata)
 
 
 class AnchorBuilder:

@@ -25,6 +25,7 @@ from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.isolation import Anchor
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import atomic_write
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM
 from aegis_policy.vqa.examples import INDEX_FILE, load_vqa
@@ -67,7 +68,7 @@ class AnchorConfig:
 
 def main() -> None:
     """Entry point of `aegis-anchor`."""
-    cli.run(AnchorConfig, make_anchor)
+    cli.run(AnchorConfig, make_anchor, file="out")
 
 
 def make_anchor(config: AnchorConfig) -> Anchor:
@@ -94,6 +95,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         )
     device = torch_device(config.device)
     vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
+    unfinished = _unfinished(config, sources, vlm.fingerprint())
     anchor = anchor_of_batches(
         vlm,
         _batches(config, sources),
@@ -102,9 +104,11 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         rank=config.rank,
         total=config.samples * len(sources),
         seed=config.seed,
-        unfinished=_unfinished(config, sources, vlm.fingerprint()),
+        unfinished=unfinished,
     )
-    anchor.save(config.out)
+    with atomic_write(config.out) as beside:
+        anchor.save(beside)
+    unfinished.discard()
     size = config.out.stat().st_size / 1e6
     asked, found = config.samples * len(sources), int(anchor.metadata["samples"])
     fewer = f" ({asked} were asked for: there are no more)" if found < asked else ""

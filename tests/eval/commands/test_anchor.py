@@ -217,3 +217,19 @@ def test_fewer_questions_than_asked_for_are_told(
         "gaussian, kronecker, subspace from 4 samples (7 were asked for: there are no more)"
         in capsys.readouterr().out
     )
+
+
+def test_a_pass_whose_anchor_could_not_be_saved_is_not_lost(
+    tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aegis_policy.anchors.unfinished.SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Anchor, "save", lambda *_: Path("/dev/full").write_text("x"))
+        with pytest.raises(
+            AegisError, match=r"anchor\.safetensors cannot be written \(No space left on device\)"
+        ):
+            _anchor(tiny_vlm_dir, tmp_path / "out", kinds=["gaussian"])
+    monkeypatch.setattr(AnchorBuilder, "add_questions", lambda *_: pytest.fail("a batch is read again"))
+    anchor = _anchor(tiny_vlm_dir, tmp_path / "out", kinds=["gaussian"])
+    assert anchor.metadata["samples"] == str(COUNT)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["anchor.safetensors"]
