@@ -142,17 +142,17 @@ def _render_all(directory: Path, source: str, split: str, count: int, seed: int,
     chunk = SOURCES[source].chunk
     jobs = [_Range(source, split, seed, start, min(start + chunk, count)) for start in range(0, count, chunk)]
     with atomic_directory(directory) as beside, ExitStack() as stack:
-        images = np.lib.format.open_memmap(
-            beside / "images.npy", mode="w+", dtype=np.uint8, shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3)
-        )
+        images = stack.enter_context((beside / "images.npy").open("wb"))
+        # In order and not through memory: a full disk would end the process without a word.
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, IMAGE_SIZE, IMAGE_SIZE, 3)}
+        np.lib.format.write_array_header_1_0(images, header)
         records = stack.enter_context((beside / "scenes.jsonl").open("w"))
         bar = stack.enter_context(tqdm(total=count, desc=f"rendering {split} {source}", unit="image"))
         rendered = stack.enter_context(closing(_rendered(jobs, num_workers)))
-        for job, (pictures, lines) in zip(jobs, rendered, strict=True):
-            images[job.start : job.stop] = pictures
+        for pictures, lines in rendered:
+            images.write(pictures.tobytes())
             records.writelines(lines)
-            bar.update(job.stop - job.start)
-        images.flush()
+            bar.update(len(lines))
 
 
 def _rendered(jobs: Sequence[_Range], num_workers: int) -> Generator[_Rendered]:

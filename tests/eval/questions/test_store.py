@@ -9,10 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from full_disk import largest_file
 from running_processes import packages_in
 
 import aegis_envs
 from aegis_eval.questions import store
+from aegis_policy.support.errors import AegisError
 
 JOBS = [store._Range("scenes", "test", 0, start, start + 1) for start in range(4)]
 
@@ -43,6 +45,16 @@ def test_there_is_a_worker_for_each_core_that_this_process_may_use(
     assert used == [3]
     store.scene_images("test", 3, 0, tmp_path, num_workers=1)
     assert used == [3, 1]
+
+
+def test_pictures_that_do_not_fit_on_the_disk_end_with_a_sentence_and_are_made_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    with largest_file(60_000), pytest.raises(AegisError, match=r"cannot be written \(File too large\): "):
+        store.scene_images("test", 3, 0, tmp_path, num_workers=1)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    pictures = store.scene_images("test", 3, 0, tmp_path, num_workers=1)
+    assert len(pictures) == len(pictures.images) == 3 and pictures[2].image.std() > 0
 
 
 @pytest.fixture
