@@ -26,11 +26,11 @@ def claimed(folder: Path, note: str, setting: Mapping[str, Any]) -> Iterator[Non
     file = folder / note
     if file.is_file():
         _require_equal(folder, read_json(file), plain(setting))
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(f".{note}.") for path in folder.iterdir()):
         raise AegisError(f"--output_dir={folder} already holds other files: choose another folder.")
     else:
         write_json(file, setting)
-    with file.open() as lock:
+    with file.open("r+") as lock:  # over a network only who may write may lock
         try:
             fcntl.flock(
                 lock, fcntl.LOCK_EX | fcntl.LOCK_NB

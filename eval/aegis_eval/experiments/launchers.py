@@ -30,7 +30,7 @@ def run_in_turn(jobs: Sequence[Job], title: str = "jobs") -> dict[str, AegisErro
     with _ending_processes() as processes:
         for number, (job, stage) in enumerate(stages, start=1):
             head = f"[{number}/{len(stages)}] {stage.title}"
-            if stage.result.exists():
+            if stage.done:
                 print(f"{head}: done before", flush=True)
                 continue
             log = job.logs / f"{stage.name}.log"
@@ -124,7 +124,7 @@ class Progress:
     def __init__(self, jobs: Sequence[Job], title: str) -> None:
         self._title = title
         self._stages = [stage for job in jobs for stage in job.stages]
-        self._done = {stage.result for stage in self._stages if stage.result.exists()}
+        self._done = {stage.result for stage in self._stages if stage.done}
         before = sum(stage.cost for stage in self._stages if stage.result in self._done)
         self._bar = tqdm(
             total=sum(stage.cost for stage in self._stages),
@@ -156,7 +156,7 @@ class Progress:
     def look(self) -> None:
         """Count the stages whose results exist by now, wherever they ran."""
         for stage in self._stages:
-            if stage.result not in self._done and stage.result.exists():
+            if stage.result not in self._done and stage.done:
                 self.finished(stage)
         self._bar.refresh()
 

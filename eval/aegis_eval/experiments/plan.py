@@ -102,7 +102,7 @@ class Plan:
                 stage.result: stage for job in jobs for stage in job.stages if stage.result not in counted
             }
             counted |= stages.keys()
-            left = [stage for stage in stages.values() if not stage.result.exists()]
+            left = [stage for stage in stages.values() if not stage.done]
             seconds += sum(stage.cost for stage in left)
             lines.append(f"{title}: {len(jobs)} jobs, {len(left)} of {len(stages)} stages to run")
             lines += [f"  {job.name}{' (done)' if job.done else ''}" for job in jobs]
@@ -128,7 +128,7 @@ def _listed(stages: Sequence[Stage]) -> list[dict[str, Any]]:
             "name": stage.name,
             "command": stage.command,
             "result": str(stage.result),
-            "done": stage.result.exists(),
+            "done": stage.done,
         }
         for stage in stages
     ]
@@ -140,6 +140,6 @@ def _pace(jobs: Iterable[Job]) -> float | None:
     for job in jobs:
         for stage in job.stages:
             record = job.logs / f"{stage.name}.json"
-            if stage.result.exists() and record.is_file():
+            if stage.done and record.is_file():
                 took, expected = took + read_json(record)["seconds"], expected + stage.cost
     return took / expected if expected else None

@@ -8,7 +8,6 @@ from typing import Any
 from aegis_eval.experiments.stage import Job, Stage
 from aegis_eval.experiments.variants import VARIANTS
 from aegis_eval.results.run_file import Json, RunFile
-from aegis_policy.support.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Run:
         Raises:
             AegisError: a result is not what its command writes.
         """
-        done = [stage for stage in self.stages if stage.result.exists()]
-        records = {self._kind(stage): _record(self.logs / f"{stage.name}.json", root) for stage in done}
+        done = [stage for stage in self.stages if stage.done]
+        records = {self._kind(stage): _record(stage.record(self.logs), root) for stage in done}
         return RunFile(
             self.variant,
             self.lr,
@@ -67,14 +66,12 @@ class Run:
         return stage.name.removeprefix(f"{self.name}-")
 
 
-def _record(path: Path, root: Path) -> Json:
-    """The record of a stage without what is the machine owner's alone; empty where there is none.
+def _record(record: Json, root: Path) -> Json:
+    """The record of a stage, if there is one, without what is the machine owner's alone.
 
     Paths in its command are those below the experiment's folder, else below the one that it was started in.
     """
-    if not path.is_file():
+    if not record:
         return {}
-    record: Json = read_json(path)
-    command = [word.replace(f"{root}/", "").replace(f"{Path.cwd()}/", "") for word in record.pop("command")]
-    record.pop("host", None)
-    return {"command": command, **record}
+    command = [word.replace(f"{root}/", "").replace(f"{Path.cwd()}/", "") for word in record["command"]]
+    return {"command": command} | {key: record[key] for key in record if key not in ("command", "host")}

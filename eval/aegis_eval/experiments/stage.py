@@ -35,7 +35,7 @@ class Stage:
     Attributes:
         name: of its log.
         title: what a reader is told.
-        result: it is done when this exists.
+        result: it is done when this is there, whole.
         command: program of this environment, and flags. What an interrupted run left under its `--output_dir` is
             removed, unless it is a training that saved a checkpoint.
         cost: seconds it may take (`aegis_eval.experiments.costs`): progress is counted in them.
@@ -53,6 +53,25 @@ class Stage:
     read: Callable[[Path], Any] | None = None
     metrics: Path | None = None
     limit: float | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there; LeRobot writes JSON in its place, so half of it may be."""
+        if self.result.suffix != ".json":
+            return self.result.exists()
+        try:
+            read_json(self.result)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def record(self, logs: Path) -> dict[str, Any]:
+        """What ran where and how long; as much as its log tells if the experiment was killed before it noted that."""
+        try:
+            return read_json(logs / f"{self.name}.json")
+        except FileNotFoundError:
+            log = logs / f"{self.name}.log"
+            return {"command": self.command, "seconds": _seconds_so_far(log)} if log.is_file() else {}
 
     def measured(self, logs: Path) -> Any:
         """What was found, as plain data; figures that only the log in this folder has are written first.
@@ -89,7 +108,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return all(stage.result.exists() for stage in self.stages)
+        return all(stage.done for stage in self.stages)
 
 
 class Processes:
@@ -181,7 +200,7 @@ def run_stage(
     processes.require_running()
     logs.mkdir(parents=True, exist_ok=True)
     log, record = logs / f"{stage.name}.log", logs / f"{stage.name}.json"
-    command, step = _continued(stage.command)
+    command, step = continued(stage.command)
     if command == stage.command:
         _clear(stage, log)
     before = _seconds_so_far(log)
@@ -197,7 +216,7 @@ def run_stage(
     )
     seconds = before + time.monotonic() - started
     in_time = status is not None
-    if (in_time and status != 0) or not (stage.result == record or stage.result.exists()):
+    if (in_time and status != 0) or not (stage.result == record or stage.done):
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         raise AegisError(
             f"{command[0]} ended with status {status} ({''.join(last)}): read {log} for the rest."
@@ -227,7 +246,7 @@ def run_job(
         AegisError: one failed; the rest is left.
     """
     for stage in job.stages:
-        if not stage.result.exists():
+        if not stage.done:
             run_stage(stage, job.logs, processes, environment=environment)
             finished(stage)
 
@@ -242,18 +261,27 @@ def _clear(stage: Stage, log: Path) -> None:
             shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
 
 
-def _continued(command: list[str]) -> tuple[list[str], int]:
+def continued(command: list[str]) -> tuple[list[str], int]:
     """The command that goes on with a training that saved a checkpoint, and its step; any other command, and 0."""
     folders = [flag.removeprefix("--output_dir=") for flag in command if flag.startswith("--output_dir=")]
     programs = [number for number, word in enumerate(command) if Path(word).name == _TRAINING]
     if not programs or not folders:
         return command, 0
-    saved = Path(folders[0]) / "checkpoints" / "last"
-    config = saved / "pretrained_model" / "train_config.json"
-    if not config.is_file():
+    saved = _last_checkpoint(Path(folders[0]) / "checkpoints")
+    if saved is None:
         return command, 0
+    config = saved / "pretrained_model" / "train_config.json"
     step = int(read_json(saved / "training_state" / "training_step.json")["step"])
     return [*command[: programs[0] + 1], f"--config_path={config}", "--resume=true"], step
+
+
+def _last_checkpoint(checkpoints: Path) -> Path | None:
+    """The one that LeRobot calls `last`; it moves that link in two steps, and between them there is none."""
+    last = checkpoints / "last"
+    if (last / "pretrained_model" / "train_config.json").is_file():
+        return last
+    written_last = sorted(checkpoints.glob("[0-9]*/training_state/scheduler_state.json"))
+    return written_last[-1].parents[1] if written_last else None
 
 
 def _now() -> str:

@@ -16,7 +16,7 @@ import pytest
 from running_processes import wait_for, writers_under
 
 from aegis_eval.experiments.launchers import Progress, run_jobs, run_jobs_on_ray
-from aegis_eval.experiments.stage import Job, Processes, Stage, run_stage
+from aegis_eval.experiments.stage import Job, Processes, Stage, continued, run_stage
 from aegis_policy.support.errors import AegisError
 
 
@@ -121,6 +121,43 @@ def test_a_training_that_saved_goes_on(tmp_path: Path) -> None:
     record = json.loads((logs / "training.json").read_text())
     assert record["command"] == stage.command and record["resumed_at_step"] == 6
     assert log.count("step:3") == 2 and "s at step 0\n" in log and "s at step 6\n" in log
+
+
+def test_half_a_result_is_none(tmp_path: Path) -> None:
+    """LeRobot writes `eval_info.json` in its place, and may be killed meanwhile."""
+    stage = replace(_stage(tmp_path, "rollouts", "out.write_text('[1]')"), result=tmp_path / "rollouts.json")
+    stage = replace(stage, command=[*stage.command[:2], f"open({str(stage.result)!r}, 'w').write('[1]')"])
+    for half in ("", '{"overall": {"pc_succ', b"\xff"):
+        stage.result.write_bytes(half if isinstance(half, bytes) else half.encode())
+        assert not stage.done
+        assert run_jobs([Job("job", [stage], tmp_path / "logs")], at_once=1) == {}
+        assert stage.done and json.loads(stage.result.read_text()) == [1]
+
+
+def test_what_finished_before_the_experiment_could_note_it_has_its_seconds_from_the_log(
+    tmp_path: Path,
+) -> None:
+    stage = _stage(tmp_path, "one", "out.touch()")
+    assert stage.record(tmp_path) == {}
+    run_stage(stage, tmp_path)
+    (tmp_path / "one.json").unlink()
+    begun = datetime.fromisoformat((tmp_path / "one.log").read_text().split()[2]).timestamp()
+    os.utime(tmp_path / "one.log", (begun, begun + 90))
+    assert stage.record(tmp_path) == {"command": stage.command, "seconds": 90.0}
+
+
+def test_a_training_killed_while_lerobot_moved_its_link_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "training"
+    for step, files in (("2", ["scheduler_state.json"]), ("4", ["scheduler_state.json"]), ("6", [])):
+        saved = output / "checkpoints" / f"00000{step}"
+        (saved / "pretrained_model").mkdir(parents=True)
+        (saved / "pretrained_model" / "train_config.json").write_text("{}")
+        (saved / "training_state").mkdir()
+        for name in ("training_step.json", *files):
+            (saved / "training_state" / name).write_text(json.dumps({"step": int(step)}))
+    command = ["lerobot-train", f"--output_dir={output}", "--steps=9"]
+    config = output / "checkpoints" / "000004" / "pretrained_model" / "train_config.json"
+    assert continued(command) == (["lerobot-train", f"--config_path={config}", "--resume=true"], 4)
 
 
 def test_commands_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:

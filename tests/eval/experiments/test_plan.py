@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis_eval.experiments.folder import claimed
 from aegis_eval.experiments.launchers import run_in_turn, run_jobs
 from aegis_eval.experiments.plan import Plan, alone
 from aegis_eval.experiments.run import Run
@@ -191,3 +192,14 @@ def test_several_processes_go_on_with_a_training_too(tmp_path: Path) -> None:
     run_stage(Stage("training", "training", output / "done", command), tmp_path / "logs", Noting())
     config = saved / "pretrained_model" / "train_config.json"
     assert given == [["--nproc_per_node=2", "/x/lerobot-train", f"--config_path={config}", "--resume=true"]]
+
+
+def test_a_folder_whose_claim_was_interrupted_is_claimed_again(tmp_path: Path) -> None:
+    root = tmp_path / "experiment"
+    (root / ".setting.json.abcdefgh.part").mkdir(parents=True)
+    with claimed(root, "setting.json", {"steps": 2}):
+        assert read_json(root / "setting.json") == {"steps": 2}
+    (root / "setting.json").unlink()
+    (root / "mine.txt").write_text("precious")
+    with pytest.raises(AegisError, match="already holds other files"), claimed(root, "setting.json", {}):
+        pass
