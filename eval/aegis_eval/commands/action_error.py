@@ -67,7 +67,7 @@ class ActionErrorConfig:
 
 def main() -> None:
     """Entry point of `aegis-action-error`."""
-    cli.run(ActionErrorConfig, action_error)
+    cli.run(ActionErrorConfig, action_error, file="output")
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ class DriftConfig:
 
 def main() -> None:
     """Entry point of `aegis-drift`."""
-    cli.run(DriftConfig, measure_drift)
+    cli.run(DriftConfig, measure_drift, file="output")
 
 
 @torch.no_grad()

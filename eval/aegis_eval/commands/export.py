@@ -23,7 +23,7 @@ class ExportConfig:
 
 def main() -> None:
     """Entry point of `aegis-export`."""
-    cli.run(ExportConfig, export)
+    cli.run(ExportConfig, export, folder="output_dir")
 
 
 def export(config: ExportConfig) -> Path:

@@ -9,6 +9,7 @@ through torchrun; an interrupted run continues where it last saved when the same
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,9 +35,10 @@ from aegis_eval.questions.templated import all_words
 from aegis_eval.results.provenance import provenance
 from aegis_policy.anchors.building import build_anchor
 from aegis_policy.anchors.kinds import DEFAULT_KINDS
+from aegis_policy.checkpoint.card import CARD_FILE
 from aegis_policy.support import cli, ranks
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_directory, require_new_directory
+from aegis_policy.support.files import alone, atomic_directory, require_new_directory
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.small import SmallVLMSize, build_small_vlm
 from aegis_policy.vqa.examples import VQAExample
@@ -84,10 +86,18 @@ def pretrain(cfg: PretrainConfig) -> None:
     Raises:
         AegisError: `--out` already holds a model, a number cannot be, or the saved state belongs to other settings.
     """
+    if (cfg.out / CARD_FILE).is_file():
+        _forget_training(cfg.out)  # which has ended
     require_new_directory(cfg.out, "--out")
     _check(cfg)
     accelerator = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
     ranks.keep_group()
+    with alone(cfg.out, "--out") if accelerator.is_main_process else nullcontext():
+        _pretrain(cfg, accelerator)
+    accelerator.end_training()
+
+
+def _pretrain(cfg: PretrainConfig, accelerator: Accelerator) -> None:
     with accelerator.main_process_first():
         scenes = scene_images("train", cfg.scenes, cfg.seed, cfg.cache_dir)
         validation = load_samples("tabletop", "val", cfg.val_samples, cfg.seed, cache_dir=cfg.cache_dir)
@@ -105,8 +115,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     seconds = _train(vlm, batches, validation, cfg, accelerator)
     if accelerator.is_main_process:
         finish(vlm, cfg, seconds)
-        shutil.rmtree(_state_path(cfg.out).parent)
-    accelerator.end_training()
+        _forget_training(cfg.out)
 
 
 def _train(
@@ -199,6 +208,10 @@ def _state_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.training") / "state.safetensors"
 
 
+def _forget_training(out: Path) -> None:
+    shutil.rmtree(_state_path(out).parent, ignore_errors=True)
+
+
 def _validate(vlm: VLMBackbone, samples: Sequence[Sample]) -> str:
     """Exact-match accuracy through the model's own `generate`, overall and by question type."""
     scores = score_answers(samples, answer_samples(vlm, samples, batch_size=100), blind=None)
@@ -240,7 +253,7 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
             provenance=provenance(cfg.seed, seconds),
             anchor_samples=len(questions),
         )
-        (beside / "README.md").write_text(card)
+        (beside / CARD_FILE).write_text(card)
     for name, score in scores.items():
         print(f"\n{name}\n{format_table(score)}")
     print(f"wrote {cfg.out}: model, tokenizer, processor, anchor.safetensors, README.md")

@@ -56,7 +56,7 @@ class SwapConfig:
 
 def main() -> None:
     """Entry point of `aegis-swap`."""
-    cli.run(SwapConfig, swap)
+    cli.run(SwapConfig, swap, file="output")
 
 
 def swap(config: SwapConfig) -> Path:

@@ -7,6 +7,7 @@ baseline, where there is one, and, sample by sample, against the pretrained mode
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from aegis_policy.checkpoint.card import VQAScore, add_score
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support import cli, ranks
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import require_new_directory
+from aegis_policy.support.files import alone, require_new_directory
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import check_vlm
 
@@ -102,10 +103,16 @@ def evaluate(config: VqaConfig) -> Path:
     """
     started, date = time.monotonic(), datetime.now().astimezone()
     output_dir = _prepare(config, date)
+    with alone(output_dir, "--output_dir") if ranks.index() == 0 else nullcontext():
+        _evaluate(config, output_dir, date, started)
+    return output_dir
+
+
+def _evaluate(config: VqaConfig, output_dir: Path, date: datetime, started: float) -> None:
     questions = ranks.first_alone(lambda: _choose(config))
     asked = _ask(config, questions, output_dir)
     if ranks.index() > 0:
-        return output_dir
+        return
     outcome = _score(questions, asked)
     seconds = time.monotonic() - started
     origin = provenance(
@@ -114,13 +121,14 @@ def evaluate(config: VqaConfig) -> Path:
         benchmark_fingerprint=fingerprint(questions.drawn.samples),
         config=asdict(config),
     )
+    if (
+        asked.checkpoint is not None
+    ):  # before there are results, for a command that has them is not given again
+        _note_on_card(asked.checkpoint, outcome, config)
     write_answers(output_dir, outcome, origin, date=date, seconds=seconds)
     shutil.rmtree(_logs(output_dir), ignore_errors=True)
-    if asked.checkpoint is not None:
-        _note_on_card(asked.checkpoint, outcome, config)
     _print(outcome, asked.note)
     print(f"wrote {output_dir / 'results.json'} and {output_dir / 'samples.jsonl'}")
-    return output_dir
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,8 @@ def _logs(output_dir: Path) -> Path:
 
 def _output_directory(config: VqaConfig, date: datetime) -> Path:
     if config.output_dir is not None:
+        if (config.output_dir / "results.json").is_file():
+            shutil.rmtree(_logs(config.output_dir), ignore_errors=True)  # they are in the results
         return require_new_directory(config.output_dir, "--output_dir")
     folder = Path(config.policy.path or config.vlm or "vlm").resolve()
     name = folder.parent.name if folder.name == "pretrained_model" else folder.name
@@ -281,8 +291,8 @@ def _note_on_card(checkpoint: str, outcome: Outcome, config: VqaConfig) -> None:
     )
     try:
         add_score(Path(checkpoint), noted)
-    except OSError as error:
-        print(f"The score was not added to the card of {checkpoint} ({error.strerror}).")
+    except (AegisError, OSError) as error:
+        print(f"The score was not added to the card of {checkpoint}: {error}")
 
 
 if __name__ == "__main__":

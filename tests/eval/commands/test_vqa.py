@@ -18,6 +18,7 @@ from aegis_eval.questions import tabletop as benchmarks
 from aegis_eval.questions.tabletop import TabletopSample, load_samples
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import alone
 from aegis_policy.support.json_files import read_json, read_jsonl
 from aegis_policy.vlm.backbone import VLMBackbone
 
@@ -65,6 +66,29 @@ def test_an_existing_output_directory_is_not_touched(tiny_vlm_dir: Path, tmp_pat
     with pytest.raises(AegisError, match="already holds files"):
         evaluate(config)
     assert (tmp_path / "results.json").read_text() == "mine"
+
+
+def test_a_command_killed_when_all_was_done_leaves_nothing_for_the_next(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(vqa, "write_answers", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(_asking(checkpoint, out))
+    assert "tabletop, test" in (checkpoint / "README.md").read_text(), "the score is on the card by then"
+    evaluate(_asking(checkpoint, out))
+    (tmp_path / ".out.answers").mkdir()
+    with pytest.raises(AegisError, match="already holds files"):
+        evaluate(_asking(checkpoint, out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "out"]
+
+
+def test_two_commands_do_not_ask_for_the_same_folder(tiny_checkpoint: Path, tmp_path: Path):
+    with alone(tmp_path / "out", "--output_dir"):
+        with pytest.raises(AegisError, match="Another command is at work in --output_dir="):
+            evaluate(_asking(tiny_checkpoint, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
