@@ -17,6 +17,8 @@ from torch import Tensor
 
 from aegis_policy.checkpoint import files
 from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
+from aegis_policy.checkpoint.changes import check_use
+from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkpoint
 from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.data.checks import check_batch, check_language, check_statistics, instructions
@@ -30,6 +32,7 @@ from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_contents
+from aegis_policy.support.finding import enforce
 from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.probe import VQAProbe
@@ -74,9 +77,9 @@ class AegisPolicy(PreTrainedPolicy):
             self.vlm = VLMBackbone.from_pretrained(config.vlm)
             config.vlm_fingerprint = self.vlm.fingerprint()
         else:
-            with whole(checkpoint, files.VLM_FOLDER) as folder:
+            with whole(checkpoint, VLM_FOLDER) as folder:
                 self.vlm = VLMBackbone.from_architecture(
-                    folder, name=config.vlm, named=str(checkpoint / files.VLM_FOLDER)
+                    folder, name=config.vlm, named=str(checkpoint / VLM_FOLDER)
                 )
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -127,8 +130,9 @@ class AegisPolicy(PreTrainedPolicy):
             AegisError: the folder is no whole checkpoint of this policy.
         """
         folder = files.find_checkpoint(pretrained_name_or_path, kwargs)
-        if isinstance(config, AegisConfig):
-            files.require_same_vlm(folder, config.vlm)
+        enforce(check_checkpoint(folder))
+        config = config or files.read_config(folder)
+        enforce(check_use(folder, config, kwargs.get("dataset_meta")))
         return super().from_pretrained(folder, config=config, strict=strict, checkpoint=folder, **kwargs)
 
     @classmethod
@@ -146,14 +150,14 @@ class AegisPolicy(PreTrainedPolicy):
         with atomic_contents(save_directory) as folder:
             super()._save_pretrained(folder, **options)
             self._save_beside(folder)
-        self._anchor_file = save_directory / files.ANCHOR_FILE
+        self._anchor_file = save_directory / ANCHOR_FILE
 
     def _save_beside(self, folder: Path) -> None:
         """Write what a checkpoint holds besides configuration and weights."""
-        self.vlm.save_architecture(folder / files.VLM_FOLDER)
+        self.vlm.save_architecture(folder / VLM_FOLDER)
         files.save_beside(folder, self.anchor, self.reference)
         self._state_to_save().save(folder)
-        self._anchor_file = folder / files.ANCHOR_FILE
+        self._anchor_file = folder / ANCHOR_FILE
         (folder / CARD_FILE).write_text(self._card(self._dataset))
         write_list(folder)
 

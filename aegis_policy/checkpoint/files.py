@@ -3,6 +3,7 @@
 The model card is in `card`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,24 +11,23 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from lerobot.configs import PreTrainedConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
+from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, lost_file
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.json_files import read_json
+from aegis_policy.support.finding import enforce
+from aegis_policy.support.tensor_files import read_header
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM, embedded_anchor
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
 
-VLM_FOLDER = "vlm"
-"""What `VLMBackbone.save_architecture` wrote."""
-ANCHOR_FILE = "anchor.safetensors"
-REFERENCE_FILE = "pretrained_weights.safetensors"
 STATE_FILE = "protection_state.safetensors"
 _STEPS, _VQA_BEFORE = "steps", "vqa_before"
 _HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
@@ -75,7 +75,7 @@ class TrainingState:
 
 
 def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:
-    """The folder of a whole checkpoint.
+    """The folder of a checkpoint; `checks` tell whether it is whole.
 
     Args:
         name: the folder itself, or a hub id.
@@ -94,26 +94,24 @@ def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:
                 f"--policy.path={name} is neither a folder nor a model that the hub gives "
                 f"({' '.join(str(error).split())}): name the `pretrained_model` folder of a checkpoint."
             ) from error
-    if not (folder / VLM_FOLDER).is_dir():
-        raise AegisError(
-            f"{folder} holds no {VLM_FOLDER}/ folder, so it is not a whole checkpoint of this "
-            "policy: name the `pretrained_model` folder that training saved."
-        )
     return folder
 
 
-def require_same_vlm(checkpoint: Path, vlm: str) -> None:
-    """See that the VLM that is named beside a checkpoint is its own; another one would be ignored.
+def read_config(checkpoint: Path) -> PreTrainedConfig:
+    """The configuration that a checkpoint was saved with.
 
     Raises:
-        AegisError: it is another one.
+        AegisError: it is none.
     """
-    own = read_json(checkpoint / "config.json").get("vlm")
-    if vlm != own:
+    try:
+        return PreTrainedConfig.from_pretrained(checkpoint)
+    except AegisError as error:
+        raise AegisError(f"{checkpoint / CONFIG_FILE}: {error}") from error
+    except Exception as error:  # whatever the parser does with values of other types
         raise AegisError(
-            f"--policy.vlm={vlm} was given together with the checkpoint {checkpoint}, whose backbone is "
-            f"a fine-tuned {own}: leave --policy.vlm out, or start from it without --policy.path."
-        )
+            f"{checkpoint / CONFIG_FILE} is no configuration of this policy ({' '.join(str(error).split())[:300]}): "
+            "restore it from where the checkpoint was saved."
+        ) from error
 
 
 def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None:
@@ -128,18 +126,35 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
     Raises:
         AegisError: the file is not whole, or does not fit.
     """
+    mend = "take the folder as training saved it"
     try:
+        held = {
+            name: each["shape"] for name, each in read_header(Path(file)).items() if name != "__metadata__"
+        }
+        own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        if others := [name for name, shape in own.items() if held.get(name, shape) != shape]:
+            name = others[0]
+            raise AegisError(
+                f"{file} does not fit its configuration: it holds {_some(others)} with other shapes, the first "
+                f"{held[name]} instead of {own[name]}: {mend}."
+            )
         missing, unexpected = load_model(model, file, strict=False, device=device)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise AegisError(
-            f"{file} does not fit the configuration beside it and this data ({' '.join(str(error).split())}): "
-            "take the folder as training saved it."
+            f"{file} cannot be loaded ({' '.join(str(error).split())[:300]}): {mend}."
         ) from error
     if strict and (missing or unexpected):
         raise AegisError(
-            f"{file} does not fit its configuration: it lacks {sorted(missing) or 'nothing'} and "
-            f"has {sorted(unexpected) or 'nothing'} too many: take the folder as training saved it."
+            f"{file} does not fit its configuration: it lacks {_some(missing)} and has {_some(unexpected)} too "
+            f"many: {mend}."
         )
+
+
+def _some(names: Collection[str]) -> str:
+    """The first of some names, and how many there are."""
+    if len(names) < 2:
+        return next(iter(names), "nothing")
+    return f"{min(names)} and {len(names) - 1} more"
 
 
 def find_anchor(
@@ -161,10 +176,7 @@ def find_anchor(
     elif own is not None and (own.is_file() or config.anchor_info):
         path, named = own, f"The checkpoint {checkpoint}"
         if not own.is_file():
-            raise AegisError(
-                f"{named} holds no {ANCHOR_FILE}, and protection={config.protection} must not run without: restore the "
-                "file from where it was saved."
-            )
+            enforce([lost_file(own.parent, ANCHOR_FILE, config.protection)])
     elif config.vlm == EMBEDDED_VLM:
         path, named = embedded_anchor(), f"--policy.vlm={EMBEDDED_VLM}"
     else:
@@ -211,6 +223,8 @@ def find_reference(
     if checkpoint is None:
         return {name: p.detach().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
     path = checkpoint / REFERENCE_FILE
+    if not path.is_file():
+        enforce([lost_file(checkpoint, REFERENCE_FILE, protection.config.protection)])
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

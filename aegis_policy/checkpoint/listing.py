@@ -44,6 +44,15 @@ def missing_files(checkpoint: Path) -> list[str]:
     return [name for name in names if name not in contents and not (checkpoint / name).is_file()]
 
 
+def listed_contents(checkpoint: Path) -> set[str]:
+    """The files whose contents the list holds.
+
+    Raises:
+        AegisError: the list is none.
+    """
+    return set(_read(checkpoint)[1])
+
+
 @contextmanager
 def whole(checkpoint: Path, folder: str) -> Iterator[Path]:
     """A folder of a checkpoint with all that was saved in it, what was not uploaded too.

@@ -91,7 +91,7 @@ class VLMBackbone(nn.Module):
         load_config(source, named)
         try:
             model, loading = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise AegisError(

@@ -55,7 +55,7 @@ def load_config(source: str, named: str) -> Any:
         AegisError: it is none.
     """
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise AegisError(
             f"{named} is not a transformers model ({first_line(error)}): give a directory with a "
@@ -81,7 +81,7 @@ def load_processor(source: str, named: str) -> Any:
         AegisError: there is none.
     """
     try:
-        return AutoProcessor.from_pretrained(source)
+        return AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise AegisError(
             f"{named} has no readable processor ({first_line(error)}): its directory needs the "

@@ -3,8 +3,6 @@
 Only headers and JSON are read, never weights.
 """
 
-import json
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +11,7 @@ from typing import Any
 
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
+from aegis_policy.support.tensor_files import read_header
 
 Json = dict[str, Any]
 _IMAGES = "observation.images."
@@ -97,33 +96,22 @@ def _says_nothing(tasks: Path) -> bool:
 
 
 def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
-    """Whether a checkpoint is whole, and whether a dataset has what it looks at."""
+    """Whether a checkpoint is whole and can be resumed, and whether a dataset has what it looks at."""
+    from aegis_policy.checkpoint import checks
+
     inside = folder / "pretrained_model"
-    folder = inside if (inside / "config.json").is_file() else folder
-    if not (folder / "config.json").is_file():
-        yield Finding(
-            "error",
-            f"{folder} holds no config.json",
-            "give --policy.path the `pretrained_model` folder of a checkpoint",
-        )
+    folder = inside if (inside / checks.CONFIG_FILE).is_file() else folder
+    found = list(checks.check_checkpoint(folder))
+    yield from found
+    if any(each.status == "error" for each in found):
         return
-    config = read_json(folder / "config.json")
-    if config.get("type") != "aegis":
-        yield Finding(
-            "error", f"{folder} is a policy of type {config.get('type')}, not aegis", "name an aegis policy"
-        )
-        return
-    missing = [
-        name
-        for name in ("model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json")
-        if not (folder / name).is_file()
-    ]
-    if missing:
-        yield Finding("error", f"{folder} lacks {', '.join(missing)}", "copy the whole folder")
-    else:
-        yield Finding("ok", f"{folder}: {config['protection']} on {config['vlm']}")
+    yield from checks.check_kept(folder)
+    if (folder.parent / checks.STATE_FOLDER).is_dir():
+        yield from checks.check_resumable(folder)
     if dataset is not None and (dataset / "meta" / "info.json").is_file():
-        yield _compare(config, read_json(dataset / "meta" / "info.json")["features"])
+        features = read_json(dataset / "meta" / "info.json")["features"]
+        compared = list(checks.check_features(read_json(folder / checks.CONFIG_FILE), features))
+        yield from compared or [Finding("ok", "the dataset has all that the checkpoint looks at")]
 
 
 def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Iterator[Finding]:
@@ -224,25 +212,6 @@ def _less(training: Training) -> str:
     return f"{', '.join(flags) or 'a smaller VLM'} take less"
 
 
-def read_header(path: Path) -> Json:
-    """The header of a safetensors file: name -> dtype and shape, and `__metadata__`.
-
-    Raises:
-        ValueError: it is none.
-    """
-    with path.open("rb") as file:
-        length = file.read(8)
-        if len(length) < 8:
-            raise ValueError(f"{path} is no safetensors file")
-        (size,) = struct.unpack("<Q", length)
-        header = file.read(size) if size <= path.stat().st_size else b""
-    try:
-        found: Json = json.loads(header)
-    except ValueError as error:
-        raise ValueError(f"{path} is no safetensors file") from error
-    return found
-
-
 def _learns(name: str) -> bool:
     """Whether a weight is of a decoder layer: those train, vision tower and embeddings do not."""
     return ".layers." in name and not any(part in name for part in ("vision", "visual", "encoder"))
@@ -254,35 +223,3 @@ def _cameras(features: Json) -> list[str]:
 
 def _short(cameras: list[str]) -> list[str]:
     return [name.removeprefix(_IMAGES) for name in cameras]
-
-
-def _compare(config: Json, features: Json) -> Finding:
-    """A checkpoint's inputs and outputs against a dataset's."""
-    wanted = {**config["input_features"], **config["output_features"]}
-    absent = [name for name in wanted if name not in features]
-    if absent:
-        unused = [name for name in _cameras(features) if name not in wanted]
-        views = [name for name in absent if name in _cameras(wanted)]
-        mend = "take another dataset, or name its keys so"
-        if unused and views == absent:
-            renamed = json.dumps(dict(zip(unused, views, strict=False)))
-            mend = f"--rename_map='{renamed}', if these are the same views"
-        return Finding(
-            "error",
-            f"the dataset has no {', '.join(absent)}, which the checkpoint needs; cameras it does not look at: "
-            f"{', '.join(unused) or 'none'}",
-            mend,
-        )
-    sizes = {
-        name: (wanted[name]["shape"], features[name]["shape"])
-        for name in ("observation.state", "action")
-        if name in wanted and list(wanted[name]["shape"]) != list(features[name]["shape"])
-    }
-    if sizes:
-        ((name, (own, theirs)), *_) = sizes.items()
-        return Finding(
-            "error",
-            f"{name} has the shape {theirs} in the dataset and {own} in the checkpoint",
-            "take another dataset",
-        )
-    return Finding("ok", "the dataset has all that the checkpoint looks at")

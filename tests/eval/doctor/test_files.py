@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from findings import edited, told
 from random_data import write_random_dataset
@@ -16,7 +15,6 @@ from aegis_eval.doctor.files import (
     check_anchor,
     check_dataset,
     check_policy,
-    read_header,
     vlm_memory,
 )
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -116,11 +114,3 @@ def test_memory_is_counted_from_the_files(tmp_path: Path):
         "warning"
     ]
     assert list(vlm_memory("embedded", Training(), None)) == []
-
-
-def test_what_is_no_safetensors_file_is_said(tmp_path: Path):
-    for content in (b"", b"12", b"\xff" * 30, b"\x05\x00\x00\x00\x00\x00\x00\x00hello"):
-        path = tmp_path / "x.safetensors"
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="is no safetensors file"):
-            read_header(path)

@@ -1,0 +1,198 @@
+"""Which options may differ from a checkpoint's: every one has a rule, and what breaks it is named by its flag."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from findings import told
+from lerobot.configs import PreTrainedConfig
+
+from aegis_policy.checkpoint.changes import RULES, Rule, check_changes, check_use, resuming
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json, write_json
+
+MakeConfig = Callable[..., AegisConfig]
+Saved = Callable[..., Path]
+
+CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "anchor_path": ("other.safetensors", {"protection": "aegis"}),
+    "penalty": (0.5, {"protection": "l2_sp"}),
+    "replay_data": ("elsewhere", {"protection": "replay"}),
+    "replay_samples": (5, {"protection": "replay"}),
+    "replay_batch_size": (5, {"protection": "replay"}),
+    "lora_rank": (4, {"protection": "lora"}),
+    "lora_alpha": (4, {"protection": "lora"}),
+    "action_tokenizer": ("fast", {"protection": "knowledge_insulation"}),
+    "action_bins": (64, {"protection": "knowledge_insulation"}),
+    "anchor_energy": (0.5, {"protection": "aegis", "anchor": "subspace"}),
+    "anchor_soft": (True, {"protection": "aegis", "anchor": "subspace"}),
+    "anchor_tokens": ("apart", {"protection": "aegis"}),
+    "anchor_whiten": (True, {"protection": "aegis"}),
+    "anchor_momentum": (0.5, {"protection": "aegis"}),
+    "anchor_refresh": (3, {"protection": "aegis"}),
+    "anchor_restoring": (0.1, {"protection": "aegis"}),
+    "anchor": ("kronecker", {"protection": "aegis"}),
+    "project": ("update", {"protection": "aegis"}),
+    "granularity": ("tensor", {"protection": "aegis"}),
+    "vlm": ("elsewhere", {}),
+    "protection": ("freeze", {}),
+    "vqa_probe_freq": (7, {}),
+    "vqa_probe_data": ("elsewhere", {"vqa_probe_freq": 1}),
+    "vqa_probe_samples": (3, {"vqa_probe_freq": 1}),
+    "instruction": ("do it", {}),
+    "train_vision_tower": (True, {}),
+    "train_projector": (True, {}),
+    "chunk_size": (8, {}),
+    "n_action_steps": (1, {}),
+    "num_inference_steps": (3, {}),
+    "expert_width": (32, {}),
+    "expert_depth": (3, {}),
+    "expert_heads": (4, {}),
+    "flow_samples": (2, {}),
+    "time_alpha": (2.0, {}),
+    "time_beta": (2.0, {}),
+    "time_max": (0.5, {}),
+    "dtype": ("bfloat16", {}),
+    "frozen_dtype": ("bfloat16", {"dtype": "bfloat16"}),
+    "gradient_checkpointing": (True, {}),
+    "normalization_mapping": ({"VISUAL": "IDENTITY", "STATE": "IDENTITY", "ACTION": "MEAN_STD"}, {}),
+    "optimizer_lr": (1e-7, {}),
+    "optimizer_lr_backbone": (1e-7, {}),
+    "optimizer_betas": ((0.8, 0.9), {}),
+    "optimizer_eps": (1e-5, {}),
+    "optimizer_weight_decay": (0.5, {}),
+    "optimizer_grad_clip_norm": (0.5, {}),
+    "optimizer_bits": (8, {}),
+    "scheduler_warmup_steps": (3, {}),
+    "push_to_hub": (True, {}),
+}
+"""Field -> another value, and under which options a checkpoint has the first one."""
+UNLIKE = {
+    Rule.BUILT: "does not fit the weights",
+    Rule.BEGUN: "cannot change when",
+    Rule.IDLE: "changes nothing when",
+}
+
+
+def test_every_field_has_a_rule_and_those_of_the_policy_are_tried_here() -> None:
+    known = {field.name for field in fields(AegisConfig)}
+    lerobots = {field.name for field in fields(PreTrainedConfig)}
+    assert known - lerobots <= RULES.keys() and RULES.keys() <= known
+    written = {name for name, rule in RULES.items() if rule in (Rule.WRITTEN, Rule.DATA)}
+    assert CHANGES.keys() | written >= known - lerobots
+
+
+@pytest.fixture
+def saved(make_config: MakeConfig, tmp_path: Path) -> Saved:
+    """`saved(protection, **options)`: a folder with the configuration of a checkpoint."""
+
+    def save(protection: str = "none", **options: Any) -> Path:
+        config = make_config(protection, **options)
+        config.anchor_path = None  # as the policy does once it has read it
+        config.save_pretrained(tmp_path)
+        return tmp_path
+
+    return save
+
+
+def _reloaded(folder: Path, **changes: Any) -> AegisConfig:
+    config = PreTrainedConfig.from_pretrained(folder)
+    assert isinstance(config, AegisConfig)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_field_is_named_when_it_may_not_change(saved: Saved, name: str) -> None:
+    value, options = CHANGES[name]
+    folder, rule = saved(**options), RULES[name]
+    for resumed in (False, True):
+        assert told(check_changes(folder, _reloaded(folder), resumed)) == "", "nothing has changed"
+        found = told(check_changes(folder, _reloaded(folder, **{name: value}), resumed))
+        if rule is Rule.BUILT or (resumed and rule in UNLIKE):
+            assert found.startswith(f"error: --policy.{name}=") and found.count("error") == 1
+            assert UNLIKE[rule] in found and len(found) < 500
+        else:
+            assert found == ""
+
+
+def test_what_follows_a_changed_protection_is_not_told_beside_it(
+    saved: Saved, make_config: MakeConfig
+) -> None:
+    folder = saved("l2_sp")
+    found = told(check_changes(folder, make_config("aegis"), resumed=True))
+    assert found.count("error") == 1 and "--policy.protection=aegis cannot change" in found
+    assert "began with l2_sp" in found and f"--policy.path={folder}" in found
+
+
+@pytest.mark.parametrize(("before", "now"), [("lora", "none"), ("none", "lora"), ("aegis", "lora")])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_adapters_come_and_go_by_way_of_an_export(
+    saved: Saved, make_config: MakeConfig, before: str, now: str, resumed: bool
+) -> None:
+    found = told(check_changes(saved(before), make_config(now), resumed))
+    assert (
+        found.count("error") == 1
+        and f"which were trained with {before}: one of the two has adapters" in found
+    )
+    assert "aegis-export --policy.path=" in found
+
+
+def test_a_checkpoint_of_a_former_version_has_changed_nothing(saved: Saved) -> None:
+    folder = saved("aegis", anchor="subspace")
+    config = read_json(folder / "config.json")
+    for name in ("defaults_taken", "instruction", "anchor_soft", "optimizer_bits"):
+        del config[name]
+    write_json(
+        folder / "config.json", {**config, "anchor_energy": None, "project": None, "granularity": None}
+    )
+    assert told(check_changes(folder, _reloaded(folder), resumed=True)) == ""
+
+
+def _arguments(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["lerobot-train", *arguments])
+
+
+def test_resuming_is_what_lerobot_takes_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (["--resume=true"], ["--resume", "true"], ["--resume=True", "--config_path=x"]):
+        _arguments(monkeypatch, *arguments)
+        assert resuming()
+    for arguments in ([], ["--resume=false"], ["--config_path=/nowhere/train_config.json"]):
+        _arguments(monkeypatch, *arguments)
+        assert not resuming()
+    write_json(tmp_path / "train_config.json", {"resume": True})
+    for path in (tmp_path, tmp_path / "train_config.json"):
+        _arguments(monkeypatch, f"--config_path={path}")
+        assert resuming(), "a run that was itself resumed says so in its file"
+        _arguments(monkeypatch, f"--config_path={path}", "--resume=false")
+        assert not resuming()
+
+
+def test_other_data_are_compared_with_the_checkpoint(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved()
+    write_json(folder / "train_config.json", {"dataset": {"repo_id": "me/first"}})
+    features = {"observation.state": {"shape": (5,)}, "action": {"shape": (3,)}}
+    data = SimpleNamespace(features=features, repo_id="me/first")
+    assert told(check_use(folder, _reloaded(folder), data)) == ""
+    features["action"] = {"shape": (7,)}
+    found = told(check_use(folder, _reloaded(folder), data))
+    assert found.startswith("error: action has the shape [7] in the dataset and [3] in the checkpoint: ")
+    assert told(check_use(folder, _reloaded(folder), None)) == ""
+    features["action"] = {"shape": (3,)}
+    _arguments(monkeypatch, "--resume=true")
+    data.repo_id = "me/second"
+    found = told(check_use(folder, _reloaded(folder), data))
+    assert "warning: training is resumed on me/second and began on me/first" in found
+
+
+def test_the_configuration_of_another_policy_is_refused(tiny_checkpoint: Path) -> None:
+    act = PreTrainedConfig.get_choice_class("act")()
+    with pytest.raises(AegisError, match=r"no policy of type act"):
+        AegisPolicy.from_pretrained(tiny_checkpoint, config=act)
