@@ -58,7 +58,7 @@ def build_anchor(
         seed: of the sketches and of the answers that are drawn.
 
     Raises:
-        AegisError: a part of the model never took part, or computed values that are not finite.
+        AegisError: there are no examples, a part of the model never took part, or computed values that are not finite.
     """
     return anchor_of_batches(
         vlm, batched(examples, batch_size), kinds=kinds, source=source, rank=rank, total=total, seed=seed
@@ -94,6 +94,10 @@ def anchor_of_batches(
             bar.update(len(batch))
             if unfinished:
                 unfinished.save(builder, number, count)
+    if not count:
+        raise AegisError(
+            f"The anchor of {vlm.name} cannot be made: there is no sample in {source}; add questions, or frames."
+        )
     metadata = {
         "vlm": vlm.name,
         "fingerprint": vlm.fingerprint(),

@@ -59,7 +59,7 @@ class AnchorDistance:
         values, cotangents, tokens = [], [], []
         for index, mask_BT in enumerate(masks):
             mean0_LD, std0_LD = self._moments0_like(index, hidden[0])
-            scale_LD = 1 / std0_LD if self.whiten else torch.ones_like(std0_LD)
+            scale_LD = 1 / self._divisor(std0_LD) if self.whiten else torch.ones_like(std0_LD)
             batch = global_moments(hidden, mask_BT, self.eps)
             average = self._averages[index].update(batch)
             # Away from an anchor moved by the same gap, the batch has the gradient that the average would have.
@@ -92,7 +92,7 @@ class AnchorDistance:
         A moving average is as quiet as a batch larger by (1 + momentum) / (1 - momentum).
         """
         floors = [
-            each.noise_floor(samples, 1 / each.std_LD.square() if self.whiten else None)
+            each.noise_floor(samples, 1 / self._divisor(each.std_LD).square() if self.whiten else None)
             for each in self.anchors
         ]
         if any(floor is None for floor in floors):
@@ -106,6 +106,10 @@ class AnchorDistance:
             for index, average in enumerate(self._averages)
             for name, tensor in average.state().items()
         }
+
+    def _divisor(self, std0_LD: Tensor) -> Tensor:
+        """What whitening divides by: a dimension that never varied has no deviation."""
+        return std0_LD.clamp(min=self.eps**0.5)
 
     def _moments0_like(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """An anchor's mean and deviation on the device of `x`, in float32 or better."""

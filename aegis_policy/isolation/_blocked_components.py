@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aegis_policy.isolation._factors import LinearFactors
+from aegis_policy.isolation._numerics import squared_norm
 from aegis_policy.isolation._sketch import Spectrum
 
 _NEGLIGIBLE = 0.01
@@ -42,7 +43,7 @@ class BlockedComponents(NamedTuple):
         """
         removed = self.coefficients(change_ED) * self.strength
         change_ED.addmm_(self.along_outputs(removed), self.input_vectors_DK.T, alpha=-1)
-        return removed.square().sum()
+        return squared_norm(removed)
 
     def coefficients(self, change_ED: Tensor) -> Tensor:
         """The components V^T D U of a change: (J, K), or (E, K) without output directions."""

@@ -17,6 +17,7 @@ from aegis_policy.isolation._anchor_gradients import AnchorGradients
 from aegis_policy.isolation._gaussian import GaussianAnchor
 from aegis_policy.isolation._hidden_states import HiddenStates
 from aegis_policy.isolation._moments import EPS
+from aegis_policy.isolation._numerics import unit_of
 from aegis_policy.isolation._projection import LayerProjection, project_
 from aegis_policy.isolation._projector import (
     PLACES,
@@ -228,7 +229,8 @@ class GradientIsolator(Projector):
             ]
             if pairs:
                 others, own = (torch.cat(side) for side in zip(*pairs, strict=True))
-                cosines.append(torch.nn.functional.cosine_similarity(others, own, dim=0))
+                scaled = (x / unit_of([x]) for x in (others, own))
+                cosines.append(torch.nn.functional.cosine_similarity(*scaled, dim=0))
         if not cosines:
             raise ValueError(
                 "The other gradient reaches none of the protected parameters: give one of a loss that depends on them."

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from aegis_policy.isolation._blocked_components import BlockedComponents
+from aegis_policy.isolation._numerics import squared_norm
 
 _SAME = 1e-10
 """Directions whose squared sine is below this share are the same one, known to float32."""
@@ -53,7 +54,7 @@ class JoinedComponents(NamedTuple):
         inside = self.basis.coefficients(change_ED)
         removed = self._blocked_part_of(inside.to(self.parts[0].strength)).to(inside)
         change_ED.addmm_(self.basis.along_outputs(removed), self.basis.input_vectors_DK.T, alpha=-1)
-        return removed.square().sum()
+        return squared_norm(removed)
 
     def to(self, like: Tensor) -> "JoinedComponents":
         """The same union for steps on the device and in the dtype of `like`; its solution is found in float64."""

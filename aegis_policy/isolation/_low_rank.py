@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from aegis_policy.isolation._blocked_components import BlockedComponents
 from aegis_policy.isolation._joined_components import JoinedComponents, join
-from aegis_policy.isolation._numerics import whole_float32_products
+from aegis_policy.isolation._numerics import squared_norm, whole_float32_products
 from aegis_policy.isolation._projector import PLACES, Descent, Projector, gradient_of, one_of
 
 
@@ -80,10 +80,10 @@ class LowRankProjector(Projector):
         if not steps:
             self._shed = None
             return
-        norms = torch.stack(torch._foreach_norm([step for _, step in steps]))
+        whole = torch.stack([squared_norm(step) for _, step in steps]).sum()
         with whole_float32_products(steps[0][1].device):
             removed = torch.stack([self._block(index, step).remove_(step) for index, step in steps]).sum()
-        self._shed = removed / norms.square().sum()
+        self._shed = removed / whole
 
     @torch.no_grad()
     def blocked_share(self, gradient: Descent) -> Tensor:
@@ -93,14 +93,21 @@ class LowRankProjector(Projector):
 
         Args:
             gradient: of each protected parameter, or None where there is none.
+
+        Raises:
+            ValueError: there is none at all.
         """
         inside, whole = [], []
         with whole_float32_products(self.blocks[0][0].device):
             for index, (weight, _) in enumerate(self.blocks):
                 if (other := gradient(weight)) is not None:
-                    whole.append(other.square().sum())
+                    whole.append(squared_norm(other))
                     inside.append(self._block(index, other).remove_(other.clone()))
-        return torch.stack(inside).sum() / torch.stack(whole).sum()
+        if not whole:
+            raise ValueError(
+                "The gradient reaches none of the blocked weights: give one of a loss that depends on them."
+            )
+        return torch.nan_to_num(torch.stack(inside).sum() / torch.stack(whole).sum())
 
     def clear(self) -> None:
         """Nothing of a step is kept, apart from its figures."""

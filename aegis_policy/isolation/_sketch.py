@@ -8,7 +8,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-_SMALLEST = 1e-6  # eigenvalues below this share of the largest are rounding: products are float32
+from aegis_policy.isolation._numerics import most_precise
+
+_SMALLEST = 1e-13  # eigenvalues below this share of the largest are rounding: products are float64
 
 
 class Spectrum(NamedTuple):
@@ -39,7 +41,8 @@ class CovarianceSketch:
     With an orthonormal test matrix O (D, S) the sketch is Y = (sum_i w_i x_i x_i^T) O. It is a sum over rows, so
     neither their order nor their batches matter, and sketches of parts of a stream add up. `spectrum` is the
     randomised Nystrom approximation Y (O^T Y)^+ Y^T (Tropp, Yurtsever, Udell and Cevher, arXiv 1706.05736). Where
-    the width is at most twice the rank, O is the identity and Y the covariance itself.
+    the width is at most twice the rank, O is the identity and Y the covariance itself. Products are float64: in float32
+    the rounding of one row a thousand times longer than the others (an attention sink) would hide what all of them span.
 
     Memory: one matrix (D, S) of float64 and one of float32, S = min(D, 2 `rank`).
 
@@ -67,7 +70,7 @@ class CovarianceSketch:
     @torch.no_grad()
     def update(self, x_ND: Tensor, weights_N: Tensor | None = None) -> None:
         """Add rows, each with its weight (default 1); what rows of weight 0 hold (it may be NaN) never spreads."""
-        x_ND = x_ND.detach().float()
+        x_ND = most_precise(x_ND.detach())
         if weights_N is None:
             self.weight += len(x_ND)
         else:
@@ -76,7 +79,7 @@ class CovarianceSketch:
             self.weight += weights_N1.sum().to(self.weight)
         if self._test_DS.device != x_ND.device:
             self._test_DS = self._test_DS.to(x_ND.device)
-        self._sketch_DS += (x_ND.T @ (x_ND @ self._test_DS)).to(self._sketch_DS)
+        self._sketch_DS += (x_ND.T @ (x_ND @ self._test_DS.to(x_ND))).to(self._sketch_DS)
         self._total += x_ND.square().sum().to(self._total)
 
     def state(self) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from aegis_policy.anchors.answers import drawing
 from aegis_policy.anchors.building import AnchorBuilder, build_anchor
 from aegis_policy.anchors.kinds import KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
-from aegis_policy.isolation import global_moments, w2_squared
+from aegis_policy.isolation import Anchor, global_moments, w2_squared
+from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
 
@@ -157,3 +158,15 @@ def test_only_the_same_pass_is_continued(
     assert UnfinishedPass(unfinished.path, "this").restore(other) == (0, 0), "a torn file is no pass"
     unfinished.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_question_makes_an_anchor_and_none_is_one_sentence(
+    tiny_vlm_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    made = build_anchor(vlm, _examples(1), kinds=[kind], source="test", batch_size=4)
+    made.save(tmp_path / "anchor.safetensors")
+    Anchor.load(tmp_path / "anchor.safetensors")
+    with pytest.raises(AegisError, match=r"anchor of .* cannot be made: there is no sample in test"):
+        build_anchor(vlm, [], kinds=[kind], source="test", batch_size=4)

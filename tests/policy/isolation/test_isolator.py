@@ -384,3 +384,13 @@ def test_nothing_to_protect_is_an_error(setting):
 def test_parameters_for_another_number_of_layers_are_an_error(setting):
     with pytest.raises(ValueError, match="1 entries for 3 layers"):
         GradientIsolator(setting.model.layers, setting.anchor, [[]])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e25])
+def test_the_cosine_does_not_depend_on_a_gradients_length(setting, scale):
+    isolator = GradientIsolator(setting.model.layers, setting.anchor)
+    with isolator.collect(setting.mask_BT):
+        setting.task_loss()
+    isolator.accumulate()
+    own = dict(zip(map(id, isolator.protected), sum(isolator._anchor_grads.accumulated(), []), strict=True))
+    assert float(isolator.cosine(lambda p: scale * own[id(p)])) == pytest.approx(float(scale > 0), abs=1e-5)

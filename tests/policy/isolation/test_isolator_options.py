@@ -1,6 +1,7 @@
 """What each option of the Gaussian anchor's isolator changes, against textbook formulas in float64."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -273,3 +274,12 @@ def test_further_groups_are_projected_too(setting):
 def test_options_out_of_range_are_refused(setting, options, complaint):
     with pytest.raises(ValueError, match=complaint):
         GradientIsolator(setting.model.layers, setting.anchor, **options)
+
+
+def test_whitening_survives_dimensions_that_never_varied(setting):
+    still = GaussianAnchor(setting.anchor.mean_LD, torch.zeros_like(setting.anchor.std_LD), 7)
+    isolator = GradientIsolator(setting.model.layers, still, whiten=True)
+    with isolator.collect(setting.mask_BT):
+        setting.task_loss()
+    assert math.isfinite(isolator.accumulate())
+    assert all(grad.isfinite().all() for layer in isolator._anchor_grads.accumulated() for grad in layer)

@@ -353,3 +353,15 @@ def test_an_unknown_place_is_refused(setting):
         LowRankProjector(
             linears(setting), {"0.up": BlockedComponents(torch.eye(8), None, torch.ones(8))}, "weights"
         )
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e25])
+def test_shares_of_any_gradient_are_finite(setting, scale):
+    block = BlockedComponents(torch.eye(8)[:, :2], None, torch.ones(2))
+    projector = LowRankProjector(linears(setting), {"0.up": block})
+    gradient = scale * torch.ones(16, 8)
+    assert float(projector.blocked_share(lambda p: gradient)) == pytest.approx(0.25 if scale else 0.0)
+    projector.project_(lambda p: gradient)
+    assert projector.metrics()["blocked_energy"] == pytest.approx(0.25 if scale else 0.0)
+    with pytest.raises(ValueError, match="reaches none of the blocked weights"):
+        projector.blocked_share(lambda p: None)

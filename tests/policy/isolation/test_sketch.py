@@ -188,3 +188,18 @@ def test_a_wide_layer_never_holds_a_square_matrix():
         spectrum = sketch.spectrum()
     assert spectrum.vectors_DK.shape == (width, rank)
     assert largest.elements == width * 100, "the rows themselves are the largest"
+
+
+@pytest.mark.parametrize("along", ["one input", "all inputs"])
+@pytest.mark.parametrize("length", [1e4, 1e6])
+def test_an_attention_sink_hides_no_direction_of_the_rest(along, length):
+    x_ND = rows(decay=0.95)
+    sink_D = torch.eye(D)[3] if along == "one input" else torch.full((D,), D**-0.5)
+    x_ND[::50] += length * sink_D
+    spectrum = sketched(x_ND, D).spectrum()
+    covariance_DD = x_ND.double().T @ x_ND.double()
+    values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
+    assert len(spectrum.values_K) == D
+    torch.testing.assert_close(spectrum.values_K.double(), values_D.flip(0), rtol=1e-3, atol=0)
+    overlap = (spectrum.vectors_DK[:, :5].double().T @ vectors_DD.flip(1)[:, :5]).square().sum()
+    assert float(overlap) == pytest.approx(5, abs=1e-3)
