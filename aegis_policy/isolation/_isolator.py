@@ -229,8 +229,8 @@ class GradientIsolator(Projector):
             ]
             if pairs:
                 others, own = (torch.cat(side) for side in zip(*pairs, strict=True))
-                scaled = (x / unit_of([x]) for x in (others, own))
-                cosines.append(torch.nn.functional.cosine_similarity(*scaled, dim=0))
+                others, own = others / unit_of([others]), own / unit_of([own])
+                cosines.append(torch.nn.functional.cosine_similarity(others, own, dim=0))
         if not cosines:
             raise ValueError(
                 "The other gradient reaches none of the protected parameters: give one of a loss that depends on them."

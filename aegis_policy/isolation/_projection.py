@@ -42,8 +42,8 @@ def project_(task_grads: Sequence[Tensor], anchor_grads: Sequence[Tensor]) -> La
     eps). An anchor gradient without a direction (zero or not finite) leaves g alone and is reported as not
     `usable`.
 
-    Both sides are taken in a unit of their own, a power of two about as large as their largest value: squares of float32
-    gradients above 1e19 or below 1e-19 would be infinite or zero.
+    Both sides are taken in a unit of their own, a power of two about as large as their largest value: squares of
+    float32 gradients above 1e19 or below 1e-19 would be infinite or zero.
 
     In float32 the rounding of d leaves a cosine of about 1e-7 ||g_before|| / ||g_after||. The step is
     therefore applied a second time to its own result ("twice is enough", Parlett 1980), and a remainder that

@@ -42,7 +42,7 @@ class CovarianceSketch:
     neither their order nor their batches matter, and sketches of parts of a stream add up. `spectrum` is the
     randomised Nystrom approximation Y (O^T Y)^+ Y^T (Tropp, Yurtsever, Udell and Cevher, arXiv 1706.05736). Where
     the width is at most twice the rank, O is the identity and Y the covariance itself. Products are float64: in float32
-    the rounding of one row a thousand times longer than the others (an attention sink) would hide what all of them span.
+    the rounding of a row a thousand times longer than the others (an attention sink) would hide what all of them span.
 
     Memory: one matrix (D, S) of float64 and one of float32, S = min(D, 2 `rank`).
 

@@ -392,5 +392,6 @@ def test_the_cosine_does_not_depend_on_a_gradients_length(setting, scale):
     with isolator.collect(setting.mask_BT):
         setting.task_loss()
     isolator.accumulate()
-    own = dict(zip(map(id, isolator.protected), sum(isolator._anchor_grads.accumulated(), []), strict=True))
+    gradients = [grad for layer in isolator._anchor_grads.accumulated() for grad in layer]
+    own = {id(p): grad for p, grad in zip(isolator.protected, gradients, strict=True)}
     assert float(isolator.cosine(lambda p: scale * own[id(p)])) == pytest.approx(float(scale > 0), abs=1e-5)
