@@ -5,6 +5,7 @@ from typing import Any
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig, parser
 
+from aegis_policy.data.checks import check_features
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
 from aegis_policy.protections import CHOICES, OPTIONS, Protection, protection_named
 from aegis_policy.protections.aegis import AegisOptions
@@ -13,6 +14,7 @@ from aegis_policy.protections.lora import LoraOptions
 from aegis_policy.protections.penalties import AnchoredPenaltyOptions
 from aegis_policy.protections.replay import ReplayOptions
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import enforce
 
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
 _AT_LEAST_ONE = (
@@ -239,28 +241,12 @@ class AegisConfig(
         return self.robot_state_feature.shape[0]
 
     def validate_features(self) -> None:
-        """Refuse a dataset or environment without cameras, state or actions.
+        """Refuse a dataset or environment without cameras, state or actions in the form that the policy reads.
 
         Raises:
             AegisError: with the keys that are there.
         """
-        keys = ", ".join([*(self.input_features or {}), *(self.output_features or {})]) or "none"
-        for name, feature in (
-            ("camera (observation.images.*)", self.image_features),
-            ("observation.state", self.robot_state_feature),
-            ("action", self.action_feature),
-        ):
-            if not feature:
-                raise AegisError(
-                    f"The dataset gives this policy no {name}; its keys are {keys}: record the missing one "
-                    "or name it so (a checkpoint's keys can be mapped with --rename_map)."
-                )
-        for key, feature in self.image_features.items():
-            if len(feature.shape) != 3 or feature.shape[0] != 3:
-                raise AegisError(
-                    f"Camera {key} has shape {tuple(feature.shape)}, and the VLM wants colour images (3, "
-                    "height, width): leave that camera out of the dataset."
-                )
+        enforce(check_features(self))
 
     def get_optimizer_preset(self) -> AegisAdamWConfig:
         return AegisAdamWConfig(

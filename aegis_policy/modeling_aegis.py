@@ -21,7 +21,9 @@ from aegis_policy.checkpoint.changes import check_use
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkpoint
 from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.data.checks import check_batch, check_language, check_statistics, instructions
+from aegis_policy.data.batches import check_batch, instructions
+from aegis_policy.data.checks import check_dataset, read_features
+from aegis_policy.data.statistics import check_statistics
 from aegis_policy.model import flow_matching
 from aegis_policy.model.action_queue import ActionQueue
 from aegis_policy.model.expert import ActionExpert
@@ -66,12 +68,13 @@ class AegisPolicy(PreTrainedPolicy):
     ) -> None:
         super().__init__(config)
         self.protection = config.resolve_options()
-        config.validate_features()
         self._dataset: str | None = dataset_meta.repo_id if dataset_meta is not None else None
         if dataset_meta is not None:
-            check_language(config, dataset_meta.tasks.index)
-        if dataset_stats is not None:
-            check_statistics(config, dataset_stats)
+            enforce(check_dataset(config, dataset_meta, checkpoint))
+        elif dataset_stats is not None:
+            enforce(check_statistics(config, dataset_stats))
+        config.validate_features()
+        config.input_features, config.output_features = read_features(config)
 
         if checkpoint is None:
             self.vlm = VLMBackbone.from_pretrained(config.vlm)
@@ -236,13 +239,13 @@ class AegisPolicy(PreTrainedPolicy):
         training = self.training and torch.is_grad_enabled()
         if training:
             self._count_step()
-        chunks = ActionChunks(batch[ACTION], batch.get("action_is_pad"))
+        chunks = ActionChunks(batch[ACTION].float(), batch.get("action_is_pad"))
         noise_NHA, time_N = self._path_points(chunks.actions_BHA, noise, time)
         inputs = self._vlm_inputs(batch)
         begin_step = self.protection.begin_step if training else _unprotected_step
         step = begin_step(self.vlm, inputs, chunks)
         loss_B = self.flow_vla.losses(
-            step.prefix, batch[OBS_STATE], *chunks, noise_NHA, time_N, across_ranks=training
+            step.prefix, batch[OBS_STATE].float(), *chunks, noise_NHA, time_N, across_ranks=training
         )
         mean = loss_B.mean()
         loss = mean if reduction == "mean" else loss_B
@@ -263,7 +266,7 @@ class AegisPolicy(PreTrainedPolicy):
         """Sample a chunk of normalised actions (B, H, A), from `noise` or from torch's global generator."""
         self.eval()
         check_batch(self.config, batch, with_actions=False)
-        state_BS: Tensor = batch[OBS_STATE]
+        state_BS: Tensor = batch[OBS_STATE].float()
         if noise is None:
             shape = (len(state_BS), self.config.chunk_size, self.config.action_dim)
             noise = torch.randn(shape, device=state_BS.device)

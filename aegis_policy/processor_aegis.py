@@ -1,13 +1,23 @@
-"""Batches in, actions out: LeRobot's default steps. Images and text wait for the VLM's processor."""
+"""Batches in, actions out: LeRobot's default steps, and one before them that makes floating vectors.
+
+Images and text wait for the VLM's processor.
+"""
 
 from typing import Any
 
 from lerobot.lerobot_types import PolicyAction
-from lerobot.processor import PolicyProcessorPipeline, make_default_pre_post_processors
+from lerobot.processor import (
+    PolicyProcessorPipeline,
+    make_default_policy_processor_steps,
+    make_policy_processor_pipelines,
+)
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.data.checks import check_statistics
+from aegis_policy.data.statistics import check_statistics, widened
+from aegis_policy.data.vectors import VectorsStep
+from aegis_policy.support.finding import enforce
 
 
 def make_aegis_pre_post_processors(
@@ -21,6 +31,21 @@ def make_aegis_pre_post_processors(
     Raises:
         AegisError: the statistics do not cover a feature that is normalised.
     """
+    way_in = dataset_stats
     if dataset_stats is not None:
-        check_statistics(config, dataset_stats)
-    return make_default_pre_post_processors(config, dataset_stats, normalizer_device=config.device)
+        enforce(each for each in check_statistics(config, dataset_stats) if each.status == "error")
+        way_in = widened(config, dataset_stats)
+    device = config.device
+    before = make_default_policy_processor_steps(config, way_in, normalizer_device=device)
+    after = make_default_policy_processor_steps(config, dataset_stats)
+    lengths = {OBS_STATE: config.state_dim, ACTION: config.action_dim}
+    return make_policy_processor_pipelines(
+        [
+            before.rename_observations,
+            VectorsStep(lengths),
+            before.add_batch_dim,
+            before.to_device,
+            before.normalize,
+        ],
+        [after.unnormalize, after.to_cpu],
+    )

@@ -17,8 +17,12 @@ def write_random_dataset(
     tasks: Sequence[str],
     frames: int = 6,
     fps: int = 10,
+    dtype: str = "float32",
 ) -> Path:
-    """An episode of `frames` frames for each task; `cameras` are dataset keys with heights and widths."""
+    """An episode of `frames` frames for each task; `cameras` are dataset keys with heights and widths.
+
+    State and actions are of `dtype`, and lie between 0 and 1 where that is `bool`, else wherever whole numbers differ.
+    """
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     names = ["height", "width", "channels"]
@@ -28,21 +32,24 @@ def write_random_dataset(
         root=root,
         features={
             **{key: {"dtype": "image", "shape": (*size, 3), "names": names} for key, size in cameras.items()},
-            "observation.state": {"dtype": "float32", "shape": (state,), "names": None},
-            "action": {"dtype": "float32", "shape": (action,), "names": None},
+            "observation.state": {"dtype": dtype, "shape": (state,), "names": None},
+            "action": {"dtype": dtype, "shape": (action,), "names": None},
         },
         use_videos=False,
     )
     rng = np.random.default_rng(0)
+    whole = not dtype.startswith("float")
+
+    def vector(size: int) -> np.ndarray:
+        values = rng.integers(0, 2 if dtype == "bool" else 200, size) if whole else rng.normal(size=size)
+        return values.astype(dtype)
+
     for task in tasks:
         for _ in range(frames):
             pictures = {
                 key: rng.integers(0, 255, (*size, 3), dtype=np.uint8) for key, size in cameras.items()
             }
-            vectors = {
-                "observation.state": rng.normal(size=state).astype(np.float32),
-                "action": rng.normal(size=action).astype(np.float32),
-            }
+            vectors = {"observation.state": vector(state), "action": vector(action)}
             dataset.add_frame({**pictures, **vectors, "task": task})
         dataset.save_episode()
     dataset.finalize()

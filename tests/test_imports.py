@@ -30,8 +30,8 @@ _MAY_IMPORT = {
     "policy.anchors": "policy.support policy.isolation policy.vlm policy.vqa",
     "policy.protections": "policy.support policy.isolation policy.vlm policy.vqa",
     "policy.optimizer_aegis": "policy.support policy.isolation",
-    "policy.configuration_aegis": "policy.support policy.protections policy.optimizer_aegis",
-    "policy.processor_aegis": "policy.data policy.configuration_aegis",
+    "policy.configuration_aegis": "policy.support policy.data policy.protections policy.optimizer_aegis",
+    "policy.processor_aegis": "policy.support policy.data policy.configuration_aegis",
     "policy.checkpoint": "policy.support policy.isolation policy.vlm policy.protections",
     "policy.lerobot_policies": "policy.support policy.isolation policy.protections policy.optimizer_aegis",
     "policy.modeling_aegis": "policy.support policy.vlm policy.vqa policy.data policy.model policy.protections "
@@ -61,7 +61,7 @@ _MAY_IMPORT = {
     "eval.experiments": "policy.support policy.vlm policy.protections envs.tabletop eval.results",
     "eval.pages": "policy.support envs.tabletop eval.statistics eval.questions eval.results",
     "eval.pretraining": "policy.support policy.vlm envs.tabletop eval.questions eval.answers",
-    "eval.doctor": "policy.support policy.checkpoint envs.libero",
+    "eval.doctor": "policy.support policy.checkpoint policy.data policy.configuration_aegis envs.libero",
     "eval.commands": "policy.support policy.isolation policy.vlm policy.vqa policy.data policy.anchors "
     "policy.checkpoint policy.configuration_aegis envs.tabletop eval.devices "
     "eval.checkpoints eval.statistics eval.questions eval.answers eval.results eval.experiments eval.pages "

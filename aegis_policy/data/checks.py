@@ -1,121 +1,311 @@
-"""What a dataset or environment must bring, checked where LeRobot shows it; each gap is one clear sentence.
+"""What a dataset must be for a policy to learn from it: the checks of a training's start, and of `aegis-doctor`.
 
-Batches are checked rather than the dataset's own key list, because LeRobot applies `--rename_map` on the way.
+They read metadata, which LeRobot has loaded, and the footers of data files; never frames. Statistics are in
+`statistics`, what lies in the files in `files`.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from lerobot.configs import NormalizationMode
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.data.batches import says_something
+from aegis_policy.data.files import check_files, chosen_episodes, episode_table
+from aegis_policy.data.statistics import check_statistics
+from aegis_policy.data.vectors import STEP_NAME
+from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
     from aegis_policy.configuration_aegis import AegisConfig
 
-_STATISTICS = {
-    NormalizationMode.MEAN_STD: ("mean", "std"),
-    NormalizationMode.MIN_MAX: ("min", "max"),
-    NormalizationMode.QUANTILES: ("q01", "q99"),
-    NormalizationMode.QUANTILE10: ("q10", "q90"),
-}
+_PICTURES = ("image", "video")
+_NUMBERS = (
+    *("float16", "float32", "float64", "bool"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+_EDIT = "lerobot-edit-dataset --operation.type="
 
 
-def check_batch(config: "AegisConfig", batch: Mapping[str, Any], with_actions: bool) -> None:
-    """See that a batch has every camera, the state, the instruction and (for training) the actions.
+def check_dataset(
+    config: "AegisConfig", meta: "LeRobotDatasetMetadata", checkpoint: Path | None = None
+) -> Iterator[Finding]:
+    """All that a dataset's metadata say against training this policy on it.
 
-    Raises:
-        AegisError: a key is missing (with a table of both sides' keys) or a vector has another length.
+    Args:
+        config: of the policy, its features already taken from the dataset or from a checkpoint.
+        meta: the dataset's.
+        checkpoint: that the training goes on from.
     """
-    wanted = [*config.image_features, OBS_STATE, *([ACTION] if with_actions else [])]
-    missing = [key for key in wanted if key not in batch]
-    if missing:
-        given = sorted(key for key in batch if key.startswith("observation.") or key == ACTION)
-        given = [key for key in given if not key.endswith("_is_pad")]
-        raise AegisError(
-            f"The policy expects {', '.join(missing)}, which the data lacks: map the data's keys with "
-            f"""--rename_map='{{"their.key": "policy.key"}}' (cameras), or in the dataset itself (state, """
-            f"actions, whose statistics are not renamed).\n{key_table(given, wanted)}"
-        )
-    if not all(text.strip() for text in instructions(config, batch)):
-        raise AegisError(
-            "The data has no instruction (key `task`): this policy follows language, so record the dataset with a "
-            "task text for every frame, give the environment a task_description, or say --policy.instruction=TEXT."
-        )
-    lengths = {OBS_STATE: config.state_dim, **({ACTION: config.action_dim} if with_actions else {})}
-    for key, length in lengths.items():
-        if batch[key].shape[-1] != length:
-            raise AegisError(
-                f"{key} has {batch[key].shape[-1]} values in the data and {length} in the policy: train a "
-                "new policy on this data, or use the data this checkpoint was trained for."
+    malformed = [*check_info(meta)]
+    yield from malformed
+    if malformed:
+        return
+    keys = [key for key in meta.features if key not in DEFAULT_FEATURES]
+    missing = [*check_features(config, keys)]
+    yield from missing
+    if not missing:
+        yield from check_vectors(meta, checkpoint)
+        names = {key: _labels(feature.get("names")) for key, feature in meta.features.items()}
+        yield from check_statistics(config, meta.stats, names)
+    yield from _check_cameras(meta)
+    yield from check_records(meta, config.instruction)
+
+
+def check_info(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    """Whether `meta/info.json` says what LeRobot relies on: features with dtype and shape, a frame rate, counts."""
+    yield from _check_counts(meta.info)
+    for key, feature in meta.info.features.items():
+        problem = _malformed(feature)
+        if problem:
+            yield Finding(
+                "error",
+                f"Feature {key} of meta/info.json {problem}",
+                "restore the file, or record the dataset again",
             )
 
 
-def instructions(config: "AegisConfig", batch: Mapping[str, Any]) -> list[str]:
-    """What each sample of a batch is told: `config.instruction`, or else its own text, or else nothing.
-
-    LeRobot hands over an environment's internal name where it has no description (`transfer_cube` of ALOHA).
-    """
-    count = len(batch[OBS_STATE])
-    if config.instruction is not None:
-        return [config.instruction] * count
-    return [str(task) for task in batch.get("task") or [""] * count]
-
-
-def key_table(given: Iterable[str], wanted: Iterable[str]) -> str:
-    """Two columns, the data's keys beside the policy's; equal keys share a line."""
-    given, wanted = list(given), list(wanted)
-    rows = [(key, key) for key in wanted if key in given]
-    rows += [("-", key) for key in wanted if key not in given]
-    rows += [(key, "-") for key in given if key not in wanted]
-    width = max(len("data"), *(len(left) for left, _ in rows))
-    return "\n".join(f"  {left:<{width}}  {right}" for left, right in [("data", "policy"), *rows])
-
-
-def check_language(config: "AegisConfig", tasks: Iterable[str]) -> None:
-    """See that a dataset's list of tasks says something, or that `config.instruction` stands in for one task at most.
-
-    Raises:
-        AegisError: there is no task, or all are empty; or there are several that the instruction would replace.
-    """
-    said = {str(task).strip() for task in tasks} - {""}
-    if config.instruction is not None and len(said) > 1:
-        raise AegisError(
-            f"--policy.instruction would stand in for {len(said)} different instructions of the dataset: leave it out."
+def _check_counts(info: Any) -> Iterator[Finding]:
+    if isinstance(info.fps, bool) or not isinstance(info.fps, int | float) or not 0 < info.fps < math.inf:
+        yield Finding(
+            "error",
+            f"meta/info.json says fps={info.fps!r}, which is no frame rate",
+            "write the frames a second at which the dataset was recorded",
         )
-    if config.instruction is None and not said:
-        raise AegisError(
-            "The dataset has no instruction (its tasks are empty): this policy follows language, so record "
-            "every frame with a `task` text, or say --policy.instruction=TEXT."
-        )
+    for name in ("total_episodes", "total_frames", "total_tasks"):
+        count = getattr(info, name)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            yield Finding(
+                "error", f"meta/info.json says {name}={_short(count)}, which is no count", "restore the file"
+            )
+        elif count == 0:
+            what = {"total_tasks": "has no tasks, and LeRobot looks one up for every frame"}.get(
+                name, "is empty"
+            )
+            mend = "record demonstrations" + (" with a `task` text" if name == "total_tasks" else "")
+            yield Finding("error", f"The dataset {what} ({name} in meta/info.json is 0)", mend)
 
 
-def check_statistics(config: "AegisConfig", statistics: Mapping[str, Mapping[str, Any]]) -> None:
-    """See that the dataset's statistics cover every feature that is normalised.
+def _malformed(feature: Any) -> str:
+    """What is wrong with a feature's description; empty if nothing is."""
+    if not isinstance(feature, Mapping) or not isinstance(feature.get("dtype"), str):
+        return "has no dtype"
+    shape = feature.get("shape")
+    if not isinstance(shape, tuple) or not all(_is_length(each) for each in shape):
+        return f"has the shape {_short(shape)}, and not the lengths of its axes"
+    if not all(isinstance(feature.get(name) or {}, Mapping) for name in ("info", "video_info")):
+        return "has an `info` that is no mapping"
+    if feature["dtype"] in _PICTURES:
+        names = feature.get("names")
+        if len(shape) != 3:
+            return f"is a camera with the shape {shape}, and not (height, width, channels)"
+        if not isinstance(names, list | tuple) or len(names) != 3:
+            return 'is a camera and does not name its axes (`"names": ["height", "width", "channels"]`)'
+    return ""
 
-    LeRobot renames a dataset's keys but not its statistics, and leaves a feature without statistics as it is: a
-    renamed state would be trained on unnormalised.
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _short(value: Any) -> str:
+    try:
+        said = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
+        return "a value too long to print"
+    return said if len(said) <= 40 else f"{said[:40]}..."
+
+
+def check_features(config: "AegisConfig", keys: Iterable[str] | None = None) -> Iterator[Finding]:
+    """Whether a policy has cameras, state and actions to work with, each in the form it reads.
 
     Args:
-        config: which features there are and how each is normalised.
-        statistics: feature key -> name -> values.
-
-    Raises:
-        AegisError: some are absent, not finite, or of another length.
+        config: whose features they are.
+        keys: of the dataset; the config's features unless given.
     """
-    features = {**(config.input_features or {}), **(config.output_features or {})}
-    for key, feature in features.items():
-        mode = config.normalization_mapping.get(feature.type.value, NormalizationMode.IDENTITY)
-        for name in _STATISTICS.get(mode, ()):
-            value = torch.as_tensor(statistics.get(key, {}).get(name, []))
-            if value.shape != tuple(feature.shape) or not torch.isfinite(value).all():
-                problem = "no" if value.numel() == 0 else "no usable"
-                raise AegisError(
-                    f"The dataset's statistics (meta/stats.json) have {problem} `{name}` of {key}, which "
-                    f"{mode.value} normalisation needs with shape {tuple(feature.shape)}: name the key so in "
-                    "the dataset (--rename_map does not rename statistics), compute them again with "
-                    "lerobot-edit-dataset --operation.type=recompute_stats, or set "
-                    "--policy.normalization_mapping."
-                )
+    said = ", ".join(keys or [*(config.input_features or {}), *(config.output_features or {})]) or "none"
+    vectors = {"observation.state": config.robot_state_feature, "action": config.action_feature}
+    wanted: dict[str, Any] = {"camera (observation.images.*)": config.image_features, **vectors}
+    for name, feature in wanted.items():
+        if not feature:
+            yield Finding(
+                "error",
+                f"The dataset gives this policy no {name}; its keys are {said}",
+                "record the missing one or name it so (a checkpoint's keys can be mapped with --rename_map)",
+            )
+    for key, feature in config.image_features.items():
+        if len(feature.shape) != 3 or feature.shape[0] != 3:
+            yield Finding(
+                "error",
+                f"Camera {key} has shape {tuple(feature.shape)}, and the VLM wants colour images (3, height, width)",
+                f"leave that camera out of the dataset ({_EDIT}remove_feature "
+                f"--operation.feature_names='[\"{key}\"]'), or out of --policy.input_features",
+            )
+    for key, vector in vectors.items():
+        if vector is not None and (len(vector.shape) != 1 or vector.shape[0] < 1):
+            yield Finding(
+                "error",
+                f"{key} has shape {tuple(vector.shape)}, and the policy wants one vector",
+                "store it as one row of numbers",
+            )
+    yield from _check_normalization(config)
+
+
+def _check_normalization(config: "AegisConfig") -> Iterator[Finding]:
+    kinds = {kind.value for kind in FeatureType}
+    if unknown := sorted(str(each) for each in config.normalization_mapping if each not in kinds):
+        yield Finding(
+            "error",
+            f"--policy.normalization_mapping has the key {unknown[0]}",
+            f"its keys are {FeatureType.STATE.value} and {FeatureType.ACTION.value}",
+        )
+    mode = NormalizationMode(config.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY))
+    if mode is not NormalizationMode.IDENTITY:
+        yield Finding(
+            "error",
+            f"--policy.normalization_mapping normalises pictures (VISUAL: {mode.value}), which the VLM's own processor "
+            "does already",
+            "leave VISUAL at IDENTITY",
+        )
+
+
+def read_features(
+    config: "AegisConfig",
+) -> tuple[dict[str, PolicyFeature], dict[str, PolicyFeature]]:
+    """The inputs and outputs that the policy reads, of all that a dataset or a checkpoint names.
+
+    What else there is (a flag, a text, a depth in numbers) would be normalised by LeRobot for nobody, and fails there
+    if it is a bool or a text.
+    """
+    inputs, outputs = config.input_features or {}, config.output_features or {}
+    read = {*config.image_features, OBS_STATE, ACTION}
+    return (
+        {key: each for key, each in inputs.items() if key in read},
+        {key: each for key, each in outputs.items() if key in read},
+    )
+
+
+def check_vectors(meta: "LeRobotDatasetMetadata", checkpoint: Path | None) -> Iterator[Finding]:
+    """Whether state and actions are numbers, and such as a checkpoint's own processors read.
+
+    Args:
+        meta: of the dataset; a renamed state is missed with its statistics.
+        checkpoint: a `pretrained_model` folder that the policy comes from. One from before `VectorsStep` lacks it.
+    """
+    stored = {key: meta.features[key] for key in (OBS_STATE, ACTION) if key in meta.features}
+    for key, feature in stored.items():
+        if feature["dtype"] not in _NUMBERS:
+            yield Finding(
+                "error",
+                f"{key} of the dataset is of dtype {feature['dtype']}, and the policy wants numbers",
+                f"store it as one of {', '.join(_NUMBERS)}",
+            )
+    plain = all(each["dtype"] in ("float32", "float64") and each["shape"] != (1,) for each in stored.values())
+    if checkpoint is not None and not plain:
+        yield from _check_processors(checkpoint / "policy_preprocessor.json")
+
+
+def _check_processors(file: Path) -> Iterator[Finding]:
+    if file.is_file() and STEP_NAME not in file.read_text():
+        yield Finding(
+            "error",
+            f"{file} was saved by an older version of this package, which normalised whole numbers and vectors of "
+            "length 1 wrongly, and the dataset holds such",
+            "train a new policy on it",
+        )
+
+
+def _check_cameras(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    bare = [
+        key
+        for key, feature in meta.features.items()
+        if feature["dtype"] in _PICTURES and not isinstance((meta.stats or {}).get(key), Mapping)
+    ]
+    if bare and meta.stats:
+        yield Finding(
+            "warning",
+            f"meta/stats.json has no statistics of {', '.join(bare)}, over which lerobot-train writes ImageNet's",
+            "train with --dataset.use_imagenet_stats=false",
+        )
+
+
+def check_records(meta: "LeRobotDatasetMetadata", instruction: str | None) -> Iterator[Finding]:
+    """Whether tasks, episodes and data files say the same, and every episode that is read has an instruction.
+
+    Args:
+        meta: of a dataset whose `check_info` found nothing.
+        instruction: what stands in for all tasks, see `AegisConfig`.
+    """
+    episodes = episode_table(meta)
+    if isinstance(episodes, Finding):
+        yield episodes
+        return
+    chosen = chosen_episodes()
+    if chosen is not None:
+        episodes = episodes[episodes["episode_index"].isin(chosen)]
+    yield from check_files(meta, episodes, partly=chosen is not None)
+    yield from _check_order(meta)
+    yield from _check_instructions(list(meta.tasks.index), instruction, episodes)
+
+
+def _check_order(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    texts = list(meta.tasks.index)
+    numbers = meta.tasks.get("task_index", ())
+    if [each if isinstance(each, Integral) else None for each in numbers] != list(range(len(texts))):
+        yield Finding(
+            "error",
+            "meta/tasks.parquet does not hold its tasks in the order of task_index (0, 1, ...), by which LeRobot finds "
+            "them, so that frames would get another's instruction",
+            "sort it, and number the tasks from 0",
+        )
+
+
+def _check_instructions(texts: list[Any], instruction: str | None, episodes: Any) -> Iterator[Finding]:
+    said = {text.strip() for text in texts if says_something(text)}
+    if instruction is not None:
+        if len(said) > 1:
+            yield Finding(
+                "error",
+                f"--policy.instruction would stand in for {len(said)} different instructions of the dataset",
+                "leave it out",
+            )
+        return
+    if not said:
+        yield Finding(
+            "error",
+            "The dataset has no instruction (its tasks are empty): this policy follows language, so record every "
+            "frame with a `task` text, or say --policy.instruction=TEXT",
+        )
+        return
+    if "tasks" not in episodes:
+        return
+    blank = [
+        int(index)
+        for index, tasks in zip(episodes["episode_index"], episodes["tasks"], strict=True)
+        if not _all_say_something(tasks)
+    ]
+    if blank:
+        few = ", ".join(map(str, blank[:10])) + (", ..." if len(blank) > 10 else "")
+        yield Finding(
+            "error",
+            f"{len(blank)} of {len(episodes)} episodes have no instruction (a blank task; episode {few})",
+            f'give them one ({_EDIT}modify_tasks --operation.episode_tasks=\'{{"{blank[0]}": "TEXT"}}\'), or leave '
+            "them out with --dataset.episodes",
+        )
+
+
+def _all_say_something(tasks: Any) -> bool:
+    texts = [tasks] if isinstance(tasks, str) or not isinstance(tasks, Iterable) else list(tasks)
+    return bool(texts) and all(says_something(text) for text in texts)
+
+
+def _labels(names: Any) -> list[str]:
+    """What a vector's dimensions are called; older datasets have them in a mapping of groups."""
+    if isinstance(names, Mapping):
+        return [str(each) for part in names.values() if isinstance(part, list) for each in part]
+    return [str(each) for each in names] if isinstance(names, list | tuple) else []

@@ -7,14 +7,13 @@ of the policy's own training data.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import batched
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION
@@ -25,10 +24,14 @@ from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 from aegis_eval.devices import torch_device
 from aegis_eval.results.provenance import provenance
 from aegis_eval.statistics.intervals import mean_interval
-from aegis_policy.data.checks import check_batch
+from aegis_policy.checkpoint.checks import check_sizes
+from aegis_policy.data.batches import check_batch
+from aegis_policy.data.checks import check_info, check_records, check_vectors
 from aegis_policy.data.chunk_reading import choose_reading
+from aegis_policy.data.files import fetch_metadata, read_metadata
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import write_json
 
 
@@ -87,16 +90,15 @@ def action_error(config: ActionErrorConfig) -> Path:
     policy, folder = load_policy(config.policy)
     policy.to(device)
     before, _ = load_processors(policy, folder, str(device))
-    dataset = _open(config.dataset, policy.config)
+    dataset = _open(config.dataset, policy.config, Path(folder))
     indices = frames_spread_over(len(dataset), config.frames)
     noise = _noise(len(indices), config.draws, policy.config, config.seed)
     errors: list[float] = []
     episodes: list[int] = []
     with tqdm(total=len(indices), desc="action error", unit="frame") as bar:
         for chosen, items in _batches(dataset, indices, config.batch_size):
-            collated = default_collate(items)
-            check_batch(policy.config, collated, with_actions=True)
-            batch = before(collated)
+            batch = before(default_collate(items))
+            check_batch(policy.config, batch, with_actions=True)
             valid_BH = ~batch["action_is_pad"]
             for draw in noise[:, chosen].to(device):
                 chunk_BHA = policy.predict_action_chunk(batch, draw)
@@ -131,17 +133,32 @@ def frames_spread_over(total: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
 
 
-def _open(source: DatasetSource, policy_config: Any) -> LeRobotDataset:
-    if source.root is not None and not (source.root / "meta" / "info.json").is_file():
-        raise AegisError(f"--dataset.root={source.root} holds no LeRobotDataset: record or name another one.")
+def _open(source: DatasetSource, policy_config: Any, checkpoint: Path) -> LeRobotDataset:
+    """The demonstrations, once the policy is known to read them; its own statistics normalise them."""
     choose_reading()
-    repo_id = source.repo_id or "local/held_out"
-    metadata = LeRobotDatasetMetadata(repo_id, root=source.root)
+    if source.root is not None:
+        metadata = read_metadata(source.root, "--dataset.root")
+    else:
+        metadata = fetch_metadata(str(source.repo_id))
+    enforce(check_info(metadata))
+    enforce(
+        [
+            *check_sizes(_features(policy_config), metadata.features),
+            *check_vectors(metadata, checkpoint if checkpoint.is_dir() else None),
+            *check_records(metadata, policy_config.instruction),
+        ]
+    )
     return LeRobotDataset(
-        repo_id,
+        metadata.repo_id,
         root=source.root,
         delta_timestamps=resolve_delta_timestamps(policy_config, metadata),
     )
+
+
+def _features(policy_config: Any) -> dict[str, Any]:
+    """What a policy reads and gives, as its `config.json` has it."""
+    parts = ("input_features", "output_features")
+    return {part: {key: asdict(each) for key, each in getattr(policy_config, part).items()} for part in parts}
 
 
 def _noise(frames: int, draws: int, policy_config: Any, seed: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from aegis_eval.doctor import files, machine
+from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
 
 
@@ -29,11 +30,14 @@ def main() -> None:
         "--policy.optimizer_bits", dest="bits", type=int, default=32, help="of AdamW's moments"
     )
     parser.add_argument("--policy.anchor_path", dest="anchor", type=Path, help="the anchor to train with")
+    parser.add_argument(
+        "--policy.instruction", dest="instruction", help="what stands in for the dataset's task"
+    )
     parser.add_argument("--dataset.root", dest="dataset", type=Path, help="the LeRobotDataset to train on")
     given = parser.parse_args()
     findings: list[Finding] = []
     training = files.Training(given.protection, given.frozen_dtype, given.bits)
-    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, training):
+    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, training, given.instruction):
         findings.append(finding)
         print(f"{finding.status:8} {finding.what}", flush=True)
         if finding.mend:
@@ -49,6 +53,7 @@ def examine(
     dataset: Path | None = None,
     policy: Path | None = None,
     training: files.Training | None = None,
+    instruction: str | None = None,
 ) -> Iterator[Finding]:
     """All findings, one by one as they are made.
 
@@ -58,6 +63,7 @@ def examine(
         dataset: folder of a LeRobotDataset.
         policy: `pretrained_model` folder of a checkpoint.
         training: how the VLM is trained, which decides how much memory it takes.
+        instruction: what stands in for the dataset's task.
     """
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", machine.check_python),
@@ -71,12 +77,14 @@ def examine(
     if policy is not None:
         checks.append(("the checkpoint", lambda: files.check_policy(policy, dataset)))
     if dataset is not None:
-        checks.append(("the dataset", lambda: files.check_dataset(dataset)))
+        checks.append(("the dataset", lambda: files.check_dataset(dataset, policy, instruction)))
     if anchor is not None:
         checks.append(("the anchor", lambda: files.check_anchor(anchor, vlm, machine.fingerprint)))
     for name, check in checks:
         try:
             yield from check()
+        except AegisError as error:
+            yield Finding("error", str(error))
         except Exception as error:  # a check that fails must not hide the others
             yield Finding("error", f"{name} could not be checked ({type(error).__name__}: {error})")
 

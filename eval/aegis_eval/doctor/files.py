@@ -19,88 +19,59 @@ _FROZEN = ("freeze", "stop_gradient", "lora")
 """Protections under which the decoder's own weights have neither gradients nor moments."""
 
 
-def check_dataset(root: Path) -> Iterator[Finding]:
-    """Whether a policy can learn from a LeRobotDataset: cameras, state, actions, instructions."""
-    info_file = root / "meta" / "info.json"
-    if not info_file.is_file():
-        yield Finding(
-            "error",
-            f"{root} holds no meta/info.json",
-            "give --dataset.root the folder of a LeRobotDataset, which has meta/, data/ and maybe videos/",
-        )
-        return
-    info = read_json(info_file)
-    features = info["features"]
-    made = str(info.get("codebase_version", "unknown"))
-    if not made.startswith("v3"):
-        yield Finding(
-            "error",
-            f"{root} has the format {made} and LeRobot 0.6 reads v3",
-            "convert it with lerobot.scripts.convert_dataset_v21_to_v30",
-        )
-    cameras = _cameras(features)
-    missing = [name for name in ("observation.state", "action") if name not in features]
-    if not cameras:
-        missing.insert(0, f"camera ({_IMAGES}NAME)")
-    if missing:
-        yield Finding(
-            "error",
-            f"{root} has no {', no '.join(missing)}",
-            "name it so in the dataset, or a camera with --rename_map",
-        )
-    wrong = [
-        name
-        for name in ("observation.state", "action")
-        if name in features and len(features[name]["shape"]) != 1
-    ]
-    if wrong:
-        yield Finding("error", f"{', '.join(wrong)} of {root} is no vector", "store it as one row of numbers")
-    statistics_file = root / "meta" / "stats.json"
-    statistics = read_json(statistics_file) if statistics_file.is_file() else {}
-    bare = [
-        name
-        for name in ("observation.state", "action")
-        if name in features and not {"mean", "std"} <= set(statistics.get(name, {}))
-    ]
-    if bare:
-        yield Finding(
-            "error",
-            f"{statistics_file} has no mean and std of {', '.join(bare)}",
-            "lerobot-edit-dataset --operation.type=recompute_stats",
-        )
-    if not info.get("total_tasks") or _says_nothing(root / "meta" / "tasks.parquet"):
-        yield Finding(
-            "warning", f"{root} has no instructions", "say one for all with --policy.instruction=TEXT"
-        )
-    if not info.get("total_frames"):
-        yield Finding("error", f"{root} is empty", "record demonstrations")
-    if not missing and not wrong:
+def check_dataset(
+    root: Path, policy: Path | None = None, instruction: str | None = None
+) -> Iterator[Finding]:
+    """Whether a policy can learn from a LeRobotDataset: what a training checks at its start.
+
+    Args:
+        root: folder of the dataset.
+        policy: the checkpoint that the training goes on from; a fresh policy unless given.
+        instruction: `--policy.instruction` of a fresh one.
+    """
+    from lerobot.configs import FeatureType, PreTrainedConfig
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
+    from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.data.checks import check_dataset, check_info
+    from aegis_policy.data.files import read_metadata
+
+    meta = read_metadata(root, "--dataset.root")
+    found = [*check_info(meta)]
+    if not found:
+        config = AegisConfig(instruction=instruction, device="cpu")
+        if policy is not None:
+            policy = _inside(policy)
+            loaded = PreTrainedConfig.from_pretrained(policy)
+            config = loaded if isinstance(loaded, AegisConfig) else config
+        features = dataset_to_policy_features(meta.features)
+        outputs = {key: each for key, each in features.items() if each.type is FeatureType.ACTION}
+        config.output_features = outputs
+        config.input_features = config.input_features or {
+            key: each for key, each in features.items() if key not in outputs
+        }
+        found = [*check_dataset(config, meta, policy)]
+    yield from found
+    if not any(each.status == "error" for each in found):
+        state, action = (meta.features[name]["shape"][0] for name in ("observation.state", "action"))
         yield Finding(
             "ok",
-            f"{root}: {info['total_episodes']} episodes, {info['total_frames']} frames at {info['fps']} a second, "
-            f"cameras {', '.join(_short(cameras))}, state {features['observation.state']['shape'][0]}, "
-            f"action {features['action']['shape'][0]}",
+            f"{root}: {meta.total_episodes} episodes, {meta.total_frames} frames at {meta.fps} a second, "
+            f"cameras {', '.join(_short(meta.camera_keys))}, state {state}, action {action}",
         )
 
 
-def _says_nothing(tasks: Path) -> bool:
-    """Whether all instructions of a dataset are blank, as far as can be read."""
-    try:
-        from pyarrow import parquet
-
-        table = parquet.read_table(tasks)
-    except (ImportError, OSError, ValueError):
-        return False
-    texts = [text for name in table.column_names if name != "task_index" for text in table[name].to_pylist()]
-    return not any(str(text).strip() for text in texts)
+def _inside(folder: Path) -> Path:
+    """The `pretrained_model` folder of a checkpoint's folder, or itself."""
+    inside = folder / "pretrained_model"
+    return inside if (inside / "config.json").is_file() else folder
 
 
 def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
     """Whether a checkpoint is whole and can be resumed, and whether a dataset has what it looks at."""
     from aegis_policy.checkpoint import checks
 
-    inside = folder / "pretrained_model"
-    folder = inside if (inside / checks.CONFIG_FILE).is_file() else folder
+    folder = _inside(folder)
     found = list(checks.check_checkpoint(folder))
     yield from found
     if any(each.status == "error" for each in found):

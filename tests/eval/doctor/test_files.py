@@ -2,10 +2,15 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 from findings import edited, told
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.policies.factory import make_policy
 from random_data import write_random_dataset
 from safetensors.torch import save_file
 
@@ -17,26 +22,8 @@ from aegis_eval.doctor.files import (
     check_policy,
     vlm_memory,
 )
+from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
-
-
-def test_datasets_that_cannot_be_learned_from_are_named(tiny_dataset: Path, tmp_path: Path):
-    assert "holds no meta/info.json" in told(check_dataset(tmp_path))
-    old = edited(tiny_dataset, tmp_path / "old", codebase_version="v2.1", total_tasks=0)
-    assert "error: " in told(check_dataset(old)) and "has the format v2.1" in told(check_dataset(old))
-    assert "warning: " in told(check_dataset(old)) and "has no instructions" in told(check_dataset(old))
-    mute = write_random_dataset(tmp_path / "mute", {}, state=2, action=2, tasks=[" "])
-    assert "has no instructions" in told(check_dataset(mute))
-    assert "has no instructions" not in told(check_dataset(tiny_dataset))
-    features = json.loads((tiny_dataset / "meta" / "info.json").read_text())["features"]
-    blind = {name: each for name, each in features.items() if "images" not in name and name != "action"}
-    found = told(check_dataset(edited(tiny_dataset, tmp_path / "blind", features=blind)))
-    assert "has no camera (observation.images.NAME), no action" in found
-    unknown = edited(tiny_dataset, tmp_path / "unknown")
-    (unknown / "meta" / "stats.json").unlink()
-    assert "has no mean and std of observation.state, action" in told(check_dataset(unknown))
-    features["action"]["shape"] = [2, 2]
-    assert "action of" in told(check_dataset(edited(tiny_dataset, tmp_path / "square", features=features)))
 
 
 def test_a_checkpoint_is_compared_with_a_dataset(tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path):
@@ -62,6 +49,27 @@ def test_a_checkpoint_is_compared_with_a_dataset(tiny_checkpoint: Path, tiny_dat
         check_policy(tiny_checkpoint, fitting)
     )
     assert "holds no config.json" in told(check_policy(tmp_path, None))
+
+
+@pytest.mark.parametrize("dtype, refused", [("int64", True), ("float32", False), ("float64", False)])
+def test_a_checkpoint_from_before_the_step_that_makes_floats_is_not_trained_on_whole_numbers(
+    tiny_checkpoint: Path, tmp_path: Path, dtype: str, refused: bool
+):
+    cameras = dict.fromkeys(("observation.images.front", "observation.images.wrist"), (96, 96))
+    root = write_random_dataset(tmp_path / "data", cameras, state=8, action=4, tasks=["reach"], dtype=dtype)
+    assert "older version" not in told(check_dataset(root, tiny_checkpoint))
+    old = tmp_path / "old"
+    shutil.copytree(tiny_checkpoint, old)
+    steps = json.loads((old / "policy_preprocessor.json").read_text())
+    steps["steps"] = [each for each in steps["steps"] if each.get("registry_name") != "aegis_vectors"]
+    (old / "policy_preprocessor.json").write_text(json.dumps(steps))
+    sentence = "was saved by an older version of this package"
+    assert (sentence in told(check_dataset(root, old))) is refused
+    config = PreTrainedConfig.from_pretrained(old)
+    config.pretrained_path = old
+    meta = LeRobotDatasetMetadata("local/data", root=root)
+    with pytest.raises(AegisError, match=sentence) if refused else nullcontext():
+        make_policy(config, ds_meta=meta)
 
 
 def test_an_incomplete_checkpoint_is_named(tiny_checkpoint: Path, tmp_path: Path):

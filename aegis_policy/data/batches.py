@@ -1,0 +1,90 @@
+"""A batch at the policy's door: what it must hold, and what each of its samples is told.
+
+Batches are checked rather than the dataset's own key list, because LeRobot applies `--rename_map` on the way.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lerobot.utils.constants import ACTION, OBS_STATE
+from torch import Tensor
+
+from aegis_policy.support.errors import AegisError
+
+if TYPE_CHECKING:
+    from aegis_policy.configuration_aegis import AegisConfig
+
+_AXES = {OBS_STATE: "(batch, values)", ACTION: "(batch, steps, values)"}
+
+
+def check_batch(config: "AegisConfig", batch: Mapping[str, Any], with_actions: bool) -> None:
+    """See that a batch has every camera, the state, the instruction and (for training) the actions.
+
+    Raises:
+        AegisError: a key is missing (with a table of both sides' keys), a vector has another length, or a camera other
+            axes than (batch, 3, height, width).
+    """
+    wanted = [*config.image_features, OBS_STATE, *([ACTION] if with_actions else [])]
+    missing = [key for key in wanted if key not in batch]
+    if missing:
+        given = sorted(key for key in batch if key.startswith("observation.") or key == ACTION)
+        given = [key for key in given if not key.endswith("_is_pad")]
+        raise AegisError(
+            f"The policy expects {', '.join(missing)}, which the data lacks: map the data's keys with "
+            f"""--rename_map='{{"their.key": "policy.key"}}' (cameras), or in the dataset itself (state, """
+            f"actions, whose statistics are not renamed).\n{key_table(given, wanted)}"
+        )
+    if not all(says_something(text) for text in instructions(config, batch)):
+        raise AegisError(
+            "The data has no instruction (key `task`): this policy follows language, so record the dataset with a "
+            "task text for every frame, give the environment a task_description, or say --policy.instruction=TEXT."
+        )
+    for key in config.image_features:
+        if batch[key].ndim != 4 or batch[key].shape[1] != 3:
+            raise AegisError(
+                f"{key} has shape {tuple(batch[key].shape)}, and the policy reads colour pictures "
+                "(batch, 3, height, width) in [0, 1]: bring its channels to that place."
+            )
+    lengths = {OBS_STATE: config.state_dim, **({ACTION: config.action_dim} if with_actions else {})}
+    for key, length in lengths.items():
+        _check_vector(key, batch[key], length)
+
+
+def _check_vector(key: str, given: Tensor, length: int) -> None:
+    axes = _AXES[key]
+    if given.ndim != axes.count(",") + 1:
+        raise AegisError(
+            f"{key} has shape {tuple(given.shape)}, and the policy reads {axes}: put the checkpoint's own processors "
+            "before the policy."
+        )
+    if given.shape[-1] != length:
+        raise AegisError(
+            f"{key} has {given.shape[-1]} values in the data and {length} in the policy: train a "
+            "new policy on this data, or use the data this checkpoint was trained for."
+        )
+
+
+def instructions(config: "AegisConfig", batch: Mapping[str, Any]) -> list[str]:
+    """What each sample of a batch is told: `config.instruction`, or else its own text, or else nothing.
+
+    LeRobot hands over an environment's internal name where it has no description (`transfer_cube` of ALOHA).
+    """
+    task = batch.get("task") if config.instruction is None else config.instruction
+    if not task or isinstance(task, str):
+        task = [task or ""] * len(batch[OBS_STATE])
+    return [each if isinstance(each, str) else "" for each in task]
+
+
+def says_something(text: object) -> bool:
+    """Whether an instruction is a text that a reader can see; pandas' and Arrow's nothings are none."""
+    return isinstance(text, str) and any(each.isprintable() and not each.isspace() for each in text)
+
+
+def key_table(given: Iterable[str], wanted: Iterable[str]) -> str:
+    """Two columns, the data's keys beside the policy's; equal keys share a line."""
+    given, wanted = list(given), list(wanted)
+    rows = [(key, key) for key in wanted if key in given]
+    rows += [("-", key) for key in wanted if key not in given]
+    rows += [(key, "-") for key in given if key not in wanted]
+    width = max(len("data"), *(len(left) for left, _ in rows))
+    return "\n".join(f"  {left:<{width}}  {right}" for left, right in [("data", "policy"), *rows])
