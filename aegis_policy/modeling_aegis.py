@@ -230,7 +230,8 @@ class AegisPolicy(PreTrainedPolicy):
             reduction: `none` returns one loss a sample, (B,).
 
         Returns:
-            The loss, averaged over the valid action steps of the global batch, and figures to log.
+            The loss, averaged over the valid action steps of the global batch, and figures to log. Where a trainer
+            accumulates gradients, that is of a micro-batch, and micro-batches count alike, however they are padded.
 
         Raises:
             AegisError: keys are missing, the loss is not finite (on any rank), or nothing would project.

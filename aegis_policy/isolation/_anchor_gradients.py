@@ -1,4 +1,4 @@
-"""The anchor gradients of one optimizer step: added up over micro-batches, then over ranks."""
+"""The anchor gradients of one optimizer step: averaged over micro-batches, then added up over ranks."""
 
 from collections.abc import Iterator, Sequence
 
@@ -22,6 +22,7 @@ class AnchorGradients:
     def __init__(self, parameters: Sequence[Sequence[nn.Parameter]]) -> None:
         self._parameters = parameters
         self._totals: list[Tensor] = []
+        self._batches = 0
         self.reduced = False
         """They have been summed over ranks, and `reduce()` will return them as they are."""
 
@@ -35,6 +36,7 @@ class AnchorGradients:
             RuntimeError: a layer with parameters has no gradient at all.
         """
         self._require_reached([grad is not None for grad in grads])
+        self._batches += 1
         first = not self._totals
         for index, p in enumerate(p for layer in self._parameters for p in layer):
             grad, grads[index] = grads[index], None
@@ -48,7 +50,7 @@ class AnchorGradients:
         return list(self._by_layer(self._totals or self._nothing()))
 
     def reduce(self) -> list[list[Tensor]]:
-        """Sum over ranks; a rank that added nothing contributes zeros, so that collectives stay aligned.
+        """Sum of the ranks' means; a rank that added nothing contributes zeros, so that collectives stay aligned.
 
         Returns:
             The gradients by layer and parameter, float32 or better.
@@ -59,6 +61,9 @@ class AnchorGradients:
         if self.reduced:
             return self.accumulated()
         added = bool(self._totals)
+        if self._batches > 1:
+            for index, total in enumerate(self._totals):
+                self._totals[index] = total / self._batches
         if is_distributed():
             self._totals = self._totals or self._nothing()
             self._sum_over_ranks()
@@ -75,7 +80,7 @@ class AnchorGradients:
 
     def clear(self) -> None:
         """Forget everything and free the memory."""
-        self._totals, self.reduced = [], False
+        self._totals, self._batches, self.reduced = [], 0, False
 
     def _require_reached(self, reached: Sequence[bool]) -> None:
         for index, layer in enumerate(self._by_layer(reached)):

@@ -36,7 +36,8 @@ class GradientIsolator(Projector):
 
     A step is, in this order: `with collect(mask): forward`, `accumulate()`, the task's own backward,
     `project_()`, the optimizer's step, `clear()`. `ProjectedAdamW` does the last three. With gradient
-    accumulation the first three repeat, and both gradients add up.
+    accumulation the first three repeat: task gradients add up as ever (of losses divided by the number of
+    micro-batches, say), anchor gradients are averaged, each of its own micro-batch's moments.
 
     Under `torch.distributed` the moments are those of the global batch and anchor gradients are summed over
     ranks; task gradients must already be the same on all ranks (DDP averages them). Every rank must call

@@ -51,7 +51,7 @@ class VQAProbe:
         """What the last probe found; the first call, and one in so many steps, probes.
 
         Args:
-            step: of the training, from 0: how many updates the weights have had.
+            step: of the training, from 0: how many batches it has had.
         """
         if not self._figures or step % self._every == 0:
             self.last = self._accuracy(vlm)

@@ -17,6 +17,11 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gaussian": ("aegis", {"anchor": "gaussian"}, "gaussian_conflict_fraction"),
+    "accumulated": (
+        "aegis",
+        {"anchor": "gaussian+subspace", "anchor_restoring": 1e-3},
+        "gaussian_conflict_fraction",
+    ),
     "kronecker": ("aegis", {"anchor": "kronecker"}, "kronecker_blocked_energy"),
     "apart": (
         "aegis",

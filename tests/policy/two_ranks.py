@@ -6,6 +6,7 @@ Run by `test_two_processes.py` under torchrun with the file of the batches and f
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aegis_policy.modeling_aegis import AegisPolicy
 
+MICRO_BATCHES = {"accumulated": 2}
+"""Folder -> how many of the batches make up a step there; in the others, each does."""
+
 
 def train(checkpoint: Path, batches: Path, rank: int, ranks: int) -> dict[str, Any]:
-    """The policy's parameters after one step a batch, and every step's figures.
+    """The policy's parameters after its steps, and every batch's figures.
 
     A rank holds a block of the global batch, as accelerate deals it out, and takes its part of the draws.
     """
     policy = AegisPolicy.from_pretrained(checkpoint).train()
     optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
     wrapped = DistributedDataParallel(policy, find_unused_parameters=True) if ranks > 1 else policy
-    logged = []
+    micro, logged = MICRO_BATCHES.get(checkpoint.parent.name, 1), []
     torch.manual_seed(0)  # alike on all ranks, as `lerobot-train` seeds them
-    for batch in torch.load(batches, weights_only=True):
+    for number, batch in enumerate(torch.load(batches, weights_only=True), 1):
         rows = len(batch["action"]) // ranks
         share = {key: value[rank * rows : (rank + 1) * rows] for key, value in batch.items()}
-        loss, figures = wrapped(share)
+        last = number % micro == 0
+        with nullcontext() if last or ranks == 1 else wrapped.no_sync():
+            loss, figures = wrapped(share)
+            (loss / micro).backward()
         logged.append(figures)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        if last:
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), policy.config.optimizer_grad_clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
         if rank == 0:
             torch.randn(5)  # as when `lerobot-train` evaluates, which only the first rank does
     policy.save_pretrained(checkpoint.with_name(f"saved{rank}"))

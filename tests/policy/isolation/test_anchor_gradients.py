@@ -11,14 +11,14 @@ def parameters(*sizes: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(size)) for size in sizes]
 
 
-def test_two_parameters_that_autograd_gave_one_tensor_add_up_apart():
+def test_two_parameters_that_autograd_gave_one_tensor_are_averaged_apart():
     gradients = AnchorGradients([parameters(3, 3)])
     shared = torch.ones(3)
     gradients.add([shared, shared])
     gradients.add([torch.full((3,), 2.0), torch.full((3,), 5.0)])
     ((first, second),) = gradients.reduce()
-    assert first.tolist() == [3.0] * 3
-    assert second.tolist() == [6.0] * 3
+    assert first.tolist() == [1.5] * 3
+    assert second.tolist() == [3.0] * 3
 
 
 def test_a_parameter_that_only_a_later_batch_reaches_counts():
@@ -26,7 +26,7 @@ def test_a_parameter_that_only_a_later_batch_reaches_counts():
     gradients.add([torch.ones(2), None, torch.ones(1)])
     gradients.add([None, torch.ones(3), torch.ones(1)])
     (first, second), (third,) = gradients.reduce()
-    assert (first.tolist(), second.tolist(), third.tolist()) == ([1.0] * 2, [1.0] * 3, [2.0])
+    assert (first.tolist(), second.tolist(), third.tolist()) == ([0.5] * 2, [0.5] * 3, [1.0])
 
 
 def test_the_gradients_given_are_not_held_twice():
