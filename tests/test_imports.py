@@ -32,7 +32,7 @@ _MAY_IMPORT = {
     "policy.optimizer_aegis": "policy.support policy.isolation",
     "policy.configuration_aegis": "policy.support policy.data policy.protections policy.optimizer_aegis",
     "policy.processor_aegis": "policy.support policy.data policy.configuration_aegis",
-    "policy.checkpoint": "policy.support policy.isolation policy.vlm policy.protections",
+    "policy.checkpoint": "policy.support policy.isolation policy.vlm policy.anchors policy.protections",
     "policy.lerobot_policies": "policy.support policy.isolation policy.protections policy.optimizer_aegis",
     "policy.modeling_aegis": "policy.support policy.vlm policy.vqa policy.data policy.model policy.protections "
     "policy.optimizer_aegis policy.configuration_aegis policy.checkpoint",

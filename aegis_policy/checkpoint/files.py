@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
+from aegis_policy.anchors.checks import read_anchor, refusal
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, lost_file
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
@@ -186,28 +187,13 @@ def find_anchor(
             "--policy.anchor_path=anchor.safetensors."
         )
     try:
-        anchor = _anchor_of(vlm, path, config)
-        protection.check_anchor(anchor)
+        anchor = read_anchor(path, vlm, config.vlm_fingerprint, protection)
     except AnchorError as error:
-        raise AegisError(f"{named} cannot be used: {error}") from error
+        raise AegisError(str(refusal(named, error))) from error
     if path != own:
         config.anchor_info = {**anchor.metadata, "path": str(path)}
         config.anchor_path = None
     return protection.part_of(anchor)
-
-
-def _anchor_of(vlm: VLMBackbone, path: Path, config: "AegisConfig") -> Anchor:
-    """The anchor in a file.
-
-    Raises:
-        AnchorError: it is not one of this VLM; the mend names the command that makes one.
-    """
-    try:
-        anchor = Anchor.load(path)
-        anchor.check(vlm.num_layers, vlm.hidden_size, config.vlm_fingerprint)
-    except AnchorError as error:
-        raise AnchorError(error.fault, f"{error.mend}, with aegis-anchor --vlm={config.vlm}") from error
-    return anchor
 
 
 def find_reference(

@@ -110,25 +110,12 @@ class Anchor:
             importance=deepcopy(self.importance) if importance else {},
         )
 
-    def check(self, num_layers: int, hidden_size: int, fingerprint: str | None = None) -> None:
-        """Make sure that the anchor describes this model.
-
-        Args:
-            num_layers: decoder layers of the model.
-            hidden_size: width of its hidden states.
-            fingerprint: of the model's pretrained weights; None skips the comparison, as does an anchor
-                without one.
+    def check(self, num_layers: int, hidden_size: int) -> None:
+        """Make sure that the moments are those of a model of this depth and width.
 
         Raises:
-            AnchorError: the anchor was made from a model of another depth, width or with other weights.
+            AnchorError: they are not.
         """
-        made_from = self.metadata.get("fingerprint")
-        if fingerprint is not None and made_from is not None and made_from != fingerprint:
-            raise AnchorError(
-                f"The anchor of {self.metadata.get('vlm', 'an unnamed model')} was made from weights {made_from} "
-                f"but the model has {fingerprint}",
-                f"name the anchor of this model, or {REBUILD}",
-            )
         for gaussian in self.gaussians.values():
             gaussian.check(num_layers, hidden_size)
 

@@ -104,13 +104,15 @@ class Aegis(Protection):
         for kind in self.kinds:
             kind.check_options()
 
-    def check_anchor(self, anchor: Anchor) -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
         if not all(kind.held_by(anchor) for kind in self.kinds):
             raise AnchorError(
                 f"The anchor does not hold what --policy.anchor={self.config.anchor} needs",
                 f"rebuild it with aegis-anchor --kinds=[{','.join(kind.name for kind in self.kinds)}] and name it with "
                 "--policy.anchor_path",
             )
+        for kind in self.kinds:
+            kind.check_anchor(anchor, vlm)
 
     def part_of(self, anchor: Anchor) -> Anchor:
         return anchor.part(**ChainMap(*(kind.part for kind in self.kinds)))

@@ -54,6 +54,14 @@ class AnchorKind(ABC):
     def held_by(self, anchor: Anchor) -> bool:
         """Whether an anchor holds what this kind compares with."""
 
+    @abstractmethod
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+        """Make sure that an anchor that holds this kind is about all that learns in `vlm`.
+
+        Raises:
+            AnchorError: it is not.
+        """
+
     @property
     @abstractmethod
     def part(self) -> dict[str, Any]:

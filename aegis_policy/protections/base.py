@@ -149,8 +149,8 @@ class Protection:
         assert self.config.penalty is not None, "resolved by AegisConfig"
         return self.config.penalty
 
-    def check_anchor(self, anchor: Anchor) -> None:
-        """Make sure that `anchor` holds what this protection needs.
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+        """Make sure that `anchor` holds what this protection needs for all that learns in `vlm`.
 
         Raises:
             AnchorError: it does not.

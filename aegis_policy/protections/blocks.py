@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from aegis_policy.isolation import Anchor, LowRankProjector, select_blocks
+from aegis_policy.isolation import Anchor, AnchorError, LowRankProjector, select_blocks
 from aegis_policy.protections.anchor_kind import AnchorKind, Figures, Gradient
 from aegis_policy.support.errors import AegisError
 
@@ -50,6 +50,9 @@ class BlockKind(AnchorKind):
         factors = anchor.factors.values()
         return bool(factors) and (not self.uses_outputs or all(each.outputs is not None for each in factors))
 
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+        _require_factors(_learning(vlm), anchor)
+
     @property
     def part(self) -> dict[str, Any]:
         return {"inputs": True, **({"outputs": True} if self.uses_outputs else {})}
@@ -59,7 +62,7 @@ class BlockKind(AnchorKind):
 
     def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
         self.projector = block_layers(
-            {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad},
+            _learning(vlm),
             anchor,
             self.name,
             energy=self.option("anchor_energy"),
@@ -118,11 +121,10 @@ def block_layers(
     Raises:
         AegisError: a layer is unknown to the anchor, or it cannot protect so much.
     """
-    if missing := sorted(layers.keys() - anchor.factors.keys()):
-        raise AegisError(
-            f"The anchor says nothing about {missing[0]} and {len(missing) - 1} more layers that would learn "
-            "unprotected: rebuild it from this VLM with aegis-anchor."
-        )
+    try:
+        _require_factors(layers, anchor)
+    except AnchorError as error:
+        raise AegisError(str(error)) from error
     try:
         blocks = select_blocks(
             anchor.factors,
@@ -136,6 +138,34 @@ def block_layers(
         raise AegisError(
             f"An energy of {energy} cannot be protected with the {kind} anchor: {error}"
         ) from error
+
+
+def _learning(vlm: "VLMBackbone") -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad}
+
+
+def _require_factors(layers: Mapping[str, nn.Linear], anchor: Anchor) -> None:
+    """See that an anchor knows all of these layers, as wide as they are.
+
+    Raises:
+        AnchorError: it does not.
+    """
+    mend = "rebuild it from this VLM with aegis-anchor"
+    if missing := sorted(layers.keys() - anchor.factors.keys()):
+        raise AnchorError(
+            f"The anchor says nothing about {missing[0]} and {len(missing) - 1} more layers that would learn "
+            "unprotected",
+            mend,
+        )
+    for name, layer in layers.items():
+        inputs, outputs = anchor.factors[name]
+        sides = [(inputs, layer.in_features, "inputs"), (outputs, layer.out_features, "outputs")]
+        for spectrum, width, side in sides:
+            if spectrum is not None and len(spectrum.vectors_DK) != width:
+                raise AnchorError(
+                    f"The anchor's {name} has {len(spectrum.vectors_DK)} {side}, and the model's {width}",
+                    mend,
+                )
 
 
 def _groups(names: Iterable[str], granularity: str) -> list[list[str]]:

@@ -80,6 +80,9 @@ class Gaussian(AnchorKind):
     def held_by(self, anchor: Anchor) -> bool:
         return anchor.gaussians.keys() >= set(self._token_groups)
 
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+        """Moments are of decoder layers' outputs, whose number and width `Anchor.check` compares."""
+
     @property
     def part(self) -> dict[str, Any]:
         return {"gaussians": self._token_groups}

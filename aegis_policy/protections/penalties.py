@@ -33,7 +33,7 @@ class W2Penalty(Protection):
     needs_anchor = True
     default_penalty = 0.002
 
-    def check_anchor(self, anchor: Anchor) -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
         if "all" not in anchor.gaussians:
             raise AnchorError(
                 "The anchor holds no moments for --policy.protection=w2_penalty",
@@ -102,11 +102,21 @@ class EWC(L2SP):
     Options = AnchoredPenaltyOptions
     needs_anchor = True
 
-    def check_anchor(self, anchor: Anchor) -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+        mend = "rebuild it with aegis-anchor --kinds=[fisher] and name it with --policy.anchor_path"
         if not anchor.importance:
             raise AnchorError(
-                "The anchor holds no Fisher information of single weights for --policy.protection=ewc",
-                "rebuild it with aegis-anchor --kinds=[fisher] and name it with --policy.anchor_path",
+                "The anchor holds no Fisher information of single weights for --policy.protection=ewc", mend
+            )
+        learns = {name: p for name, p in vlm.model.named_parameters() if p.requires_grad}
+        if unfit := [
+            name
+            for name, p in learns.items()
+            if name not in anchor.importance or anchor.importance[name].shape != p.shape
+        ]:
+            raise AnchorError(
+                f"The anchor's Fisher information is not of {unfit[0]} and {len(unfit) - 1} more weights that learn",
+                mend,
             )
 
     def part_of(self, anchor: Anchor) -> Anchor:

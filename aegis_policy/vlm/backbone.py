@@ -8,8 +8,6 @@ Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 """
 
 import copy
-import hashlib
-import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,10 +28,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.families import family_of
+from aegis_policy.vlm.fingerprint import fingerprint
 from aegis_policy.vlm.loading import first_line, load_config, load_processor, resolve
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
 
-_FINGERPRINT_VALUES = 256
 _FREE_TOKEN = re.compile("reserved|unused")
 
 
@@ -329,13 +327,8 @@ class VLMBackbone(nn.Module):
         return logits_NKV, labels_NT[:, -longest:]
 
     def fingerprint(self) -> str:
-        """A short hash of the decoder's shapes and weights: the same model in fp32 and bf16 has the same one."""
-        digest = hashlib.sha256(self.model.config.model_type.encode())
-        for name, parameter in self.decoder_layers.named_parameters():
-            values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].to(torch.bfloat16).float()
-            digest.update(json.dumps([name, list(parameter.shape)]).encode())
-            digest.update(values.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """What tells its weights from others', in every precision; see `vlm.fingerprint`."""
+        return fingerprint(self.model.config.model_type, self.decoder_layers, self.model)
 
     def _part(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)

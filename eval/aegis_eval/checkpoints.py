@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.fingerprint import same_weights
 
 if TYPE_CHECKING:
     from aegis_policy.modeling_aegis import AegisPolicy
@@ -75,7 +76,7 @@ def load_original_vlm(policy_config: Any, flag_value: str | None) -> tuple[VLMBa
             "name a copy with --pretrained."
         )
     expected = policy_config.vlm_fingerprint if policy_config is not None else None
-    if flag_value is None and expected not in (None, vlm.fingerprint()):
+    if flag_value is None and not same_weights(expected, vlm.fingerprint()):
         return None, (
             f"{name} is no longer the VLM this policy was made from (its fingerprint differs), so nothing is "
             "compared with it: name the original with --pretrained."

@@ -9,6 +9,7 @@ from aegis_eval.questions.sample import fingerprint
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json, read_jsonl
+from aegis_policy.vlm.fingerprint import same_weights
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class PretrainedAnswers:
             raise AegisError(
                 f"{flag} answers other questions: benchmark, split, samples and seed must be the same."
             )
-        if policy_config is not None and asked != policy_config.vlm_fingerprint:
+        if policy_config is not None and not same_weights(asked, policy_config.vlm_fingerprint):
             raise AegisError(
                 f"{flag} holds the answers of {name}, which is not the VLM that this policy was made from "
                 f"({policy_config.vlm}): ask that one."

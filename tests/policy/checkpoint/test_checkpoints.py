@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,27 @@ def test_an_anchor_of_another_vlm_is_refused(
     Anchor({"all": gaussian}, metadata=metadata).save(tmp_path / "anchor.safetensors")
     with pytest.raises(AegisError, match=rf"{complaint}.*: .*with aegis-anchor --vlm="):
         AegisPolicy(make_config("aegis", anchor_path=tmp_path / "anchor.safetensors"))
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "projector"])
+def test_an_anchor_of_a_vlm_with_another_tower_or_projector_is_refused(
+    make_config: MakeConfig, tiny_vlm_dir: Path, tiny_anchor: Path, tmp_path: Path, part: str
+) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    with torch.no_grad():
+        for parameter in getattr(vlm, part).parameters():
+            parameter.mul_(1.1)
+    vlm.save_pretrained(tmp_path / "other")
+    config = make_config("aegis", vlm=str(tmp_path / "other"))
+    with pytest.raises(
+        AegisError, match=r"--policy.anchor_path=.*was made from weights .* but the model has"
+    ):
+        AegisPolicy(config)
+    anchor = Anchor.load(tiny_anchor)
+    of_decoder = anchor.metadata["fingerprint"].split("-")[0]
+    earlier = replace(anchor, metadata={**anchor.metadata, "fingerprint": of_decoder})
+    earlier.save(tmp_path / "anchor.safetensors")
+    AegisPolicy(make_config("aegis", vlm=config.vlm, anchor_path=tmp_path / "anchor.safetensors"))
 
 
 def test_a_truncated_anchor_is_refused(make_config: MakeConfig, tiny_anchor: Path, tmp_path: Path) -> None:
