@@ -54,7 +54,8 @@ def check_dataset(
         names = {key: _labels(feature.get("names")) for key, feature in meta.features.items()}
         yield from check_statistics(config, meta.stats, names)
     yield from _check_cameras(meta)
-    yield from check_records(meta, config.instruction)
+    yield from check_records(meta)
+    yield from check_instructions(meta, config.instruction)
 
 
 def check_info(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
@@ -234,23 +235,22 @@ def _check_cameras(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
         )
 
 
-def check_records(meta: "LeRobotDatasetMetadata", instruction: str | None) -> Iterator[Finding]:
-    """Whether tasks, episodes and data files say the same, and every episode that is read has an instruction.
-
-    Args:
-        meta: of a dataset whose `check_info` found nothing.
-        instruction: what stands in for all tasks, see `AegisConfig`.
-    """
-    episodes = episode_table(meta)
+def check_records(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    """Whether tasks, episodes and data files of a dataset whose `check_info` found nothing say the same."""
+    episodes = _read_episodes(meta)
     if isinstance(episodes, Finding):
         yield episodes
         return
-    chosen = chosen_episodes()
-    if chosen is not None:
-        episodes = episodes[episodes["episode_index"].isin(chosen)]
-    yield from check_files(meta, episodes, partly=chosen is not None)
+    yield from check_files(meta, episodes, partly=chosen_episodes() is not None)
     yield from _check_order(meta)
-    yield from _check_instructions(list(meta.tasks.index), instruction, episodes)
+
+
+def _read_episodes(meta: "LeRobotDatasetMetadata") -> Any:
+    """The table of the episodes that are trained on, or the `Finding` that there is none."""
+    episodes, chosen = episode_table(meta), chosen_episodes()
+    if isinstance(episodes, Finding) or chosen is None:
+        return episodes
+    return episodes[episodes["episode_index"].isin(chosen)]
 
 
 def _check_order(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
@@ -265,7 +265,14 @@ def _check_order(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
         )
 
 
-def _check_instructions(texts: list[Any], instruction: str | None, episodes: Any) -> Iterator[Finding]:
+def check_instructions(meta: "LeRobotDatasetMetadata", instruction: str | None) -> Iterator[Finding]:
+    """Whether every episode that is trained on says what is done in it, or one instruction stands in for all.
+
+    Args:
+        meta: of a dataset whose `check_info` found nothing.
+        instruction: see `AegisConfig`.
+    """
+    texts, episodes = list(meta.tasks.index), _read_episodes(meta)
     said = {text.strip() for text in texts if says_something(text)}
     if instruction is not None:
         if len(said) > 1:
@@ -282,7 +289,7 @@ def _check_instructions(texts: list[Any], instruction: str | None, episodes: Any
             "frame with a `task` text, or say --policy.instruction=TEXT",
         )
         return
-    if "tasks" not in episodes:
+    if isinstance(episodes, Finding) or "tasks" not in episodes:
         return
     blank = [
         int(index)

@@ -18,6 +18,7 @@ from aegis_policy.support.json_files import read_json
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 _FORMAT = "v3"
 _BOUNDS = ["dataset_from_index", "dataset_to_index"]
@@ -69,17 +70,43 @@ def fetch_metadata(repo_id: str) -> "LeRobotDatasetMetadata":
     """
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-    return _read(f"--dataset.repo_id={repo_id}", lambda: LeRobotDatasetMetadata(repo_id))
+    mend = "give its id on the hub, or --dataset.root=FOLDER"
+    return _read(f"--dataset.repo_id={repo_id}", lambda: LeRobotDatasetMetadata(repo_id), mend)
 
 
-def _read[T](name: Path | str, load: Callable[[], T]) -> T:
+def open_dataset(meta: "LeRobotDatasetMetadata", **options: Any) -> "LeRobotDataset":
+    """The dataset of these metadata, in its folder.
+
+    Args:
+        meta: found to be well, see `checks.check_records`.
+        options: as LeRobot takes them.
+
+    Raises:
+        AegisError: its data cannot be read.
+    """
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    return _read(meta.root / "data", lambda: LeRobotDataset(meta.repo_id, root=meta.root, **options))
+
+
+def read_frame(dataset: "LeRobotDataset", index: int) -> dict[str, Any]:
+    """One frame as LeRobot gives it.
+
+    Raises:
+        AegisError: a picture or a video of it cannot be read.
+    """
+    frame: dict[str, Any] = _read(f"Frame {index} of {dataset.root}", lambda: dataset[index])
+    return frame
+
+
+def _read[T](
+    name: Path | str, load: Callable[[], T], mend: str = "restore it, or record the dataset again"
+) -> T:
     try:
         return load()
     except Exception as error:  # of any kind: LeRobot, pandas and Arrow trust what they read
         said = " ".join(str(error).split())[:200]
-        raise AegisError(
-            f"{name} cannot be read ({type(error).__name__}: {said}): restore it, or record the dataset again."
-        ) from error
+        raise AegisError(f"{name} cannot be read ({type(error).__name__}: {said}): {mend}.") from error
 
 
 def episode_table(meta: "LeRobotDatasetMetadata") -> Any:

@@ -26,9 +26,9 @@ from aegis_eval.results.provenance import provenance
 from aegis_eval.statistics.intervals import mean_interval
 from aegis_policy.checkpoint.checks import check_sizes
 from aegis_policy.data.batches import check_batch
-from aegis_policy.data.checks import check_info, check_records, check_vectors
+from aegis_policy.data.checks import check_info, check_instructions, check_records, check_vectors
 from aegis_policy.data.chunk_reading import choose_reading
-from aegis_policy.data.files import fetch_metadata, read_metadata
+from aegis_policy.data.files import fetch_metadata, open_dataset, read_frame, read_metadata
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
@@ -145,14 +145,11 @@ def _open(source: DatasetSource, policy_config: Any, checkpoint: Path) -> LeRobo
         [
             *check_sizes(_features(policy_config), metadata.features),
             *check_vectors(metadata, checkpoint if checkpoint.is_dir() else None),
-            *check_records(metadata, policy_config.instruction),
+            *check_records(metadata),
+            *check_instructions(metadata, policy_config.instruction),
         ]
     )
-    return LeRobotDataset(
-        metadata.repo_id,
-        root=source.root,
-        delta_timestamps=resolve_delta_timestamps(policy_config, metadata),
-    )
+    return open_dataset(metadata, delta_timestamps=resolve_delta_timestamps(policy_config, metadata))
 
 
 def _features(policy_config: Any) -> dict[str, Any]:
@@ -170,7 +167,7 @@ def _batches(
     dataset: LeRobotDataset, indices: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
     for places in batched(range(len(indices)), size):
-        yield list(places), [dataset[indices[place]] for place in places]
+        yield list(places), [read_frame(dataset, indices[place]) for place in places]
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ No label is read: the anchor is about what the model knows, right or wrong.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import batched
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,13 +24,18 @@ from aegis_eval.results.provenance import package_versions
 from aegis_policy.anchors.building import Batch, RobotFrame, anchor_of_batches
 from aegis_policy.anchors.kinds import DEFAULT_KINDS, KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
+from aegis_policy.data.batches import says_something
 from aegis_policy.isolation import Anchor
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write
+from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM
 from aegis_policy.vqa.examples import INDEX_FILE, load_vqa
+
+if TYPE_CHECKING:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 
 @dataclass
@@ -93,6 +100,8 @@ def make_anchor(config: AnchorConfig) -> Anchor:
             f"--kinds={config.kinds} with --vqa={config.vqa}: robot frames have no answers, which {asking[0]} is "
             "about; take --kinds=[gaussian,subspace], or add questions (--vqa=SOURCE+DATASET)."
         )
+    for source in filter(_is_dataset, sources):
+        _robot_data(Path(source), config.cameras)  # before what takes long
     device = torch_device(config.device)
     vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
     unfinished = _unfinished(config, sources, vlm.fingerprint())
@@ -144,10 +153,33 @@ def _is_dataset(source: str) -> bool:
 
 def _robot_frames(folder: Path, count: int, wanted: str | None) -> Iterator[RobotFrame]:
     """Frames spread evenly over a LeRobotDataset, its cameras in their order there."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from aegis_policy.data.files import open_dataset, read_frame
 
-    dataset = LeRobotDataset(f"local/{folder.name}", root=folder)
-    cameras = dataset.meta.camera_keys
+    meta, cameras = _robot_data(folder, wanted)
+    dataset = open_dataset(meta)
+    if not all(says_something(text) for text in meta.tasks.index):
+        logging.warning(f"{folder} has frames without an instruction: the VLM sees their pictures alone.")
+    for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist():
+        frame = read_frame(dataset, index)
+        task = frame["task"] if says_something(frame["task"]) else ""
+        yield RobotFrame(tuple(frame[camera] for camera in cameras), task)
+
+
+def _robot_data(folder: Path, wanted: str | None) -> "tuple[LeRobotDatasetMetadata, list[str]]":
+    """What is to be seen in a LeRobotDataset: its metadata, and the cameras to look through.
+
+    Raises:
+        AegisError: it cannot be read, or has no such cameras.
+    """
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
+    from aegis_policy.data.checks import check_info, check_records
+    from aegis_policy.data.files import read_metadata
+
+    meta = read_metadata(folder, "--vqa")
+    enforce(check_info(meta))
+    enforce(check_records(meta))
+    cameras = meta.camera_keys
     if wanted is not None:
         chosen = [f"observation.images.{camera}" for camera in wanted.split(",")]
         if missing := [camera for camera in chosen if camera not in cameras]:
@@ -157,9 +189,13 @@ def _robot_frames(folder: Path, count: int, wanted: str | None) -> Iterator[Robo
         cameras = [camera for camera in cameras if camera in chosen]
     if not cameras:
         raise AegisError(f"--vqa={folder} is a dataset without a camera: there is nothing to see in it.")
-    for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist():
-        frame = dataset[index]
-        yield RobotFrame(tuple(frame[camera] for camera in cameras), frame["task"])
+    shapes = {key: each.shape for key, each in dataset_to_policy_features(meta.features).items()}
+    if grey := [camera for camera in cameras if shapes[camera][0] != 3]:
+        raise AegisError(
+            f"Camera {grey[0]} of {folder} has shape {tuple(shapes[grey[0]])}, and the VLM wants colour images "
+            "(3, height, width): name the others with --cameras."
+        )
+    return meta, cameras
 
 
 def _sources(config: AnchorConfig) -> list[str]:
