@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from lerobot.configs import NormalizationMode, PreTrainedConfig, parser
+from lerobot.configs import NormalizationMode, PreTrainedConfig
 
 from aegis_policy.data.checks import check_features
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
@@ -15,6 +15,7 @@ from aegis_policy.protections.penalties import AnchoredPenaltyOptions
 from aegis_policy.protections.replay import ReplayOptions
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
+from aegis_policy.support.lerobot_flags import given_flags, resuming
 
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
 _AT_LEAST_ONE = (
@@ -208,7 +209,7 @@ class AegisConfig(
         chosen = {name: taken.pop(name, None) for name in CHOICES}
         taken = {name: value for name, value in taken.items() if getattr(self, name) == value}
         if any(getattr(self, name) != chosen[name] for name in protection.chosen_by):
-            for name in taken.keys() - _given_flags():
+            for name in taken.keys() - given_flags():
                 setattr(self, name, None)
             taken = {}
         for name, value in protection.defaults().items():
@@ -220,9 +221,14 @@ class AegisConfig(
         return protection
 
     def _idle(self, protection: Protection) -> dict[str, str]:
-        """Fields that change nothing, and beside what."""
+        """Fields that change nothing, and beside what.
+
+        Options of another protection are let pass when a training is resumed: they are the checkpoint's, which refuses
+        that other protection (`checkpoint.changes`).
+        """
         foreign = dict.fromkeys(
-            OPTIONS - protection.option_names(), f"with --policy.protection={self.protection}"
+            () if resuming() else OPTIONS - protection.option_names(),
+            f"with --policy.protection={self.protection}",
         )
         own = {name: f"with {flag}" for name, flag in protection.idle().items()}
         unprobed = dict.fromkeys(
@@ -272,12 +278,3 @@ class AegisConfig(
     @property
     def reward_delta_indices(self) -> None:
         return None
-
-
-def _given_flags() -> set[str]:
-    """The policy's fields that the command line names, or the configuration file that it names.
-
-    A field alone does not tell a value that was given from the same value in a checkpoint.
-    """
-    flags = [*parser.get_yaml_overrides("policy"), *(parser.get_cli_overrides("policy") or [])]
-    return {flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")}

@@ -5,6 +5,7 @@ Shapes: B batch, F flow samples an observation, N = F B, H action horizon, A act
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from aegis_policy.checkpoint import files
 from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
-from aegis_policy.checkpoint.changes import check_use
+from aegis_policy.checkpoint.changes import check_use, optimizer_begun
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkpoint
 from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.configuration_aegis import AegisConfig
@@ -35,8 +36,10 @@ from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_contents
 from aegis_policy.support.finding import enforce
+from aegis_policy.support.lerobot_flags import resuming
 from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.checks import check_saving
 from aegis_policy.vqa.probe import VQAProbe
 
 
@@ -102,6 +105,7 @@ class AegisPolicy(PreTrainedPolicy):
         self.anchor = files.find_anchor(config, self.protection, self.vlm, checkpoint)
         self.reference = files.find_reference(self.protection, self.vlm, checkpoint)
         self._training_state = files.TrainingState.load(checkpoint)
+        self._optimizer_restored = optimizer_begun(checkpoint) if checkpoint and resuming() else {}
         self._training_begun = False
         self._optimized: PolicyParameters | None = None
         self._probe: VQAProbe | None = None
@@ -151,18 +155,42 @@ class AegisPolicy(PreTrainedPolicy):
         if ranks.index() > 0:
             return
         with atomic_contents(save_directory) as folder:
+            self._record_optimizer()
             super()._save_pretrained(folder, **options)
-            self._save_beside(folder)
+            files.save_beside(folder, self.anchor, self.reference)
+            self._anchor_file = folder / ANCHOR_FILE
+            self._save_small_files(folder)
         self._anchor_file = save_directory / ANCHOR_FILE
 
-    def _save_beside(self, folder: Path) -> None:
-        """Write what a checkpoint holds besides configuration and weights."""
+    def _save_small_files(self, folder: Path) -> None:
+        """Write what a checkpoint holds besides configuration, weights and anchor."""
         self.vlm.save_architecture(folder / VLM_FOLDER)
-        files.save_beside(folder, self.anchor, self.reference)
         self._state_to_save().save(folder)
-        self._anchor_file = folder / ANCHOR_FILE
         (folder / CARD_FILE).write_text(self._card(self._dataset))
         write_list(folder)
+
+    def _record_optimizer(self) -> None:
+        """Have the configuration say what was used, which flags of LeRobot's own (`--optimizer.*`) may have changed."""
+        if self._optimized is not None and (used := self._optimized.optimizer) is not None:
+            for name in ("betas", "eps", "weight_decay", "grad_clip_norm", "bits"):
+                setattr(self.config, f"optimizer_{name}", getattr(used, name))
+
+    def _try_saving(self) -> None:
+        """See that nothing but a disk can fail a checkpoint, before there is a training to be lost.
+
+        Raises:
+            AegisError: something would.
+        """
+        enforce(check_saving(self.vlm))
+        try:
+            with TemporaryDirectory(prefix="aegis-checkpoint-") as folder:
+                self.config.save_pretrained(folder)
+                self._save_small_files(Path(folder))
+        except Exception as error:  # whatever a configuration's values or a protection's state do
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise AegisError(
+                f"No checkpoint of this policy could be saved ({reason}): mend what it names before training."
+            ) from error
 
     def _state_to_save(self) -> files.TrainingState:
         state = replace(self._training_state, vqa_before=self._vqa_before())
@@ -207,7 +235,7 @@ class AegisPolicy(PreTrainedPolicy):
                 "backbone", self.vlm, self.config.optimizer_lr_backbone, self.protection.undecayed(self.vlm)
             ),
         ]
-        self._optimized = PolicyParameters(groups, self.protection.projectors)
+        self._optimized = PolicyParameters(groups, self.protection.projectors, self._optimizer_restored)
         return self._optimized
 
     def forward(
@@ -333,6 +361,8 @@ class AegisPolicy(PreTrainedPolicy):
             if self.config.vqa_probe_freq:
                 self._probe = VQAProbe(self.config)
             self._training_begun = True
+            if self._dataset is not None and ranks.index() == 0:
+                self._try_saving()
 
     def _require_projection(self) -> None:
         if self.protection.projects and not (self._optimized and self._optimized.projects):

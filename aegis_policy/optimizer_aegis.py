@@ -1,7 +1,7 @@
 """The optimizer LeRobot builds for the policy, AdamW that projects in `step()` where the protection asks, and its
 schedule."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,9 +19,18 @@ from aegis_policy.support.errors import AegisError
 class PolicyParameters(list[dict[str, Any]]):
     """What `AegisPolicy.get_optim_params` hands to the optimizer: parameter groups, and maybe projectors."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]], projectors: Sequence[Projector]) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        projectors: Sequence[Projector],
+        restored: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(groups)
         self.projectors = projectors
+        self.restored = restored or {}
+        """Fields of the optimizer's configuration that LeRobot is going to restore, whatever they say."""
+        self.optimizer: AegisAdamWConfig | None = None
+        """The configuration of the optimizer that has been built from these parameters."""
         self.projects = False
         """An optimizer that projects has been built from these parameters."""
 
@@ -59,13 +68,21 @@ class AegisAdamWConfig(OptimizerConfig):
 
         Raises:
             AegisError: `params` are bare parameters, which come without the projectors that protect them; or
-                bitsandbytes is missing.
+                bitsandbytes is missing; or a flag would change nothing.
         """
         if not isinstance(params, PolicyParameters):
             raise AegisError(
                 "--optimizer.type=aegis_adamw needs the parameter groups of an aegis policy: leave "
                 "--use_policy_training_preset at true."
             )
+        for name, before in params.restored.items():
+            now = getattr(self, name)
+            if (list(now) if isinstance(now, tuple) else now) != before:
+                raise AegisError(
+                    f"--optimizer.{name}={now} changes nothing when a training is resumed; LeRobot goes on with "
+                    f"{before}: leave it out, or begin a new training with --policy.path=THE_CHECKPOINT."
+                )
+        params.optimizer = self
         options: dict[str, Any] = {
             "lr": self.lr,
             "betas": self.betas,

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import draccus
-from lerobot.configs import PreTrainedConfig, parser
+from lerobot.configs import PreTrainedConfig
 
 from aegis_policy.checkpoint.checks import CONFIG_FILE, TRAINING_CONFIG_FILE, check_resumable, check_sizes
 from aegis_policy.protections import OPTIONS, PROTECTIONS
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
+from aegis_policy.support.lerobot_flags import resuming
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
@@ -143,16 +144,6 @@ def optimizer_begun(checkpoint: Path) -> dict[str, Any]:
     return (
         {name: begun[name] for name in OPTIMIZER_RESTORED if name in begun} if isinstance(begun, dict) else {}
     )
-
-
-def resuming() -> bool:
-    """Whether this process resumes a training: as LeRobot finds out, by the command line and the file it names."""
-    said = parser.parse_arg("resume")
-    named = parser.parse_arg("config_path")
-    if said is None and named is not None:
-        path = Path(named)
-        said = _training_config(path if path.is_dir() else path.parent).get("resume")
-    return str(said).lower() in ("true", "yes", "on", "1")
 
 
 def _changed(before: Mapping[str, Any], config: "AegisConfig") -> dict[str, tuple[Any, Any]]:

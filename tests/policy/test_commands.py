@@ -62,6 +62,37 @@ def test_resuming_goes_on_where_it_stopped_with_the_same_anchor(run: Path, shell
     assert torch.equal(_anchor(resumed), _anchor(checkpoint)) and _anchor(resumed).any()
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            ["--policy.optimizer_lr=1e-7"],
+            "--policy.optimizer_lr=1e-07 changes nothing when a training is resumed",
+        ),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                (["--optimizer.lr=1e-7"], "--optimizer.lr=1e-07 changes nothing when a training is resumed"),
+                (
+                    ["--policy.protection=none"],
+                    "--policy.protection=none cannot change when a training is resumed",
+                ),
+                (["--policy.train_projector=true"], "--policy.train_projector=true cannot change when"),
+                (["--policy.chunk_size=8"], "--policy.chunk_size=8 does not fit the weights"),
+            )
+        ),
+    ],
+)
+def test_what_cannot_change_when_a_training_is_resumed_is_named_by_its_flag(
+    run: Path, shell: Shell, flags: list[str], sentence: str
+) -> None:
+    config = run / "checkpoints" / "000002" / "pretrained_model" / "train_config.json"
+    done = shell("lerobot-train", f"--config_path={config}", "--resume=true", *flags)
+    assert done.returncode != 0
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert sentence in last and len(last) < 500
+
+
 def test_a_copied_checkpoint_is_fine_tuned_without_its_vlm(
     run: Path, shell: Shell, tiny_flags: list[str], tiny_vlm_dir: Path, tmp_path: Path
 ) -> None:

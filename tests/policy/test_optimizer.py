@@ -1,9 +1,12 @@
 """The optimizer and the schedule that a policy asks `lerobot-train` for."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.isolation import LowRankProjector
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.optimizer_aegis import adamw_8bit
+from aegis_policy.optimizer_aegis import PolicyParameters, adamw_8bit
 from aegis_policy.support.errors import AegisError
 
 
@@ -147,3 +150,19 @@ def test_frozen_weights_of_half_the_size_train_alike_and_reload(
     torch.testing.assert_close(
         again.predict_action_chunk(make_batch(), noise=torch.zeros(4, 4, 3)), chunk, rtol=0.05, atol=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 1e-7), ("betas", (0.8, 0.9)), ("eps", 1e-5), ("weight_decay", 0.5), ("bits", 8)],
+)
+def test_what_lerobot_restores_may_not_be_told_anew(make_policy: MakePolicy, name: str, value: Any) -> None:
+    policy = make_policy("none")
+    config = policy.config.get_optimizer_preset()
+    begun = json.loads(json.dumps(asdict(config)))
+    groups = policy.get_optim_params()
+    assert config.build(PolicyParameters(groups, (), begun))
+    with pytest.raises(
+        AegisError, match=rf"--optimizer\.{name}=.* changes nothing when a training is resumed"
+    ):
+        replace(config, **{name: value}).build(PolicyParameters(groups, (), begun))

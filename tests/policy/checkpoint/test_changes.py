@@ -11,7 +11,7 @@ import pytest
 from findings import told
 from lerobot.configs import PreTrainedConfig
 
-from aegis_policy.checkpoint.changes import RULES, Rule, check_changes, check_use, resuming
+from aegis_policy.checkpoint.changes import RULES, Rule, check_changes, check_use
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
@@ -158,21 +158,6 @@ def test_a_checkpoint_of_a_former_version_has_changed_nothing(saved: Saved) -> N
 
 def _arguments(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["lerobot-train", *arguments])
-
-
-def test_resuming_is_what_lerobot_takes_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments in (["--resume=true"], ["--resume", "true"], ["--resume=True", "--config_path=x"]):
-        _arguments(monkeypatch, *arguments)
-        assert resuming()
-    for arguments in ([], ["--resume=false"], ["--config_path=/nowhere/train_config.json"]):
-        _arguments(monkeypatch, *arguments)
-        assert not resuming()
-    write_json(tmp_path / "train_config.json", {"resume": True})
-    for path in (tmp_path, tmp_path / "train_config.json"):
-        _arguments(monkeypatch, f"--config_path={path}")
-        assert resuming(), "a run that was itself resumed says so in its file"
-        _arguments(monkeypatch, f"--config_path={path}", "--resume=false")
-        assert not resuming()
 
 
 def test_other_data_are_compared_with_the_checkpoint(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
