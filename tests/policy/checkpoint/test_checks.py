@@ -56,12 +56,16 @@ def _with_class(value: Any) -> Any:
     value["steps"].append({"class": "subprocess.Popen", "config": {"args": ["touch", "/tmp/x"]}})
 
 
+def _statistics(folder: Path) -> Path:
+    (path,) = folder.glob("policy_preprocessor_step_*_normalizer_processor.safetensors")
+    return path
+
+
 def _without_statistics(folder: Path) -> None:
-    (path,) = folder.glob("policy_preprocessor_step*.safetensors")
-    save_file({name: x for name, x in load_file(path).items() if not name.startswith("action")}, path)
+    kept = {name: x for name, x in load_file(_statistics(folder)).items() if not name.startswith("action")}
+    save_file(kept, _statistics(folder))
 
 
-NORMALIZER = "policy_preprocessor_step_3_normalizer_processor.safetensors"
 BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ("no config", _remove("config.json"), "holds no config.json"),
     ("config cut off", _cut("config.json"), "config.json is not readable"),
@@ -112,8 +116,16 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
         "policy_postprocessor.json has no step unnormalizer_processor",
     ),
     ("foreign step", _edit("policy_preprocessor.json", _with_class), "names the class subprocess.Popen"),
-    ("no statistics file", _remove(NORMALIZER), f"names {NORMALIZER}, which is not there"),
-    ("statistics cut off", _cut(NORMALIZER), f"{NORMALIZER} is truncated"),
+    (
+        "no statistics file",
+        lambda f: _statistics(f).unlink(),
+        "normalizer_processor.safetensors, which is not there",
+    ),
+    (
+        "statistics cut off",
+        lambda f: _cut(_statistics(f).name)(f),
+        "normalizer_processor.safetensors is truncated",
+    ),
     ("no statistics", _without_statistics, "holds no statistics of action"),
 ]
 

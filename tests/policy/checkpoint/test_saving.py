@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from training_steps import MakePolicy, build_optimizer
 
 from aegis_policy.configuration_aegis import AegisConfig
@@ -17,10 +17,11 @@ MakeConfig = Callable[..., AegisConfig]
 
 
 @pytest.fixture
-def trained(make_config: MakeConfig) -> AegisPolicy:
+def trained(make_config: MakeConfig, tiny_dataset: Path) -> AegisPolicy:
     """A policy as LeRobot makes it for a training."""
-    data = SimpleNamespace(repo_id="me/data", tasks=SimpleNamespace(index=["reach the cube"]))
-    return AegisPolicy(make_config("none"), dataset_meta=data)
+    return AegisPolicy(
+        make_config("none"), dataset_meta=LeRobotDatasetMetadata("local/tiny", root=tiny_dataset)
+    )
 
 
 def _unwritable_configuration(policy: AegisPolicy) -> None:
