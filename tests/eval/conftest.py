@@ -17,6 +17,7 @@ from aegis_eval.doctor import machine
 from aegis_eval.doctor.machine import Attempt
 from aegis_eval.pages.report import write_report
 from aegis_eval.questions.tabletop import TabletopSample, load_samples
+from aegis_eval.results.baselines import Baseline
 from aegis_eval.results.compared import ComparedRun, Questions
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.swap import SwapProbe
@@ -119,6 +120,16 @@ def comparison_results() -> dict:
             "eval_episodes": episodes,
             "samples": questions,
         },
+        "baselines": [
+            asdict(
+                Baseline(
+                    name,
+                    {split: {"reach": [share, 0.0] * (episodes // 2)} for split in ("test", "unseen")},
+                    {"reach": [share, 0.0] * 5},
+                )
+            )
+            for name, share in (("nearest object", 1.0), ("any object", 0.5))
+        ],
         "protections": {name: [f"--policy.protection={name}"] for name in protections},
         "expert": {split: {"reach": "1" * episodes} for split in ("test", "unseen")},
         "questions": {kind: asdict(asked) for kind in ("tabletop", "tabletop_robot")},

@@ -7,14 +7,12 @@ command goes on where their files say; `--launcher=ray` spreads them over machin
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aegis_envs.tabletop.env import TabletopEnv
-from aegis_envs.tabletop.expert import expert_action
-from aegis_envs.tabletop.tasks import TASKS, parse_tasks
+from aegis_envs.tabletop.tasks import parse_tasks
+from aegis_eval.commands.baseline import measured
 from aegis_eval.experiments.cameras import check_cameras, names_in
 from aegis_eval.experiments.comparison import ROLLOUT_SEED, ComparisonPlan, learning_parts
 from aegis_eval.experiments.folder import claimed, plain
@@ -150,10 +148,21 @@ def compare(config: CompareConfig) -> Path | None:
 
 
 def _collected(config: CompareConfig, plan: ComparisonPlan) -> dict[str, Any]:
-    """What was found, from the result files of the runs."""
+    """What was found, from the result files of the runs; the arms are moved through their initial states here."""
+    tasks = parse_tasks(config.task)
+    expert, *deaf = measured(
+        dict.fromkeys(tasks, config.eval_episodes),
+        COMPARED_SPLITS,
+        ROLLOUT_SEED,
+        dict.fromkeys(tasks, config.pairs),
+    ).values()
     return {
         "protections": {name: list(VARIANTS[name].flags) for name in plan.protections},
-        "expert": {split: _expert_successes(config, split) for split in COMPARED_SPLITS},
+        "expert": {
+            split: {task: bits(shares) for task, shares in by_task.items()}
+            for split, by_task in expert.success.items()
+        },
+        "baselines": [asdict(arm) for arm in deaf],
         "questions": {
             name: asdict(_questions(plan.answers_folder(name, "test"))) for name in COMPARED_BENCHMARKS
         },
@@ -170,25 +179,6 @@ def _questions(folder: Path) -> Questions:
         scenes=[scene_of(answer["id"]) for answer in answers],
         pretrained=bits(answer["correct"] for answer in answers),
     )
-
-
-def _expert_successes(config: CompareConfig, split: str) -> dict[str, str]:
-    """What the scripted expert, which sees the simulator's state, makes of the same initial states."""
-    outcomes = {}
-    for task in parse_tasks(config.task):
-        with closing(TabletopEnv(task, split)) as env:
-            seeds = range(ROLLOUT_SEED, ROLLOUT_SEED + config.eval_episodes)
-            outcomes[task] = bits(_expert_succeeds(env, seed) for seed in seeds)
-    return outcomes
-
-
-def _expert_succeeds(env: TabletopEnv, seed: int) -> bool:
-    env.reset(seed=seed)
-    assert env.episode is not None
-    for _ in range(TASKS[env.task].max_steps):
-        if (outcome := env.advance(expert_action(env.sim, env.episode))) is not None:
-            return outcome == "success"
-    return False
 
 
 def _check(config: CompareConfig) -> None:

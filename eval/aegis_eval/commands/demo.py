@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_envs.tabletop.tasks import parse_tasks
+from aegis_eval.commands.baseline import BaselineConfig, baseline
 from aegis_eval.experiments import catalogue, costs
 from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_in_turn
@@ -19,6 +20,7 @@ from aegis_eval.experiments.plan import Plan
 from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job
 from aegis_eval.pages.report import write_report
+from aegis_eval.results.baselines import Shares, read_baselines, share_estimate
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.training_log import METRICS
@@ -91,13 +93,19 @@ def _report(config: DemoConfig, started: float) -> Path:
         for protection, name in RUNS.items()
     ]
     seconds = time.monotonic() - started
+    arms = read_baselines(
+        baseline(
+            BaselineConfig(config.task, "test", config.eval_episodes, config.seed, root / "baseline.json")
+        )
+    )
     page = write_report(
         root / "report.html",
         runs,
         title="AEGIS demo: robot skill and retained knowledge",
         described=provenance(config.seed, seconds, config=plain(asdict(config))),
+        baselines=arms,
     )
-    print(f"\n{_table(runs)}\n\nwrote {page}")
+    print(f"\n{_table(runs, arms)}\n\nwrote {page}")
     return page
 
 
@@ -159,8 +167,8 @@ def _run(config: DemoConfig, protection: str) -> Run:
     return Run(protection, protection, config.lr_backbone, config.seed, folder, root / "logs", stages)
 
 
-def _table(runs: Sequence[RunSummary]) -> str:
-    """Success and accuracy of each run with their 95 % intervals, and of the pretrained model."""
+def _table(runs: Sequence[RunSummary], arms: Shares) -> str:
+    """Success and accuracy of each run with their 95 % intervals, of the pretrained model, and success of the arms."""
     rows = []
     reference = runs[0].vqa and runs[0].vqa["pretrained"]
     if reference:
@@ -170,6 +178,9 @@ def _table(runs: Sequence[RunSummary]) -> str:
         overall = run.rollouts.overall
         success = f"{overall.successes}/{overall.episodes} = {_percent(overall.rate, overall.ci)}"
         rows.append([run.name, success, _percent(run.vqa["accuracy"], run.vqa["ci"])])
+    for name, by_task in arms.items():
+        found = share_estimate(share for shares in by_task.values() for share in shares)
+        rows.append([name.capitalize(), _percent(found.value, found.ci), "-"])
     return Table(["", "success on test scenes", "VQA accuracy"], rows).text(right=False)
 
 

@@ -4,11 +4,13 @@ Of a comparison (`aegis-compare`) it is the comparison's page, computed again fr
 is one about the runs found in it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aegis_eval.commands.baseline import of_comparison
 from aegis_eval.pages.comparison import COMPARISON_TITLE, write_comparison
 from aegis_eval.pages.report import REPORT_TITLE, write_report
+from aegis_eval.results.baselines import Baseline, read_baselines
 from aegis_eval.results.compared import Compared
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.rows import with_added_rows
@@ -24,7 +26,8 @@ class ReportConfig:
     Attributes:
         runs: the `--output_dir` of `aegis-compare` or its `comparison.json`, beside which result files of further runs
             may lie (`*-seed*.json`); else a folder with a folder for every run, in which the outputs of `lerobot-eval`,
-            `aegis-vqa`, `aegis-swap` (`swap.json`) and `lerobot-train` (`metrics.jsonl`, `*.log`) are looked for.
+            `aegis-vqa`, `aegis-swap` (`swap.json`) and `lerobot-train` (`metrics.jsonl`, `*.log`) are looked for, and
+            beside them the output of `aegis-baseline` (`baseline.json`).
         output_dir: where the page goes, by default into `runs`.
         title: heading of the page, instead of its own.
     """
@@ -56,11 +59,13 @@ def report(config: ReportConfig) -> Path:
             f"--runs={config.runs} holds no folder with results of lerobot-eval or aegis-vqa: name the folder that "
             "the runs' folders are in, or the comparison.json that result files are rows of."
         )
+    baselines = config.runs / "baseline.json"
     written = write_report(
         (config.output_dir or config.runs) / "report.html",
         runs,
         title=config.title or REPORT_TITLE,
         described=provenance(0, 0.0),
+        baselines=read_baselines(baselines) if baselines.is_file() else None,
     )
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
     return written
@@ -72,7 +77,7 @@ def _of_comparison(config: ReportConfig, source: Path) -> Path:
     media = source.parent / "runs"
     try:
         return write_comparison(
-            joined,
+            joined if joined.baselines else replace(joined, baselines=_baselines(joined)),
             config.output_dir or source.parent,
             runs=media if media.is_dir() and joined is measured else None,  # added rows have no folders
             title=config.title or COMPARISON_TITLE,
@@ -82,6 +87,15 @@ def _of_comparison(config: ReportConfig, source: Path) -> Path:
             f"{source} lacks something that aegis-compare writes ({type(error).__name__}: {error}): give "
             "aegis-compare again, or take the file as it was."
         ) from error
+
+
+def _baselines(compared: Compared) -> list[Baseline]:
+    """Of a comparison that was written without them; none where its scenes cannot be simulated."""
+    try:
+        return of_comparison(compared)
+    except AegisError as error:
+        print(f"no line of an arm that ignores its instruction: {error}")
+        return []
 
 
 if __name__ == "__main__":

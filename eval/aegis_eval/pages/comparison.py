@@ -50,9 +50,9 @@ def write_comparison(
         The page.
     """
     common, own = compared.at_common_rate(), compared.at_own_rates()
-    comparisons = {"common": Comparison.of(common, compared.questions)}
+    comparisons = {"common": Comparison.of(common, compared.questions, compared.baselines)}
     if own:
-        comparisons["tuned"] = Comparison.of(own, compared.questions)
+        comparisons["tuned"] = Comparison.of(own, compared.questions, compared.baselines)
     summaries = {name: Summary.of(comparison) for name, comparison in comparisons.items()}
     first = comparisons["common"]
     page = render(
@@ -100,11 +100,12 @@ def _scatter(compared: Compared, runs: Sequence[ComparedRun]) -> Markup:
         series,
         lines={
             "expert": (expert.count("1") / len(expert), None),
+            **{arm.name: (float(arm.shares("test").mean()), None) for arm in compared.baselines},
             "pretrained": (None, asked.pretrained.count("1") / len(asked.pretrained)),
         },
         labels=("success on test scenes, %", "questions answered, %"),
         description="Success on test scenes against questions answered, one point a run with 95 % intervals; lines: "
-        f"the scripted expert and the pretrained model. {points}",
+        f"the scripted expert, arms that ignore their instruction, and the pretrained model. {points}",
     )
 
 
@@ -133,6 +134,12 @@ def _tasks(comparison: Comparison) -> Table:
             "" if row.against_none is None else change(row.against_none[split][task]),
         ]
         for name, row in comparison.protections.items()
+        for split, by_task in row.success.items()
+        for task, success in by_task.items()
+        if task != ALL
+    ] + [
+        [name, split, task, rate(success)]
+        for name, row in comparison.baselines.items()
         for split, by_task in row.success.items()
         for task, success in by_task.items()
         if task != ALL

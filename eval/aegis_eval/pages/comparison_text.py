@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from aegis_eval.results.baselines import ABOUT
 from aegis_eval.results.compared import ALL, Compared
-from aegis_eval.results.comparison import Comparison, ProtectionResult
+from aegis_eval.results.comparison import BaselineResult, Comparison, ProtectionResult
 from aegis_eval.results.verdicts import headline, verdicts
 from aegis_eval.statistics.intervals import wilson_interval
 from aegis_eval.statistics.resampling import Estimate
@@ -26,6 +27,7 @@ _HEADER = (
     "drift %",
     "went to the named object %",
 )
+_NO_BASELINES = "What an arm that ignores its instruction reaches is not known here: aegis-baseline says it."
 _TITLES = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
 
 
@@ -36,7 +38,7 @@ class Summary:
     Attributes:
         won: which of those that keep their answers succeeds most often.
         known: what can and what cannot be said of ours, a sentence each; empty where ours was not compared.
-        table: what was measured, a row a protection.
+        table: what was measured, a row a protection, and below them one an arm that ignores its instruction.
     """
 
     won: str
@@ -50,7 +52,13 @@ class Summary:
         return cls(
             won=headline(comparison, benchmark="tabletop"),
             known=verdicts(comparison, ours=_OURS, benchmark="tabletop") if ours else [],
-            table=Table(_HEADER, [[name, *_cells(row)] for name, row in comparison.protections.items()]),
+            table=Table(
+                _HEADER,
+                [
+                    *([name, *_cells(row)] for name, row in comparison.protections.items()),
+                    *([name, *_baseline_cells(row)] for name, row in comparison.baselines.items()),
+                ],
+            ),
         )
 
 
@@ -73,6 +81,7 @@ def what_was_compared(compared: Compared) -> str:
         + "".join(
             f" {names} are the same training, for vision tower and projector do not learn." for names in same
         )
+        + (f" {ABOUT}" if compared.baselines else f" {_NO_BASELINES}")
     )
 
 
@@ -104,3 +113,10 @@ def _cells(row: ProtectionResult) -> list[str]:
         rate(row.drift),
         f"{rate(listened, 0)} of {rollouts}",
     ]
+
+
+def _baseline_cells(row: BaselineResult) -> list[str]:
+    cells = dict.fromkeys(_HEADER[1:], "")  # the two columns "against none" are one, and empty
+    cells |= {f"success, {split} %": rate(by_task[ALL]) for split, by_task in row.success.items()}
+    cells[_HEADER[-1]] = f"{rate(row.named, 0)} of {row.rollouts}"
+    return [cells[title] for title in _HEADER[1:]]

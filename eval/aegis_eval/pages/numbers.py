@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from aegis_eval.pages.svg import SERIES, Point, curve_figure, rate_figure
-from aegis_eval.results.rollouts import Rollouts, TaskSuccess
+from aegis_eval.results.baselines import ABOUT, EXPERT, Shares, share_estimate
+from aegis_eval.results.rollouts import ALL_TASKS, Rollouts, TaskSuccess
 from aegis_eval.results.run import Json, RunSummary
 from aegis_eval.results.training_log import Curves
+from aegis_eval.statistics.resampling import Estimate
 from aegis_eval.statistics.tables import Table
 
 CURVES = {
@@ -117,23 +119,56 @@ def _change(run: RunSummary) -> Change | None:
     )
 
 
-def success(runs: Sequence[RunSummary]) -> Rates | None:
-    """Success per task, and over all where there are several; None where no run was rolled out."""
+def success(runs: Sequence[RunSummary], baselines: Shares) -> Rates | None:
+    """Success per task, and over all where there are several; None where no run was rolled out.
+
+    Args:
+        runs: whose rollouts are shown.
+        baselines: arm -> task -> how likely it succeeds in each of the same scenes, as `aegis-baseline` writes them.
+    """
     rolled = {run.name: run.rollouts for run in runs if run.rollouts is not None}
     if not rolled:
         return None
     by_task = {name: {each.task: each for each in _tasks(rollouts)} for name, rollouts in rolled.items()}
     tasks = list(dict.fromkeys(task for found in by_task.values() for task in found))
+    held = {arm: _estimates(shares, tasks) for arm, shares in baselines.items()}
+    strongest = next((arm for arm in held if arm != EXPERT), None)
     figure = rate_figure(
         tasks,
         {
             name: {task: Point(each.rate, each.ci) for task, each in found.items()}
             for name, found in by_task.items()
         },
+        ticks=(strongest, {task: each.value for task, each in held[strongest].items()})
+        if strongest
+        else None,
         description="Success rate per task and run, with 95 % intervals",
     )
-    rows = [[task, *(_success_cell(found.get(task)) for found in by_task.values())] for task in tasks]
-    return Rates(figure, Table(["task", *by_task], rows, total="all" in tasks))
+    rows = [
+        [
+            task,
+            *(_success_cell(found.get(task)) for found in by_task.values()),
+            *(_baseline_cell(found.get(task)) for found in held.values()),
+        ]
+        for task in tasks
+    ]
+    return Rates(
+        figure, Table(["task", *by_task, *held], rows, total="all" in tasks), about=_held_against(held)
+    )
+
+
+def _estimates(shares: Mapping[str, Sequence[float]], tasks: Sequence[str]) -> dict[str, Estimate]:
+    together = {**shares, ALL_TASKS: [share for each in shares.values() for share in each]}
+    return {task: share_estimate(together[task]) for task in tasks if task in together}
+
+
+def _held_against(held: Mapping[str, object]) -> str:
+    if held:
+        return ABOUT
+    return (
+        "What an arm that ignores its instruction reaches is not known here: aegis-baseline with the evaluations' "
+        "task, split, episodes and seed adds it (--output=baseline.json beside the runs), if they ran at the tabletop."
+    )
 
 
 def _tasks(rollouts: Rollouts) -> list[TaskSuccess]:
@@ -142,6 +177,10 @@ def _tasks(rollouts: Rollouts) -> list[TaskSuccess]:
 
 def _success_cell(task: TaskSuccess | None) -> str:
     return "" if task is None else _counted(task.successes, task.episodes, task.ci)
+
+
+def _baseline_cell(found: Estimate | None) -> str:
+    return "" if found is None else f"{_percent(found.value)}  [{_interval(found.ci)}]"
 
 
 def listening(runs: Sequence[RunSummary]) -> Table | None:
@@ -174,7 +213,7 @@ def retention(runs: Sequence[RunSummary]) -> Rates | None:
         kinds,
         {name: _rates(each) for name, each in scores.items()},
         reference=_rates(before) if before else None,
-        blind=blind,
+        ticks=("blind", blind) if blind else None,
         description="Accuracy per question type of every model, with 95 % intervals"
         + (", and a blind baseline" if blind else ""),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aegis_eval.pages import media, numbers
 from aegis_eval.pages.html import render
+from aegis_eval.results.baselines import Shares
 from aegis_eval.results.run import Json, RunSummary
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write
@@ -19,6 +20,7 @@ def write_report(
     *,
     title: str = REPORT_TITLE,
     described: Json | None = None,
+    baselines: Shares | None = None,
     videos_per_task: int = 2,
     examples: int = 6,
 ) -> Path:
@@ -29,6 +31,7 @@ def write_report(
         runs: one or more, in the order to show them.
         title: heading of the page.
         described: where the numbers come from, JSON-able, shown at the end.
+        baselines: arms that ignore their instruction, in the scenes of the runs.
         videos_per_task: of each run, a success and a failure where both were filmed.
         examples: questions shown with their images.
 
@@ -43,7 +46,7 @@ def write_report(
         title=title,
         lead=numbers.lead(runs),
         cards=numbers.run_cards(runs),
-        success=numbers.success(runs),
+        success=numbers.success(runs, baselines or {}),
         listening=numbers.listening(runs),
         retention=numbers.retention(runs),
         charts=numbers.charts({run.name: run.curves for run in runs}),

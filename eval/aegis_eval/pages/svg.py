@@ -64,7 +64,7 @@ def rate_figure(
     series: Mapping[str, Mapping[str, Point]],
     *,
     reference: Mapping[str, Point] | None = None,
-    blind: Mapping[str, float] | None = None,
+    ticks: tuple[str, Mapping[str, float]] | None = None,
     description: str,
 ) -> Markup:
     """Rates in per cent, one row a task or question type, one dot with an interval a run.
@@ -73,7 +73,7 @@ def rate_figure(
         rows: names, from top to bottom.
         series: run -> row -> point; rows a run lacks stay empty.
         reference: the pretrained model's points.
-        blind: a tick where a model that cannot see would be.
+        ticks: the name of something to compare with (a model that cannot see), and in which rows it would be where.
         description: what a screen reader says.
     """
     names = [*(["pretrained"] if reference else []), *series]
@@ -93,8 +93,9 @@ def rate_figure(
             elinewidth=1.6,
             label=name,
         )
-    if blind:
-        marks = [(row, blind[label]) for row, label in enumerate(rows) if label in blind]
+    if ticks:
+        name, rates = ticks
+        marks = [(row, rates[label]) for row, label in enumerate(rows) if label in rates]
         axes.vlines(
             [100 * rate for _, rate in marks],
             [row - 0.4 for row, _ in marks],
@@ -102,7 +103,7 @@ def rate_figure(
             color=MUTED,
             linestyle=(0, (2, 2)),
             linewidth=1.2,
-            label="blind",
+            label=name,
         )
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.45, -0.55)

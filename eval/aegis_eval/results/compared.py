@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from aegis_eval.results.baselines import Baseline
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json
 
@@ -79,6 +80,7 @@ class Compared:
         tuned: protection -> the learning rate that was chosen for it; empty where none was.
         tuning: what was measured for that choice: `protection`, `lr`, `success`, `retained`.
         provenance: where all this comes from.
+        baselines: arms that ignore their instruction, in the same scenes; none in a file of an older version.
     """
 
     config: Mapping[str, Any]
@@ -89,6 +91,7 @@ class Compared:
     tuned: Mapping[str, float]
     tuning: list[Mapping[str, Any]]
     provenance: Mapping[str, Any]
+    baselines: list[Baseline] = field(default_factory=list)
 
     @classmethod
     def of(cls, written: Mapping[str, Any]) -> Self:
@@ -108,6 +111,7 @@ class Compared:
             tuned=written["tuned"],
             tuning=written["tuning"],
             provenance=written["provenance"],
+            baselines=[Baseline(**each) for each in written.get("baselines", [])],
         )
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from aegis_eval.results.baselines import Baseline, share_estimate
 from aegis_eval.results.compared import ALL, ComparedRun, Questions
 from aegis_eval.statistics.intervals import mcnemar_p
 from aegis_eval.statistics.resampling import (
@@ -61,6 +62,7 @@ class ProtectionResult:
         against_none: the same of the difference to `none` on the same initial states; None for `none` itself.
         against_others: every protection of another training -> the difference of the success on test scenes, with
             intervals that hold for all pairs of trainings together (Bonferroni), whichever of them is then looked at.
+        against_baselines: split -> baseline -> the difference of the success over all tasks, in the same scenes.
         answers: benchmark -> question type (or `all`) -> how it was answered.
         retained: benchmark -> accuracy as a share of the pretrained model's.
         drift: mean relative drift of the activations.
@@ -71,6 +73,7 @@ class ProtectionResult:
     success: dict[str, dict[str, Estimate]]
     against_none: dict[str, dict[str, Estimate]] | None
     against_others: dict[str, Estimate]
+    against_baselines: dict[str, dict[str, Estimate]]
     answers: dict[str, dict[str, TypeResult]]
     retained: dict[str, Estimate]
     drift: Estimate
@@ -78,14 +81,55 @@ class ProtectionResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All protections, in the order given."""
+class BaselineResult:
+    """An arm that ignores its instruction.
 
-    protections: dict[str, ProtectionResult]
+    Attributes:
+        success: split -> task (or `all`) -> rate.
+        named: how often it goes to the named object in the rollouts of `aegis-swap`.
+        rollouts: how many those are.
+    """
+
+    success: dict[str, dict[str, Estimate]]
+    named: Estimate
+    rollouts: int
 
     @classmethod
-    def of(cls, runs: Sequence[ComparedRun], questions: Mapping[str, Questions]) -> Self:
+    def of(cls, arm: Baseline) -> Self:
+        """Summarise one."""
+        named = [share for shares in arm.named.values() for share in shares]
+        return cls(
+            {
+                split: {
+                    task: share_estimate(shares) for task, shares in {**tasks, ALL: arm.shares(split)}.items()
+                }
+                for split, tasks in arm.success.items()
+            },
+            share_estimate(named),
+            len(named),
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All protections, in the order given, and the arms that ignore their instruction."""
+
+    protections: dict[str, ProtectionResult]
+    baselines: dict[str, BaselineResult]
+
+    @classmethod
+    def of(
+        cls,
+        runs: Sequence[ComparedRun],
+        questions: Mapping[str, Questions],
+        baselines: Sequence[Baseline] = (),
+    ) -> Self:
         """Summarise runs: the same seeds of every protection, `none` among them.
+
+        Args:
+            runs: of every protection and seed.
+            questions: what they were asked.
+            baselines: what they are held against, in the same scenes.
 
         Raises:
             AegisError: they are not that.
@@ -100,7 +144,10 @@ class Comparison:
                 "is missing."
             )
         drawn = _Drawn(grouped[REFERENCE], questions)
-        return cls({name: _result(group, drawn, grouped) for name, group in grouped.items()})
+        return cls(
+            {name: _result(group, drawn, grouped, baselines) for name, group in grouped.items()},
+            {arm.name: BaselineResult.of(arm) for arm in baselines},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -139,7 +186,10 @@ class _Drawn:
 
 
 def _result(
-    group: Sequence[ComparedRun], drawn: _Drawn, groups: Mapping[str, Sequence[ComparedRun]]
+    group: Sequence[ComparedRun],
+    drawn: _Drawn,
+    groups: Mapping[str, Sequence[ComparedRun]],
+    baselines: Sequence[Baseline],
 ) -> ProtectionResult:
     reference = groups[REFERENCE]
     success: dict[str, dict[str, Estimate]] = defaultdict(dict)
@@ -152,6 +202,10 @@ def _result(
         success=dict(success),
         against_none=None if group is reference else dict(against),
         against_others=_against_others(group, drawn, groups),
+        against_baselines={
+            split: {arm.name: _against_baseline(group, arm, drawn, split) for arm in baselines}
+            for split in group[0].rollouts
+        },
         answers=_answers(group, drawn),
         retained={name: _retained(group, drawn, name) for name in drawn.questions},
         drift=estimate(drawn.seeds.means(np.array([[run.drift] for run in group]))),
@@ -189,6 +243,11 @@ def _against_others(
         for name, other in groups.items()
         if trained.isdisjoint(folders[name])
     }
+
+
+def _against_baseline(group: Sequence[ComparedRun], arm: Baseline, drawn: _Drawn, split: str) -> Estimate:
+    changes_KE = _outcomes(group, split, ALL) - arm.shares(split)
+    return change_estimate(drawn.episodes[split, ALL].means(changes_KE), changes_KE)
 
 
 def _correct(group: Sequence[ComparedRun], drawn: _Drawn, benchmark: str, kind: str) -> tuple[Array, Array]:

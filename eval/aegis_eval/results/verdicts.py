@@ -74,7 +74,13 @@ def verdicts(comparison: Comparison, *, ours: str, benchmark: str) -> list[str]:
     sentences.append(f"Without protection the backbone {gains} answers: {_points(lost)}.")
     for split in row.success:
         over = _against(row, split)
-        sentences.append(f"On {split} scenes `{ours}` {_than_none(over)}: {_points(over)}.")
+        sentences.append(f"On {split} scenes `{ours}` {_than(over, '`none`')}: {_points(over)}.")
+    for name in comparison.baselines:
+        found = [
+            f"on {split} scenes `{ours}` {_than(by_name[name], 'it')} ({_points(by_name[name])})"
+            for split, by_name in row.against_baselines.items()
+        ]
+        sentences.append(f"`{name}` ignores its instruction: {', '.join(found)}.")
     kept = row.answers[benchmark][ALL].change
     sentences.append(
         f"`{ours}` {_verb(row, benchmark)} its answers within {_WITHIN_POINTS} points of the pretrained model: "
@@ -111,11 +117,11 @@ def _more(difference: Estimate, more: str, less: str) -> str:
     return less if difference.ci[1] < 0 else f"neither surely {more} nor {less}"
 
 
-def _than_none(difference: Estimate) -> str:
+def _than(difference: Estimate, other: str) -> str:
     low, high = difference.ci
     if low <= 0 <= high:
-        return "cannot be told apart from `none` in success"
-    return f"succeeds {'more' if low > 0 else 'less'} often than `none`"
+        return f"cannot be told apart from {other} in success"
+    return f"succeeds {'more' if low > 0 else 'less'} often than {other}"
 
 
 def _points(difference: Estimate) -> str:

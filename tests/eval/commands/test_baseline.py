@@ -1,0 +1,118 @@
+"""`aegis-baseline`, and its line in the tables of success."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aegis_envs.tabletop.baselines import ARMS, success_shares
+from aegis_eval.commands.baseline import BaselineConfig, baseline, of_comparison
+from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.results.baselines import EXPERT, read_baselines, share_estimate
+from aegis_eval.results.compared import Compared
+from aegis_eval.results.comparison import Comparison
+from aegis_eval.results.verdicts import verdicts
+from aegis_eval.statistics.intervals import wilson_interval
+from aegis_policy.support.errors import AegisError
+
+_RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+
+
+def test_it_prints_and_writes_what_each_arm_did_in_the_scenes_that_lerobot_eval_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = baseline(BaselineConfig("reach", episodes=10, output=tmp_path / "baseline.json"))
+    written = json.loads(output.read_text())
+    shares = success_shares("reach", "test", range(1000, 1010))
+    assert read_baselines(output) == {name: {"reach": shares[name]} for name in ARMS}
+    nearest = written["success"]["nearest object"]["reach"]
+    count = int(sum(shares["nearest object"]))
+    assert nearest == {"value": count / 10, "ci": list(wilson_interval(count, 10))}
+    assert written["provenance"]["seed"] == 1000 and written["split"] == "test"
+    assert f"{10 * count}.0 [" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"episodes": 0}, "--episodes=0 must be at least 1"),
+        ({"task": "fly"}, "--task=fly is not a tabletop task"),
+        ({"split": "val"}, "--split=val is not a tabletop split"),
+        ({"seed": -1}, "--seed=-1 must be at least 0"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(flags: dict, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(AegisError, match=sentence):
+        baseline(BaselineConfig(**flags, output=tmp_path / "baseline.json"))
+
+
+def test_shares_that_are_no_counts_have_the_interval_of_a_bootstrap() -> None:
+    found = share_estimate([0.5, 0.25] * 50)
+    assert found.value == pytest.approx(0.375) and 0.34 < found.ci[0] < found.value < found.ci[1] < 0.41
+
+
+def test_a_comparison_is_held_against_the_arms_in_its_own_scenes(comparison_results: dict) -> None:
+    compared = Compared.of(comparison_results)
+    nearest, any_of_them = of_comparison(compared)
+    assert (
+        nearest.success["unseen"]["reach"]
+        == success_shares("reach", "unseen", range(1000, 1030))["nearest object"]
+    )
+    assert len(nearest.named["reach"]) == 10 and max(any_of_them.success["test"]["reach"]) <= 0.5
+    found = Comparison.of(compared.at_common_rate(), compared.questions, [nearest, any_of_them])
+    row, arm = found.protections["aegis"], found.baselines["nearest object"]
+    difference = row.against_baselines["test"]["nearest object"]
+    assert difference.value == pytest.approx(
+        row.success["test"]["all"].value - arm.success["test"]["all"].value
+    )
+    assert difference.ci[0] < difference.value < difference.ci[1]
+    sentences = verdicts(found, ours="aegis", benchmark="tabletop")
+    assert len([each for each in sentences if "ignores its instruction: on test scenes `aegis`" in each]) == 2
+
+
+def test_the_arms_stand_below_the_protections_in_every_table_and_are_measured_where_they_are_missing(
+    comparison_results: dict, tmp_path: Path
+) -> None:
+    older = {key: value for key, value in comparison_results.items() if key != "baselines"}
+    tables = []
+    for folder, written in (("new", comparison_results), ("old", older)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "comparison.json").write_text(json.dumps(written))
+        page = report(ReportConfig(tmp_path / folder))
+        tables.append((tmp_path / folder / "comparison.md").read_text())
+        assert page.read_text().count('<th scope="row">nearest object</th>') == 4, (
+            "both tables, and two splits by task"
+        )
+    assert tables[0].count("| nearest object |  | 50.0 [33.2, 66.8] |") == 2
+    (nearest, _) = of_comparison(Compared.of(older))
+    share = 100 * sum(nearest.success["test"]["reach"]) / 30
+    assert tables[1].count(f"| nearest object |  | {share:.1f} [") == 2
+
+
+def test_a_comparison_whose_scenes_cannot_be_simulated_says_so(
+    comparison_results: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise AegisError("no MuJoCo here.")
+
+    monkeypatch.setattr("aegis_eval.commands.baseline.success_shares", fails)
+    older = {key: value for key, value in comparison_results.items() if key != "baselines"}
+    (tmp_path / "comparison.json").write_text(json.dumps(older))
+    report(ReportConfig(tmp_path))
+    table = (tmp_path / "comparison.md").read_text()
+    assert "nearest object" not in table and "reaches is not known here: aegis-baseline says it." in table
+
+
+def test_what_is_no_output_of_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "baseline.json").write_text('{"arms": [1]}')
+    with pytest.raises(AegisError, match="not what aegis-baseline writes"):
+        read_baselines(tmp_path / "baseline.json")
+
+
+def test_the_published_line_is_that_of_its_command() -> None:
+    """The first scenes of each; the whole is the page's, `tests/docs/test_results_page.py`."""
+    for file in sorted((_RESULTS / "2026-11-29-baselines").glob("*-*.json")):
+        task, split = file.stem.split("-")
+        arms = read_baselines(file)
+        shares = success_shares(task, split, range(1000, 1003))
+        assert EXPERT in arms and {name: found[task][:3] for name, found in arms.items()} == shares
