@@ -53,6 +53,25 @@ def test_the_demos_figures_are_those_of_its_json(protection: str) -> None:
     assert f"| pretrained | | {_percent(before['accuracy'], before['ci'])} |" in _PAGE
 
 
+@pytest.mark.parametrize("arm", ["nearest object", "any object"])
+def test_the_line_of_an_arm_that_ignores_its_instruction_stands_in_every_table_of_success(arm: str) -> None:
+    """Whole percents of `aegis-baseline`'s JSON: the longer training's, the demo's, and the README's."""
+    folder = _RESULTS.parent / "2026-11-29-baselines"
+
+    def line(file: str) -> str:
+        (found,) = json.loads((folder / file).read_text())["success"][arm].values()
+        return _percent(found["value"], found["ci"])
+
+    named = {"nearest object": "goes to the nearest object", "any object": "to any object"}[arm]
+    assert re.search(
+        rf"{named} \| {re.escape(line('reach-test.json'))} \| {re.escape(line('pick-test.json'))} \|", _PAGE
+    )
+    assert re.search(rf"{named} \| {re.escape(line('reach-test-demo.json'))} \| \|", _PAGE)
+    if arm == "nearest object":
+        cells = [line(f"reach-{split}.json").replace(" %", "") for split in ("test", "unseen")]
+        assert f"| {' | '.join(cells)} | |" in (_ROOT / "README.md").read_text()
+
+
 def _percent(share: float, interval: Sequence[float]) -> str:
     low, high = (f"{100 * each:.0f}" for each in interval)
     return f"{100 * share:.0f} % [{low}, {high}]"

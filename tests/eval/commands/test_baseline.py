@@ -13,9 +13,10 @@ from aegis_eval.results.compared import Compared
 from aegis_eval.results.comparison import Comparison
 from aegis_eval.results.verdicts import verdicts
 from aegis_eval.statistics.intervals import wilson_interval
+from aegis_eval.statistics.text import rate
 from aegis_policy.support.errors import AegisError
 
-_RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+_PUBLISHED = Path(__file__).parents[3] / "benchmarks" / "results" / "2026-11-29-baselines"
 
 
 def test_it_prints_and_writes_what_each_arm_did_in_the_scenes_that_lerobot_eval_shows(
@@ -109,10 +110,16 @@ def test_what_is_no_output_of_it_is_refused(tmp_path: Path) -> None:
         read_baselines(tmp_path / "baseline.json")
 
 
-def test_the_published_line_is_that_of_its_command() -> None:
-    """The first scenes of each; the whole is the page's, `tests/docs/test_results_page.py`."""
-    for file in sorted((_RESULTS / "2026-11-29-baselines").glob("*-*.json")):
-        task, split = file.stem.split("-")
-        arms = read_baselines(file)
-        shares = success_shares(task, split, range(1000, 1003))
-        assert EXPERT in arms and {name: found[task][:3] for name, found in arms.items()} == shares
+@pytest.mark.parametrize("file", sorted(path.name for path in _PUBLISHED.glob("*.json")))
+def test_the_published_lines_are_those_of_their_command(file: str) -> None:
+    """Its table is what the JSON says, and the JSON what comes out; of ten seconds of scenes the first three."""
+    written = json.loads((_PUBLISHED / file).read_text())
+    task, split, *_ = file.removesuffix(".json").split("-")
+    first = written["provenance"]["seed"]
+    shares = success_shares(task, split, range(first, first + 3))
+    assert EXPERT in shares and split == written["split"]
+    assert {name: found[task][:3] for name, found in written["arms"].items()} == shares
+    for name in ("nearest object", "any object"):
+        found = share_estimate(written["arms"][name][task])
+        assert written["success"][name][task] == {"value": found.value, "ci": list(found.ci)}
+        assert rate(found) in (_PUBLISHED / "README.md").read_text() or first != 1000
