@@ -17,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    PreTrainedModel,
-)
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import PreTrainedModel
 
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import enforce
+from aegis_policy.vlm.checks import check_files
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
-from aegis_policy.vlm.loading import first_line, load_config, load_processor, resolve
+from aegis_policy.vlm.generation import greedy
+from aegis_policy.vlm.loading import build_model, load_model, longest_prompt, read_files, resolve
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
 
 _FREE_TOKEN = re.compile("reserved|unused")
@@ -62,8 +59,9 @@ class VLMBackbone(nn.Module):
                     "mend the paths of its Family."
                 ) from error
         self.family = family
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.prompts = Prompts(processor, family, name, longest)
+        self.prompts = Prompts(processor, family, name, longest_prompt(model.config))
+        self._generation = model.generation_config
+        model.generation_config = greedy(self._generation, processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -85,23 +83,11 @@ class VLMBackbone(nn.Module):
         """
         name = str(name_or_directory)
         named = f"{flag}={name}"
-        source = resolve(name, named)
-        load_config(source, named)
-        try:
-            model, loading = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise AegisError(
-                f"{named} has a configuration but no readable safetensors weights "
-                f"({first_line(error)}): download the model again or name another directory."
-            ) from error
-        if missing := sorted(loading["missing_keys"]):
-            raise AegisError(
-                f"{named} lacks weights of its own architecture ({missing[0]} and {len(missing) - 1} "
-                "more): download the model again or name another directory."
-            )
-        return cls(model, load_processor(source, named), name)
+        files = read_files(resolve(name, named), named)
+        enforce(check_files(files))
+        model, findings = load_model(files, dtype=dtype)
+        enforce(findings)
+        return cls(model, files.processor, name)
 
     @classmethod
     def from_architecture(
@@ -122,18 +108,13 @@ class VLMBackbone(nn.Module):
             AegisError: the folder holds no usable configuration or processor.
         """
         directory = str(directory)
-        named = named or directory
-        config = load_config(directory, named)
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-        if (Path(directory) / GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory)
-        return cls(model, load_processor(directory, named), name or directory)
+        files = read_files(directory, named or directory)
+        return cls(build_model(files), files.processor, name or directory)
 
     def save_architecture(self, directory: str | Path) -> None:
         """Write configuration, generation defaults, tokenizer and processor, without weights."""
         self.model.config.save_pretrained(directory)
-        if self.model.can_generate():
-            self.model.generation_config.save_pretrained(directory)
+        self._generation.save_pretrained(directory)
         self.processor.save_pretrained(directory)
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -142,6 +123,7 @@ class VLMBackbone(nn.Module):
         Adapters are merged into a copy of the weights they belong to.
         """
         _merged(self.model).save_pretrained(directory, safe_serialization=True)
+        self._generation.save_pretrained(directory)
         self.processor.save_pretrained(directory)
 
     @property

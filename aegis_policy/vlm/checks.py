@@ -1,6 +1,10 @@
-"""What is asked of a VLM before it is trained; `aegis-doctor` asks the same."""
+"""What is asked of a VLM before it is trained; `aegis-doctor` asks the same.
+
+`check_files` is what `VLMBackbone.from_pretrained` enforces, so that every command says it. Weights are not read here.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -8,16 +12,48 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
-from aegis_policy.vlm.loading import load_config, load_processor
-from aegis_policy.vlm.prompts import Prompts
+from aegis_policy.vlm.generation import one_line
+from aegis_policy.vlm.loading import VLMFiles, load_model, read_files, resolve
+from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
 
 _SENTENCE = "Where is the red cube, and what lies beside it?"
-_SHOWN = 300
-"""Characters of somebody else's error."""
+_ANSWER = "on the table"
+
+
+def check_vlm(name: str, flag: str = "--policy.vlm") -> Iterator[Finding]:
+    """See whether a VLM can be trained, as far as its files say without the values of its weights.
+
+    Args:
+        name: a directory, a hub id (whose weights are not fetched for this), or `embedded`.
+        flag: how findings call what named it.
+    """
+    named = f"{flag}={name}"
+    try:
+        files = read_files(resolve(name, named), named)
+        findings = list(check_files(files))
+        if Path(files.source).is_dir() and not any(each.status == "error" for each in findings):
+            findings += load_model(files, device_map="meta")[1]
+    except AegisError as error:
+        yield Finding("error", str(error))
+        return
+    yield from findings
+    if not findings:
+        yield Finding(
+            "ok", f"{named} is a `{files.config.model_type}` model, whole, which reads pictures and texts"
+        )
+
+
+def check_files(files: VLMFiles) -> Iterator[Finding]:
+    """See whether a model's processor makes, of pictures and texts, what the model reads."""
+    yield from files.findings
+    fault = (_template_fault(files) if files.family.chat else None) or _inputs_fault(files)
+    if fault is not None:
+        yield Finding("error", f"{files.named} {fault[0]}", fault[1])
 
 
 def check_saving(vlm: "VLMBackbone") -> Iterator[Finding]:
@@ -28,15 +64,14 @@ def check_saving(vlm: "VLMBackbone") -> Iterator[Finding]:
     with TemporaryDirectory(prefix="aegis-vlm-") as folder:
         try:
             vlm.save_architecture(folder)
-            config, processor = load_config(folder, folder), load_processor(folder, folder)
+            files = read_files(folder, vlm.name)
             with torch.device("meta"):
-                shapes = _shapes(AutoModelForImageTextToText.from_config(config))
-            prompts = Prompts(processor, vlm.family, vlm.name, vlm.prompts.longest)
-            changed = _difference(_sample(vlm.prompts), _sample(prompts))
+                shapes = _shapes(AutoModelForImageTextToText.from_config(files.config))
+            changed = _difference(_sample(vlm.prompts), _sample(files.prompts))
         except Exception as error:  # whatever a model's own configuration or processor does
             yield Finding(
                 "error",
-                f"{vlm.name} cannot be saved in a checkpoint ({_reason(error)})",
+                f"{vlm.name} cannot be saved in a checkpoint ({type(error).__name__}: {one_line(error)})",
                 "mend what it names in the model's own files",
             )
             return
@@ -50,9 +85,45 @@ def check_saving(vlm: "VLMBackbone") -> Iterator[Finding]:
         )
 
 
-def _reason(error: Exception) -> str:
-    """What an error says, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN]}"
+def _template_fault(files: VLMFiles) -> tuple[str, str] | None:
+    """What is wrong with a chat template, and the mend."""
+    mend = "take chat_template.jinja from where the model came"
+    if not files.processor.chat_template:
+        return "has no chat template, in which its kind of model is spoken to", mend
+    try:
+        one, two = (files.prompts.prompt(_SENTENCE, images) for images in (1, 2))
+    except Exception as error:  # whatever a template does
+        return f"has a chat template that fails ({one_line(error)})", mend
+    if _SENTENCE not in one:
+        return "has a chat template that leaves out what it is told", mend
+    if one == two:
+        return "has a chat template that leaves out pictures", mend
+    return None
+
+
+def _inputs_fault(files: VLMFiles) -> tuple[str, str] | None:
+    """What is wrong with the inputs that the processor makes, and the mend."""
+    mend = (
+        "its processor files belong to another model or are not whole, so take them from where the model came"
+    )
+    picture, views = _picture(), _views()
+    try:
+        asked = files.prompts.of_questions([picture], [_SENTENCE])
+        answered = files.prompts.of_answers([picture], [_SENTENCE], [_ANSWER])
+        one, two = (files.prompts.of_cameras(cameras, [_SENTENCE]) for cameras in (views[:1], views))
+    except Exception as error:  # whatever a processor does
+        return f"has a processor that cannot read a picture and a text ({one_line(error)})", mend
+    image_token = files.config.image_token_id
+    counts = [int((inputs["input_ids"] == image_token).sum()) for inputs in (asked, one, two)]
+    if not all(counts):
+        return f"has a processor that makes no image tokens ({image_token}) of a picture", mend
+    words = asked["input_ids"][asked["input_ids"] != image_token]
+    vocabulary = files.config.get_text_config().vocab_size
+    if int(words.max()) >= vocabulary:
+        return f"has a tokenizer with the token {int(words.max())}, and a vocabulary of {vocabulary}", mend
+    if int((answered["labels"] != NO_LABEL).sum()) < 2:  # a word and the end
+        return "has a chat template or tokenizer that loses answers", mend
+    return None
 
 
 def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
@@ -66,10 +137,17 @@ def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
 
 def _sample(prompts: Prompts) -> dict[str, Tensor]:
     """Model inputs of a question, and of what a robot with two cameras is told."""
-    view = torch.linspace(0, 1, 3 * 40 * 56).view(1, 3, 40, 56)
-    picture = (view[0] * 255).byte().permute(1, 2, 0).numpy()
-    asked, told = prompts.of_questions([picture], [_SENTENCE]), prompts.of_cameras([view, view], [_SENTENCE])
+    asked, told = prompts.of_questions([_picture()], [_SENTENCE]), prompts.of_cameras(_views(), [_SENTENCE])
     return {**{f"{key} of a question": x for key, x in asked.items()}, **told}
+
+
+def _views() -> list[Tensor]:
+    """Of two cameras, (1, 3, 40, 56)."""
+    return [torch.linspace(0, 1, 3 * 40 * 56).view(1, 3, 40, 56)] * 2
+
+
+def _picture() -> Picture:
+    return (_views()[0][0] * 255).byte().permute(1, 2, 0).numpy()
 
 
 def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:

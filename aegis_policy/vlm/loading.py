@@ -1,20 +1,40 @@
-"""Finding a VLM: what a name stands for, its configuration and its processor.
+"""Finding a VLM: what a name stands for, its configuration, its processor, how it generates, its weights.
 
-Weights are loaded, and the model is used, in `vlm`.
+Nothing of a model's folder is run: neither its own code nor pickled weights are loaded. `checks` says whether what was
+found can be trained.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from aegis_policy.support.errors import AegisError
-from aegis_policy.vlm.families import FAMILIES, family_of
+from aegis_policy.support.finding import Finding
+from aegis_policy.support.json_files import read_json
+from aegis_policy.vlm.families import FAMILIES, Family, family_of
+from aegis_policy.vlm.generation import IF_THERE, load_generation, one_line
+from aegis_policy.vlm.prompts import Prompts
 
 EMBEDDED_VLM = "embedded"
 """The value of `--policy.vlm` that names the model shipped inside this package."""
 
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "pretrained" / "tabletop-vlm"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def embedded_anchor() -> Path:
@@ -38,58 +58,258 @@ def resolve(name: str, named: str) -> str:
     return str(_EMBEDDED_DIRECTORY)
 
 
-def check_vlm(name: str, flag: str) -> None:
-    """Find out whether `name` is a VLM of a known family, without loading its weights.
+@dataclass(frozen=True)
+class VLMFiles:
+    """What a VLM is, but for its weights.
 
-    Raises:
-        AegisError: it is not.
+    Attributes:
+        source: what transformers loads.
+        named: how errors call it.
+        config: its configuration.
+        family: of its type.
+        processor: its own, with a tokenizer and an image processor.
+        generation: how it generates, as its folder has it.
+        findings: what is not kept as the folder has it.
     """
-    named = f"{flag}={name}"
-    load_config(resolve(name, named), named)
+
+    source: str
+    named: str
+    config: Any
+    family: Family
+    processor: Any
+    generation: GenerationConfig
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def prompts(self) -> Prompts:
+        """What makes the model's inputs."""
+        return Prompts(self.processor, self.family, self.named, longest_prompt(self.config))
 
 
-def load_config(source: str, named: str) -> Any:
-    """The configuration of a VLM of a known family.
+def read_files(source: str, named: str) -> VLMFiles:
+    """Read all of a VLM but its weights.
+
+    Args:
+        source: what `resolve` returned.
+        named: how errors call it.
 
     Raises:
-        AegisError: it is none.
+        AegisError: it is no VLM of a known family, or lacks a file.
+    """
+    config, family = load_config(source, named)
+    processor = load_processor(source, named)
+    generation, findings = load_generation(source, named, config)
+    return VLMFiles(source, named, config, family, processor, generation, tuple(findings))
+
+
+def load_model(files: VLMFiles, **options: Any) -> tuple[PreTrainedModel, list[Finding]]:
+    """The model with its weights, of safetensors files only, and a warning if they hold more than it uses.
+
+    Args:
+        files: what it is.
+        options: of transformers' `from_pretrained`, such as `dtype`; `device_map="meta"` reads no values.
+
+    Raises:
+        AegisError: the weights are not there, cannot be read, or are not those of this configuration.
+    """
+    again = "download the model again or name another directory"
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            files.source,
+            config=files.config,
+            generation_config=files.generation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+            **options,
+        )
+    except ImportError as error:
+        raise AegisError(
+            f"{files.named} needs what is not installed ({one_line(error)}): install it, or take it out of config.json."
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever transformers makes of broken files
+        pickled = _pickled_weights(files.source)
+        if pickled is not None:
+            raise AegisError(
+                f"{files.named} has no safetensors weights, only {pickled}, a pickle, which could run code and is "
+                "never loaded: convert it where you trust it, with transformers' save_pretrained."
+            ) from error
+        reason = _unreadable_weights(files.source) or one_line(error)
+        raise AegisError(
+            f"{files.named} has a configuration but no readable safetensors weights ({reason}): {again}."
+        ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise AegisError(
+            f"{files.named} lacks weights of its own architecture ({_and_more(missing)}): {again}."
+        )
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, there, wanted = mismatched[0]
+        raise AegisError(
+            f"{files.named} has weights of other shapes than its config.json says ({name} is {tuple(there)}, not "
+            f"{tuple(wanted)}): {again}."
+        )
+    findings = []
+    if unused := sorted(found["unexpected_keys"]):
+        what = f"{files.named} holds weights that its config.json has no place for ({_and_more(unused)})"
+        findings.append(
+            Finding("warning", what, "they are left out; see that the configuration is the model's")
+        )
+    return model, findings
+
+
+def build_model(files: VLMFiles) -> PreTrainedModel:
+    """The model with random weights, in float32.
+
+    Raises:
+        AegisError: no model can be built of its configuration.
     """
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        model = AutoModelForImageTextToText.from_config(files.config, dtype=torch.float32)
+    except Exception as error:  # whatever the modelling code does with the configuration's values
         raise AegisError(
-            f"{named} is not a transformers model ({first_line(error)}): give a directory with a "
+            f"{files.named} has a config.json that no model can be built of ({one_line(error)}): take it from where "
+            "the model came."
+        ) from error
+    model.generation_config = files.generation
+    return model
+
+
+def load_config(source: str, named: str) -> tuple[Any, Family]:
+    """The configuration of a VLM of a known family, and the family.
+
+    Raises:
+        AegisError: it is none, or one that cannot be trained.
+    """
+    try:
+        said, _ = PreTrainedConfig.get_config_dict(source)
+        kind = said.get("model_type")
+        config = (
+            AutoConfig.from_pretrained(source, trust_remote_code=False) if kind in CONFIG_MAPPING else None
+        )
+    except Exception as error:  # whatever a configuration's own class does with its values
+        raise AegisError(
+            f"{named} is not a transformers model ({one_line(error)}): give a directory with a "
             "config.json, a hub id, or `embedded`."
         ) from error
+    if kind is None:
+        raise AegisError(
+            f"{named} is not a transformers model (there is no config.json that says a model_type): give a directory "
+            "with one, a hub id, or `embedded`."
+        )
+    if config is None:
+        raise AegisError(
+            f"{named} is a `{kind}` model, which transformers {transformers.__version__} does not know, and code of a "
+            f"model's own is never run: {_known_families()}."
+        )
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise AegisError(
-            f"{named} is a `{config.model_type}` model, which transformers does not list as "
+            f"{named} is a `{kind}` model, which transformers does not list as "
             "image-text-to-text: choose a vision-language model."
         )
-    if family_of(config.model_type) is None:
+    family = family_of(config.model_type)
+    if family is None:
+        raise AegisError(f"{named} is a `{kind}` model; {_known_families()}.")
+    if (method := _find(said, _quantised)) is not None:
         raise AegisError(
-            f"{named} is a `{config.model_type}` model; known families are "
-            f"{', '.join(sorted(FAMILIES))}: docs/vlms.md shows how to add it."
+            f"{named} is quantised ({method}), and such weights do not learn: name the original model."
         )
-    return config
+    if (kernel := _find(said, _foreign_attention)) is not None:
+        raise AegisError(
+            f"{named} computes attention with code of the hub ({kernel}), which is never run: take it out of its "
+            "config.json."
+        )
+    if cached_file(source, "adapter_config.json", **IF_THERE) is not None:
+        raise AegisError(
+            f"{named} holds an adapter (adapter_config.json), which would change its weights: merge it, with "
+            "merge_and_unload() of peft, and name what was saved then."
+        )
+    return config, family
 
 
 def load_processor(source: str, named: str) -> Any:
-    """The model's own processor.
+    """The model's own processor; it pads, and knows its tokenizer's chat template if it has none itself.
 
     Raises:
-        AegisError: there is none.
+        AegisError: there is none, or it lacks a part.
     """
     try:
-        return AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        parts = [part for part in ("tokenizer", "image_processor") if not hasattr(processor, part)]
+        if parts:
+            raise AttributeError(f"a {type(processor).__name__} without {' and '.join(parts)}")
+    except Exception as error:  # whatever a processor's own class does with its files
         raise AegisError(
-            f"{named} has no readable processor ({first_line(error)}): its directory needs the "
+            f"{named} has no readable processor ({one_line(error)}): its directory needs the "
             "tokenizer and preprocessor files beside config.json."
         ) from error
+    tokenizer = processor.tokenizer
+    if tokenizer.eos_token is None:
+        raise AegisError(
+            f"{named} has a tokenizer without an end (eos_token), so no answer would end: name it in its "
+            "tokenizer_config.json."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # what is padding is masked
+    if getattr(processor, "chat_template", None) is None:
+        processor.chat_template = getattr(tokenizer, "chat_template", None)
+    return processor
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def longest_prompt(config: Any) -> int | None:
+    """How many tokens a model reads at once; None where its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _known_families() -> str:
+    return f"known families are {', '.join(sorted(FAMILIES))}: docs/vlms.md shows how to add it"
+
+
+def _find(said: Any, refused: Callable[[str, Any], Any]) -> Any:
+    """What `refused` makes of the first key and value of a nested configuration that it objects to."""
+    if not isinstance(said, dict):
+        return None
+    found = (refused(key, value) or _find(value, refused) for key, value in said.items())
+    return next((each for each in found if each), None)
+
+
+def _quantised(key: str, value: Any) -> Any:
+    return key == "quantization_config" and value and (_find(value, _method) or "its config.json says")
+
+
+def _method(key: str, value: Any) -> Any:
+    return key == "quant_method" and value
+
+
+def _foreign_attention(key: str, value: Any) -> Any:
+    return key.endswith("attn_implementation") and isinstance(value, str) and "/" in value and value
+
+
+def _pickled_weights(source: str) -> str | None:
+    """A file of pickled weights in a folder that has no others."""
+    folder = Path(source)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    return next((each.name for each in sorted(folder.iterdir()) if each.suffix in _PICKLED), None)
+
+
+def _unreadable_weights(source: str) -> str | None:
+    """The first of a folder's weight files that is absent or not whole."""
+    folder = Path(source)
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    names = [each.name for each in folder.glob(SAFE_WEIGHTS_NAME)]
+    try:
+        if not names and index.is_file():
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        for name in names:
+            with safe_open(folder / name, "pt"):
+                pass
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        return f"{name if names else index.name}: {one_line(error)}"
+    return None
+
+
+def _and_more(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -55,7 +55,7 @@ class Prompts:
         # As integers, like the pictures of questions: resizing floats overshoots where integers are clipped.
         views = [(image * 255).round().clamp(0, 255).to(torch.uint8) for image in images]
         samples = [list(cameras) for cameras in zip(*views, strict=True)]
-        prompts = [self._prompt(self._text(_one_line(text)), len(images)) for text in texts]
+        prompts = [self.prompt(self._text(_one_line(text)), len(images)) for text in texts]
         return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
 
     def of_questions(self, images: Sequence[Picture], questions: Sequence[str]) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ class Prompts:
         if not self.family.chat:
             return self._process(pictures, prompts, "left", suffix=answers)
         whole = [
-            self._prompt(self._question(question), 1, answer)
+            self.prompt(self._question(question), 1, answer)
             for question, answer in zip(questions, answers, strict=True)
         ]
         inputs = self._process(pictures, whole, "left")
@@ -109,9 +109,9 @@ class Prompts:
         return self.family.question.format(self._text(_one_line(text)))
 
     def _asked(self, questions: Sequence[str]) -> list[str]:
-        return [self._prompt(self._question(question), 1) for question in questions]
+        return [self.prompt(self._question(question), 1) for question in questions]
 
-    def _prompt(self, text: str, images: int, answer: str | None = None) -> str:
+    def prompt(self, text: str, images: int, answer: str | None = None) -> str:
         """What the processor is given for so many images and a text, with the model's answer if there is one."""
         if not self.family.chat:
             return "<image>" * images + text

@@ -29,8 +29,9 @@ from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support import cli, ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import alone, require_new_directory
+from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.loading import check_vlm
+from aegis_policy.vlm.checks import check_vlm
 
 _FEWEST_SCENES = 40
 """Training scenes that a blind guesser knows at least."""
@@ -275,7 +276,7 @@ def _check_pretrained(config: VqaConfig) -> None:
     if config.pretrained is not None:
         if answers is not None:
             raise AegisError("give at most one of --pretrained and --pretrained_answers.")
-        check_vlm(config.pretrained, "--pretrained")
+        enforce(check_vlm(config.pretrained, "--pretrained"))
 
 
 def _note_on_card(checkpoint: str, outcome: Outcome, config: VqaConfig) -> None:

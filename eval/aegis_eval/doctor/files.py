@@ -116,6 +116,13 @@ def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Ite
         yield Finding("ok", about)
 
 
+def check_vlm(vlm: str) -> Iterator[Finding]:
+    """Whether a VLM can be trained, as far as its files say without their weights' values: what training asks first."""
+    from aegis_policy.vlm.checks import check_vlm  # brings torch and transformers with it
+
+    yield from check_vlm(vlm)
+
+
 @dataclass(frozen=True)
 class Training:
     """The flags of a training that decide how much memory it takes, see `AegisConfig`."""

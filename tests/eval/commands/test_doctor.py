@@ -55,7 +55,9 @@ def test_it_runs_where_nothing_can_be_imported(tmp_path: Path):
     assert "import torch fails (ImportError: libcudart.so.12: cannot open it)" in done.stdout
     assert "-> uv pip install --reinstall torch" in done.stdout
     assert "MuJoCo does not render off-screen" in done.stdout and "LeRobot reads videos" in done.stdout
-    assert "errors: 3, warnings:" in done.stdout, "the imports, the rendering, and the question after the GPU"
+    assert "errors: 4, warnings:" in done.stdout, (
+        "the imports, rendering, the question after the GPU, the VLM"
+    )
 
 
 def test_a_check_that_fails_does_not_hide_the_others(

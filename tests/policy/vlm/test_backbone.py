@@ -157,7 +157,7 @@ def test_same_seed_builds_the_same_weights_and_leaves_the_global_generator_alone
         ({}, "is not a transformers model"),
         (BertConfig().to_dict(), "does not list as image-text-to-text"),
         ({"model_type": "llava"}, "known families are .*paligemma.*docs/vlms.md"),
-        (PaliGemmaConfig().to_dict(), "no readable safetensors weights"),
+        (PaliGemmaConfig().to_dict(), "no readable processor"),
     ],
 )
 def test_a_directory_that_is_no_usable_vlm_is_named_with_what_to_do(
