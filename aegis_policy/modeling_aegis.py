@@ -21,6 +21,7 @@ from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
 from aegis_policy.checkpoint.changes import check_use, optimizer_begun
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkpoint
 from aegis_policy.checkpoint.listing import whole, write_list
+from aegis_policy.checkpoint.published_card import keep_card
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.data.batches import check_batch, instructions
 from aegis_policy.data.checks import check_dataset, read_features
@@ -110,6 +111,7 @@ class AegisPolicy(PreTrainedPolicy):
         self._optimized: PolicyParameters | None = None
         self._probe: VQAProbe | None = None
         self._anchor_file: Path | None = None
+        self._saved_card: str | None = None
         self._action_queue = ActionQueue()
 
     @property
@@ -166,7 +168,8 @@ class AegisPolicy(PreTrainedPolicy):
         """Write what a checkpoint holds besides configuration, weights and anchor."""
         self.vlm.save_architecture(folder / VLM_FOLDER)
         self._state_to_save().save(folder)
-        (folder / CARD_FILE).write_text(self._card(self._dataset))
+        self._saved_card = self._card(self._dataset)
+        (folder / CARD_FILE).write_text(self._saved_card)
         write_list(folder)
 
     def _record_optimizer(self) -> None:
@@ -195,6 +198,13 @@ class AegisPolicy(PreTrainedPolicy):
     def _state_to_save(self) -> files.TrainingState:
         state = replace(self._training_state, vqa_before=self._vqa_before())
         return replace(state, protection=self.protection.state()) if self._training_begun else state
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str | None:
+        """Upload the policy as it is saved, with a card that stays its own."""
+        commit: str | None = super().push_to_hub(repo_id, **options)
+        if self._saved_card is not None:
+            keep_card(self.config, self._saved_card)
+        return commit
 
     def generate_model_card(self, dataset_repo_id: str, *_: Any, **__: Any) -> ModelCard:
         """What LeRobot puts beside a policy that it pushes to the hub."""

@@ -1,9 +1,16 @@
 """Every checkpoint says what it is, and what it still answers."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from huggingface_hub import ModelCard
+import pytest
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.utils import filter_repo_objects
+from lerobot.configs import DatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
 from training_steps import MakePolicy
 
 from aegis_eval.checkpoints import PolicySource
@@ -104,3 +111,31 @@ def test_the_hub_gets_the_same_card(make_policy: MakePolicy):
     unpublished = make_policy("none").generate_model_card("local/data", "aegis", None, None)
     assert unpublished.data.datasets is None and "| demonstrations | local/data |" in unpublished.text
     assert "What the VLM still answers" in card.text
+
+
+def test_a_published_policy_bears_the_card_that_it_was_saved_with(
+    make_policy: MakePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A hub of folders takes the place of the real one."""
+
+    def upload(_: HfApi, *, folder_path: Path, repo_id: str, **options: Any) -> SimpleNamespace:
+        patterns = {key: options.get(key) for key in ("allow_patterns", "ignore_patterns")}
+        names = [
+            path.relative_to(folder_path).as_posix()
+            for path in Path(folder_path).rglob("*")
+            if path.is_file()
+        ]
+        for name in filter_repo_objects(names, **patterns):
+            (tmp_path / repo_id / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(folder_path) / name, tmp_path / repo_id / name)
+        return SimpleNamespace(repo_url=SimpleNamespace(url=repo_id))
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, repo_id, **__: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    for anchor in ("gaussian", "subspace"):  # two policies of one process, as the averaged one is the second
+        policy = make_policy("aegis", anchor=anchor, repo_id=f"me/{anchor}")
+        policy.push_model_to_hub(TrainPipelineConfig(DatasetConfig("local/tiny"), policy=policy.config))
+    for anchor in ("gaussian", "subspace"):
+        card = ModelCard.load(tmp_path / "me" / anchor / CARD_FILE)
+        assert f"| protection | aegis, {anchor} |" in card.text and "sha256 " in card.text
+        assert (tmp_path / "me" / anchor / "train_config.json").is_file()
