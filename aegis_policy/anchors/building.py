@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from aegis_policy.anchors.kinds import gatherers
 from aegis_policy.anchors.unfinished import UnfinishedPass
-from aegis_policy.isolation import Anchor
+from aegis_policy.isolation import FISHER_EXACT, Anchor
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
@@ -55,7 +55,7 @@ def build_anchor(
         batch_size: samples at a time.
         rank: eigenpairs kept for each side of a linear layer.
         total: how many examples there are, for the progress bar.
-        seed: of the sketches and of the answers that are drawn.
+        seed: of the sketches and of the signs in the Fisher information.
 
     Raises:
         AegisError: there are no examples, a part of the model never took part, or computed values that are not finite.
@@ -107,6 +107,7 @@ def anchor_of_batches(
         "rank": str(rank),
         "seed": str(seed),
         "tokens": "all valid tokens of image and question; for covariances those of the model's own answer too",
+        "fisher": f"sum over tokens: the {FISHER_EXACT} heaviest of each answer, the others together with random signs",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -122,7 +123,7 @@ class AnchorBuilder:
         vlm: the pretrained model.
         kinds: of `KINDS`, what to gather.
         rank: eigenpairs kept for each side of a linear layer.
-        seed: of the sketches and of the answers that are drawn.
+        seed: of the sketches and of the signs in the Fisher information.
     """
 
     def __init__(self, vlm: VLMBackbone, kinds: Collection[str], rank: int = 256, seed: int = 0) -> None:
@@ -138,7 +139,7 @@ class AnchorBuilder:
             self.add_questions([each for each in batch if isinstance(each, VQAExample)], number)
 
     def add_questions(self, batch: Sequence[VQAExample], number: int) -> None:
-        """Take in a batch; its `number` in the stream decides which answers are drawn for the Fisher information."""
+        """Take in a batch; its `number` in the stream decides the signs in the Fisher information."""
         answers: list[str] = []
         if self._needs_answers:
             answers = self.vlm.answer([each.image for each in batch], [each.question for each in batch])

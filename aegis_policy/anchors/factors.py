@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aegis_policy.anchors.answers import loss_of_drawn_answers, with_answers
+from aegis_policy.anchors.answers import fisher_passes, with_answers
 from aegis_policy.isolation import FactorAccumulator
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
@@ -61,7 +61,7 @@ class InputFactors:
 
 
 class KroneckerFactors(InputFactors):
-    """Gathers the covariances of their outputs' gradients too, for which answers are drawn; frames have none."""
+    """Gathers the covariances of their outputs' gradients too, which are those of the answers; frames have none."""
 
     outputs = True
 
@@ -70,5 +70,6 @@ class KroneckerFactors(InputFactors):
         # Every layer's outputs depend on the pixels: their gradient is one that passes through all of them.
         inputs["pixel_values"].requires_grad_()
         with self.collect(inputs):
-            loss = loss_of_drawn_answers(self.vlm, inputs, [self.seed, number])
-            torch.autograd.grad(loss, inputs["pixel_values"])
+            logits, passes = fisher_passes(self.vlm, inputs, [self.seed, number])
+            for cotangent in passes:
+                torch.autograd.grad(logits, inputs["pixel_values"], cotangent, retain_graph=True)

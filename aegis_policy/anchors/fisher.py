@@ -1,4 +1,4 @@
-"""Fisher information of single weights: squared gradients of drawn answers, one sample at a time."""
+"""Fisher information of single weights: squared gradients of the model's predictions, one sample at a time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aegis_policy.anchors.answers import loss_of_drawn_answers, with_answers
+from aegis_policy.anchors.answers import fisher_passes, with_answers
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
 
@@ -24,11 +24,14 @@ class Fisher:
     def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
         for index, (example, answer) in enumerate(zip(batch, answers, strict=True)):
             inputs = with_answers(self.vlm, [example], [answer])
-            loss = loss_of_drawn_answers(self.vlm, inputs, [self.seed, number, index])
-            gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
-            for total, gradient in zip(self.totals.values(), gradients, strict=True):
-                if gradient is not None:
-                    total.addcmul_(gradient, gradient)
+            logits, passes = fisher_passes(self.vlm, inputs, [self.seed, number, index])
+            for cotangent in passes:
+                gradients = torch.autograd.grad(
+                    logits, list(self.weights.values()), cotangent, retain_graph=True, allow_unused=True
+                )
+                for total, gradient in zip(self.totals.values(), gradients, strict=True):
+                    if gradient is not None:
+                        total.addcmul_(gradient, gradient)
 
     def frames(self, inputs: dict[str, Tensor]) -> None:
         """Frames have no answers."""

@@ -63,15 +63,15 @@ then ten lines of protected training:
 >>> sorted(isolator.metrics())
 ['anchor_distance', 'conflict_fraction', 'energy_shed', 'unprojected_layers']
 
-or, with blocks instead of one direction: one pass for the Fisher information of the model's own predictions, then
+or, with blocks instead of one direction: a few passes for the Fisher information of the model's own predictions, then
 training without a second gradient:
 
 >>> linears = {str(depth): layer[0] for depth, layer in enumerate(layers)}
 >>> accumulator = FactorAccumulator(linears, rank=8)
 >>> with accumulator.collect():
-...     logits = model(x_BTD).flatten(0, 1)
-...     drawn = torch.distributions.Categorical(logits=logits).sample()
-...     nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
+...     logits = model(x_BTD)
+...     for cotangent in fisher_cotangents(logits.detach()):
+...         logits.backward(cotangent, retain_graph=True)
 >>> factors = accumulator.factors()
 >>> blocks = select_blocks(factors, [list(linears)], energy=0.9, use_outputs=True)
 >>> optimizer = ProjectedAdamW(model.parameters(), LowRankProjector(linears, blocks), lr=1e-2)
@@ -84,6 +84,7 @@ training without a second gradient:
 from aegis_policy.isolation._anchor import Anchor
 from aegis_policy.isolation._blocked_components import BlockedComponents, select_blocks
 from aegis_policy.isolation._factors import FactorAccumulator, LinearFactors
+from aegis_policy.isolation._fisher import FISHER_EXACT, fisher_cotangents
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._isolator import GRANULARITIES, GradientIsolator
 from aegis_policy.isolation._joined_components import JoinedComponents
@@ -98,6 +99,7 @@ from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
 __all__ = [
     "EPS",
+    "FISHER_EXACT",
     "GRANULARITIES",
     "PLACES",
     "Anchor",
@@ -119,6 +121,7 @@ __all__ = [
     "Projector",
     "Spectrum",
     "distance_penalty",
+    "fisher_cotangents",
     "global_moments",
     "masked_moments",
     "project_",

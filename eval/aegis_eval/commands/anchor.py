@@ -3,8 +3,9 @@
 The samples go through the model's own processor and prompt, image and question together. `gaussian` streams the moments
 of every decoder layer's output over all valid tokens (arXiv 2604.16067 uses 3,000 VQAv2 samples); `subspace` and
 `kronecker` stream sketches of what goes through every linear layer while the model reads its own answers, and
-`kronecker` takes one backward pass, of answers drawn from the model's own predictions, for its Fisher information.
-`fisher` does that for single weights, one sample at a time.
+`kronecker` takes four backward passes for the Fisher information of the model's own predictions: the sum over tokens,
+each answer's three heaviest terms exactly, the others together. `fisher` does that for single weights, one sample at a
+time.
 No label is read: the anchor is about what the model knows, right or wrong.
 """
 

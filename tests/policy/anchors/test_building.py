@@ -10,7 +10,7 @@ from aegis_policy.anchors.answers import drawing
 from aegis_policy.anchors.building import AnchorBuilder, build_anchor
 from aegis_policy.anchors.kinds import KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
-from aegis_policy.isolation import Anchor, global_moments, w2_squared
+from aegis_policy.isolation import Anchor, fisher_cotangents, global_moments, w2_squared
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
@@ -44,7 +44,7 @@ def test_gathering_leaves_no_gradient_behind_and_repeats_exactly(tiny_vlm_dir: P
 def test_importances_are_squared_gradients_of_single_answers_relative_to_their_mean(
     tiny_vlm_dir: Path,
 ) -> None:
-    """Two answers, drawn here as the builder draws them."""
+    """Two answers, with the builder's signs."""
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
     samples = _examples()[:2]
     importance = build_anchor(vlm, samples, kinds=["fisher"], source="test", batch_size=2, seed=5).importance
@@ -58,12 +58,12 @@ def test_importances_are_squared_gradients_of_single_answers_relative_to_their_m
     answers = vlm.answer([each.image for each in samples], [each.question for each in samples])
     for index, (each, answer) in enumerate(zip(samples, answers, strict=True)):
         logits_NKV, _ = vlm.answer_logits(vlm.answer_inputs([each.image], [each.question], [answer]))
-        drawn = torch.multinomial(logits_NKV[0].detach().softmax(-1), 1, generator=drawing([5, 0, index]))
-        vlm.zero_grad()
-        (-logits_NKV[0].log_softmax(-1).gather(1, drawn)).sum().backward()
-        for name, total in squares.items():
-            if named[name].grad is not None:
-                total += named[name].grad.square()
+        for cotangent in fisher_cotangents(logits_NKV.detach(), generator=drawing([5, 0, index])):
+            vlm.zero_grad()
+            logits_NKV.backward(cotangent, retain_graph=True)
+            for name, total in squares.items():
+                if named[name].grad is not None:
+                    total += named[name].grad.square()
     mean = torch.cat([total.flatten() for total in squares.values()]).mean()
     for name, total in squares.items():
         torch.testing.assert_close(importance[name], total / mean, rtol=1e-3, atol=1e-3)
