@@ -135,7 +135,7 @@ def _beside(path: Path, named: Path | None = None) -> Iterator[Path]:
         try:
             yield folder / path.name
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             os.close(held)
 
 
@@ -143,8 +143,22 @@ def _remove_left(path: Path) -> None:
     """Remove what commands that were killed had written of `path`."""
     for folder in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
         if (held := _hold(folder / _LOCK, os.O_RDWR)) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             os.close(held)
+        with suppress(OSError):  # one whose lock is gone is empty
+            folder.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its lock after everything else."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _LOCK:
+                path.unlink()
+        (folder / _LOCK).unlink()
+        folder.rmdir()
 
 
 def _hold(file: Path, how: int) -> int | None:

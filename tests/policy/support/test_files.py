@@ -72,6 +72,12 @@ def test_what_a_killed_command_was_writing_is_gone_when_it_is_written_again(
     assert not list(tmp_path.rglob(".*"))
 
 
+def test_a_command_killed_as_it_removed_what_it_had_written_leaves_nothing_either(tmp_path: Path) -> None:
+    (tmp_path / ".result.abcdefgh.part").mkdir()
+    write(atomic_write, tmp_path / "result")
+    assert names(tmp_path) == ["result"]
+
+
 @pytest.mark.parametrize("atomic", WAITING)
 def test_what_another_command_is_writing_is_left_alone(atomic: Atomic, tmp_path: Path) -> None:
     place = tmp_path / "result"
