@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.fingerprint import same_weights
@@ -43,14 +45,25 @@ def load_policy(source: PolicySource) -> "tuple[AegisPolicy, str]":
 
 
 def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[Any, Any]:
-    """What LeRobot puts before and behind the policy of a checkpoint."""
-    from lerobot.policies.factory import make_pre_post_processors
+    """What LeRobot puts before and behind the policy of a checkpoint.
 
-    return make_pre_post_processors(
-        policy.config,
-        pretrained_path=folder,
-        preprocessor_overrides={"device_processor": {"device": device}},
-    )
+    Raises:
+        AegisError: they are not there, as where a training ended while it saved.
+    """
+    from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.processor.pipeline import ProcessorMigrationError
+
+    try:
+        return make_pre_post_processors(
+            policy.config,
+            pretrained_path=folder,
+            preprocessor_overrides={"device_processor": {"device": device}},
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ProcessorMigrationError) as error:
+        raise AegisError(
+            f"{folder} holds no policy_preprocessor.json and policy_postprocessor.json with their files that can be "
+            f"read ({type(error).__name__}): take the folder as training saved it, or an earlier checkpoint."
+        ) from error
 
 
 def load_original_vlm(policy_config: Any, flag_value: str | None) -> tuple[VLMBackbone | None, str]:

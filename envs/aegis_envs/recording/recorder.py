@@ -2,7 +2,7 @@
 
 import sys
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def record(config: RecordConfig) -> None:
     config = replace(config, root=root, repo_id=config.repo_id or f"local/{root.name}")
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         _require_same_recording(root, recipe, config)
-        EpisodeFolder(root).remove()
+        with suppress(AegisError), alone(root, "--root"):  # where others may write
+            EpisodeFolder(root).remove()
         print(f"{root} already holds this recording, complete ({config.episodes} episodes).")
         return
     with alone(root, "--root"):

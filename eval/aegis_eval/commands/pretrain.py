@@ -86,13 +86,13 @@ def pretrain(cfg: PretrainConfig) -> None:
     Raises:
         AegisError: `--out` already holds a model, a number cannot be, or the saved state belongs to other settings.
     """
-    if (cfg.out / CARD_FILE).is_file():
-        _forget_training(cfg.out)  # which has ended
-    require_new_directory(cfg.out, "--out")
     _check(cfg)
     accelerator = Accelerator(mixed_precision=cfg.mixed_precision, cpu=not torch.cuda.is_available())
     ranks.keep_group()
     with alone(cfg.out, "--out") if accelerator.is_main_process else nullcontext():
+        if (cfg.out / CARD_FILE).is_file():
+            _forget_training(cfg.out)  # which has ended
+        require_new_directory(cfg.out, "--out")
         _pretrain(cfg, accelerator)
     accelerator.end_training()
 

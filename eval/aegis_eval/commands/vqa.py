@@ -105,6 +105,7 @@ def evaluate(config: VqaConfig) -> Path:
     started, date = time.monotonic(), datetime.now().astimezone()
     output_dir = _prepare(config, date)
     with alone(output_dir, "--output_dir") if ranks.index() == 0 else nullcontext():
+        _require_new(output_dir)
         _evaluate(config, output_dir, date, started)
     return output_dir
 
@@ -122,9 +123,8 @@ def _evaluate(config: VqaConfig, output_dir: Path, date: datetime, started: floa
         benchmark_fingerprint=fingerprint(questions.drawn.samples),
         config=asdict(config),
     )
-    if (
-        asked.checkpoint is not None
-    ):  # before there are results, for a command that has them is not given again
+    # Before there are results, for a command that has them is not given again.
+    if asked.checkpoint is not None:
         _note_on_card(asked.checkpoint, outcome, config)
     write_answers(output_dir, outcome, origin, date=date, seconds=seconds)
     shutil.rmtree(_logs(output_dir), ignore_errors=True)
@@ -166,10 +166,9 @@ def _prepare(config: VqaConfig, date: datetime) -> Path:
     if "WORLD_SIZE" in os.environ:
         # Joins the other ranks, on this one's device; they wait while the first fetches the questions.
         PartialState(cpu=config.device == "cpu", timeout=_LONGEST_WAIT)
-    output_dir = _output_directory(config, date)
     torch_device(config.device)
     _check_pretrained(config)
-    return output_dir
+    return _output_directory(config, date)
 
 
 def _choose(config: VqaConfig) -> _Questions:
@@ -234,12 +233,16 @@ def _logs(output_dir: Path) -> Path:
 
 def _output_directory(config: VqaConfig, date: datetime) -> Path:
     if config.output_dir is not None:
-        if (config.output_dir / "results.json").is_file():
-            shutil.rmtree(_logs(config.output_dir), ignore_errors=True)  # they are in the results
-        return require_new_directory(config.output_dir, "--output_dir")
+        return config.output_dir
     folder = Path(config.policy.path or config.vlm or "vlm").resolve()
     name = folder.parent.name if folder.name == "pretrained_model" else folder.name
-    return require_new_directory(Path("outputs") / "vqa" / f"{date:%Y-%m-%d_%H-%M-%S}_{name}", "--output_dir")
+    return Path("outputs") / "vqa" / f"{date:%Y-%m-%d_%H-%M-%S}_{name}"
+
+
+def _require_new(output_dir: Path) -> None:
+    if (output_dir / "results.json").is_file():
+        shutil.rmtree(_logs(output_dir), ignore_errors=True)  # they are in the results
+    require_new_directory(output_dir, "--output_dir")
 
 
 def _load_model(config: VqaConfig) -> tuple[VLMBackbone, AegisConfig | None, str | None]:
