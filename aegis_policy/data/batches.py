@@ -14,6 +14,8 @@ from aegis_policy.support.errors import AegisError
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
 
+_BRIGHTEST = 2.0
+"""Augmented pictures may lie a little above 1; those of 0 to 255 never stay below this."""
 _AXES = {OBS_STATE: "(batch, values)", ACTION: "(batch, steps, values)"}
 
 
@@ -40,14 +42,21 @@ def check_batch(config: "AegisConfig", batch: Mapping[str, Any], with_actions: b
             "task text for every frame, give the environment a task_description, or say --policy.instruction=TEXT."
         )
     for key in config.image_features:
-        if batch[key].ndim != 4 or batch[key].shape[1] != 3:
-            raise AegisError(
-                f"{key} has shape {tuple(batch[key].shape)}, and the policy reads colour pictures "
-                "(batch, 3, height, width) in [0, 1]: bring its channels to that place."
-            )
+        _check_pictures(key, batch[key])
     lengths = {OBS_STATE: config.state_dim, **({ACTION: config.action_dim} if with_actions else {})}
     for key, length in lengths.items():
         _check_vector(key, batch[key], length)
+
+
+def _check_pictures(key: str, given: Tensor) -> None:
+    wanted = "and the policy reads colour pictures (batch, 3, height, width) of floats in [0, 1]"
+    if given.ndim != 4 or given.shape[1] != 3:
+        raise AegisError(f"{key} has shape {tuple(given.shape)}, {wanted}: bring its channels to that place.")
+    if not given.is_floating_point():
+        raise AegisError(f"{key} is of dtype {given.dtype}, {wanted}: divide it by 255.")
+    if not given.numel() or not (largest := float(given.amax())) <= _BRIGHTEST:
+        found = f"holds values up to {largest:.0f}" if given.numel() else "is empty"
+        raise AegisError(f"{key} {found}, {wanted}: divide it by 255, and see that no value is NaN.")
 
 
 def _check_vector(key: str, given: Tensor, length: int) -> None:

@@ -14,7 +14,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
 from aegis_policy.data.batches import says_something
-from aegis_policy.data.files import check_files, chosen_episodes, episode_table
+from aegis_policy.data.files import check_files, chosen_episodes, dataset_option, episode_table
 from aegis_policy.data.statistics import check_statistics
 from aegis_policy.data.vectors import STEP_NAME
 from aegis_policy.support.finding import Finding
@@ -47,12 +47,10 @@ def check_dataset(
     if malformed:
         return
     keys = [key for key in meta.features if key not in DEFAULT_FEATURES]
-    missing = [*check_features(config, keys)]
-    yield from missing
-    if not missing:
-        yield from check_vectors(meta, checkpoint)
-        names = {key: _labels(feature.get("names")) for key, feature in meta.features.items()}
-        yield from check_statistics(config, meta.stats, names)
+    names = {key: _labels(feature.get("names")) for key, feature in meta.features.items()}
+    yield from check_features(config, keys)
+    yield from check_vectors(meta, checkpoint)
+    yield from check_statistics(config, meta.stats, names)
     yield from _check_cameras(meta)
     yield from check_records(meta)
     yield from check_instructions(meta, config.instruction)
@@ -222,14 +220,10 @@ def _check_processors(file: Path) -> Iterator[Finding]:
 
 
 def _check_cameras(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
-    bare = [
-        key
-        for key, feature in meta.features.items()
-        if feature["dtype"] in _PICTURES and not isinstance((meta.stats or {}).get(key), Mapping)
-    ]
-    if bare and meta.stats:
+    bare = [key for key in meta.camera_keys if not isinstance((meta.stats or {}).get(key), Mapping)]
+    if bare and dataset_option("use_imagenet_stats") is not False:
         yield Finding(
-            "warning",
+            "error",
             f"meta/stats.json has no statistics of {', '.join(bare)}, over which lerobot-train writes ImageNet's",
             "train with --dataset.use_imagenet_stats=false",
         )
@@ -241,7 +235,14 @@ def check_records(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
     if isinstance(episodes, Finding):
         yield episodes
         return
-    yield from check_files(meta, episodes, partly=chosen_episodes() is not None)
+    chosen = chosen_episodes()
+    if beyond := [each for each in chosen or [] if not 0 <= each < meta.total_episodes]:
+        yield Finding(
+            "error",
+            f"--dataset.episodes names {beyond[0]}, and the dataset has {meta.total_episodes} episodes",
+            "name some of them, counted from 0",
+        )
+    yield from check_files(meta, episodes, partly=chosen is not None)
     yield from _check_order(meta)
 
 

@@ -223,27 +223,24 @@ def _check_videos(meta: "LeRobotDatasetMetadata", episodes: Any) -> Iterator[Fin
 
 
 def chosen_episodes() -> list[int] | None:
-    """The episodes that `--dataset.episodes` of the running command chooses, or the configuration that it goes on from.
-
-    LeRobot tells a policy its dataset, and not which part of it is trained on. None is all of them.
-    """
-    given = parser.parse_arg("dataset.episodes")
-    if given is not None:
-        return _as_episodes(given)
-    config = parser.parse_arg("config_path")
-    if config is None:
-        return None
-    path = Path(config) / "train_config.json" if Path(config).is_dir() else Path(config)
-    try:
-        dataset = read_json(path)["dataset"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # another kind of configuration; LeRobot has read it
-    return _as_episodes(json.dumps(dataset.get("episodes")) if isinstance(dataset, Mapping) else "null")
-
-
-def _as_episodes(given: str) -> list[int] | None:
-    try:
-        found = json.loads(given)
-    except ValueError:
-        return None
+    """The episodes that `--dataset.episodes` of the running command chooses; None is all of them."""
+    found = dataset_option("episodes")
     return found if isinstance(found, list) and all(isinstance(each, int) for each in found) else None
+
+
+def dataset_option(name: str) -> Any:
+    """What the running command says by `--dataset.NAME`, or the configuration that it goes on from; None is nothing.
+
+    LeRobot tells a policy its dataset, and not how it is read.
+    """
+    given = parser.parse_arg(f"dataset.{name}")
+    config = parser.parse_arg("config_path")
+    try:
+        if given is not None:
+            return json.loads(given)
+        if config is None:
+            return None
+        path = Path(config) / "train_config.json" if Path(config).is_dir() else Path(config)
+        return read_json(path)["dataset"][name]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # a configuration of another kind, which LeRobot has read

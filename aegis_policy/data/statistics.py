@@ -54,7 +54,7 @@ def check_statistics(
     features = {OBS_STATE: config.robot_state_feature, ACTION: config.action_feature}
     for key, feature in features.items():
         mode = _mode(config, feature.type.value) if feature is not None else NormalizationMode.IDENTITY
-        if feature is None or mode not in _BOUNDS:
+        if feature is None or mode not in _BOUNDS or len(feature.shape) != 1:
             continue
         given = (statistics or {}).get(key, {})
         unusable = [*_unusable(key, given, mode, tuple(feature.shape))]

@@ -5,12 +5,21 @@ Imports nothing but the standard library and this project's own light modules, s
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from aegis_eval.doctor import files, machine
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
+
+_OF_THE_DATASET = {
+    "--policy.instruction": "what stands in for the dataset's task",
+    "--policy.input_features": "the part of the dataset that a policy reads",
+    "--policy.normalization_mapping": "how state and actions are normalised",
+    "--dataset.episodes": "those to train on",
+    "--dataset.use_imagenet_stats": "false where cameras have no statistics",
+}
+"""Flags of a training that its checks of a dataset look at; those of the dataset they take from the command line."""
 
 
 def main() -> None:
@@ -30,14 +39,15 @@ def main() -> None:
         "--policy.optimizer_bits", dest="bits", type=int, default=32, help="of AdamW's moments"
     )
     parser.add_argument("--policy.anchor_path", dest="anchor", type=Path, help="the anchor to train with")
-    parser.add_argument(
-        "--policy.instruction", dest="instruction", help="what stands in for the dataset's task"
-    )
     parser.add_argument("--dataset.root", dest="dataset", type=Path, help="the LeRobotDataset to train on")
+    for flag, what in _OF_THE_DATASET.items():
+        parser.add_argument(flag, dest=flag, help=what)
     given = parser.parse_args()
+    named = {flag: getattr(given, flag) for flag in _OF_THE_DATASET if flag.startswith("--policy.")}
+    flags = [f"{flag.replace('policy.', '')}={value}" for flag, value in named.items() if value is not None]
     findings: list[Finding] = []
     training = files.Training(given.protection, given.frozen_dtype, given.bits)
-    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, training, given.instruction):
+    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, training, flags):
         findings.append(finding)
         print(f"{finding.status:8} {finding.what}", flush=True)
         if finding.mend:
@@ -53,7 +63,7 @@ def examine(
     dataset: Path | None = None,
     policy: Path | None = None,
     training: files.Training | None = None,
-    instruction: str | None = None,
+    flags: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """All findings, one by one as they are made.
 
@@ -63,7 +73,7 @@ def examine(
         dataset: folder of a LeRobotDataset.
         policy: `pretrained_model` folder of a checkpoint.
         training: how the VLM is trained, which decides how much memory it takes.
-        instruction: what stands in for the dataset's task.
+        flags: of the policy, which decide what it reads of the dataset and how.
     """
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", machine.check_python),
@@ -78,7 +88,7 @@ def examine(
     if policy is not None:
         checks.append(("the checkpoint", lambda: files.check_policy(policy, dataset)))
     if dataset is not None:
-        checks.append(("the dataset", lambda: files.check_dataset(dataset, policy, instruction)))
+        checks.append(("the dataset", lambda: files.check_dataset(dataset, policy, flags)))
     if anchor is not None:
         checks.append(("the anchor", lambda: files.check_anchor(anchor, vlm, machine.fingerprint)))
     for name, check in checks:

@@ -3,7 +3,7 @@
 Only headers and JSON are read, never weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,16 +19,15 @@ _FROZEN = ("freeze", "stop_gradient", "lora")
 """Protections under which the decoder's own weights have neither gradients nor moments."""
 
 
-def check_dataset(
-    root: Path, policy: Path | None = None, instruction: str | None = None
-) -> Iterator[Finding]:
+def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Finding]:
     """Whether a policy can learn from a LeRobotDataset: what a training checks at its start.
 
     Args:
         root: folder of the dataset.
         policy: the checkpoint that the training goes on from; a fresh policy unless given.
-        instruction: `--policy.instruction` of a fresh one.
+        flags: of the policy, without its name (`--instruction=TEXT`).
     """
+    import draccus
     from lerobot.configs import FeatureType, PreTrainedConfig
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
@@ -39,11 +38,11 @@ def check_dataset(
     meta = read_metadata(root, "--dataset.root")
     found = [*check_info(meta)]
     if not found:
-        config = AegisConfig(instruction=instruction, device="cpu")
-        if policy is not None:
+        if policy is None:
+            config = draccus.parse(AegisConfig, args=["--device=cpu", *flags])
+        else:
             policy = _inside(policy)
-            loaded = PreTrainedConfig.from_pretrained(policy)
-            config = loaded if isinstance(loaded, AegisConfig) else config
+            config = PreTrainedConfig.from_pretrained(policy, cli_overrides=[*flags])
         features = dataset_to_policy_features(meta.features)
         outputs = {key: each for key, each in features.items() if each.type is FeatureType.ACTION}
         config.output_features = outputs
@@ -53,11 +52,11 @@ def check_dataset(
         found = [*check_dataset(config, meta, policy)]
     yield from found
     if not any(each.status == "error" for each in found):
-        state, action = (meta.features[name]["shape"][0] for name in ("observation.state", "action"))
         yield Finding(
             "ok",
             f"{root}: {meta.total_episodes} episodes, {meta.total_frames} frames at {meta.fps} a second, "
-            f"cameras {', '.join(_short(meta.camera_keys))}, state {state}, action {action}",
+            f"cameras {', '.join(_short(meta.camera_keys))}, state {config.state_dim}, "
+            f"action {config.action_dim}",
         )
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import broken_datasets
 import pytest
@@ -29,6 +30,7 @@ from lerobot.policies.factory import make_policy
 
 from aegis_eval.doctor import files as doctor_files
 from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.data.batches import check_batch
 from aegis_policy.data.checks import check_dataset
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.processor_aegis import make_aegis_pre_post_processors
@@ -100,7 +102,7 @@ def faults() -> Iterator[tuple[str, list[broken_datasets.Break], str, str]]:
     yield "no statistics of actions", [without_statistics(action)], "have no `mean` of action", e
     yield "no statistics of both", [without_statistics(action, state)], r"no `mean` of observation.state", e
     yield "no statistics", [lost("meta/stats.json")], "have no `mean` of observation.state", e
-    yield "no statistics of a camera", [without_statistics(camera)], "use_imagenet_stats=false", w
+    yield "no statistics of a camera", [without_statistics(camera)], "use_imagenet_stats=false", e
     yield "deviation of zero", [statistics(action, std=0)], r"action reaches .*e\+08 .* in dimension 1", e
     yield (
         "tiny deviation",
@@ -280,7 +282,9 @@ def test_an_instruction_stands_in_for_one_task_at_most(
     config = make_config("none", instruction="push the T")
     blank = broken(plain_dataset, tmp_path / "blank", tasks("", " ", "a"))
     assert training(config, blank) == []
-    assert [each.status for each in doctor_files.check_dataset(blank, instruction="push the T")] == ["ok"]
+    assert [
+        each.status for each in doctor_files.check_dataset(blank, flags=["--instruction=push the T"])
+    ] == ["ok"]
     (said,) = training(make_config("none", instruction="push the T"), plain_dataset)
     assert "stand in for 3 different instructions" in said
     with pytest.raises(AegisError, match=r"--policy\.instruction says nothing"):
@@ -303,6 +307,75 @@ def test_a_blank_task_of_an_episode_that_is_left_out_does_no_harm(
     write_json(tmp_path / "train_config.json", {"dataset": {"episodes": chosen and json.loads(chosen)}})
     monkeypatch.setattr("sys.argv", ["lerobot-train", f"--config_path={tmp_path / 'train_config.json'}"])
     assert bool(training(make_config("none"), root)) is refused
+
+
+@pytest.mark.parametrize(
+    "flag, fault, sentence",
+    [
+        ("--dataset.episodes=[0,3]", [], "names 3, and the dataset has 3 episodes"),
+        ("--dataset.use_imagenet_stats=false", [without_statistics("observation.images.front")], ""),
+    ],
+)
+def test_how_a_training_reads_the_dataset_is_taken_from_its_flags(
+    plain_dataset: Path,
+    tmp_path: Path,
+    make_config: Callable[..., AegisConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    fault: list[broken_datasets.Break],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lerobot-train", flag])
+    said = training(make_config("none"), broken(plain_dataset, tmp_path / "broken", *fault))
+    assert sentence in "".join(said) and bool(said) is bool(sentence)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda image: (image * 255).byte(), r"front is of dtype torch\.uint8.*divide it by 255"),
+        (lambda image: image * 255, r"front holds values up to 2\d\d"),
+        (lambda image: image * torch.nan, "front holds values up to nan"),
+        (lambda image: image.movedim(1, -1), r"front has shape \(4, 32, 32, 3\)"),
+        (lambda image: image[:, :1], r"front has shape \(4, 1, 32, 32\)"),
+        (lambda image: image[0], r"front has shape \(3, 32, 32\)"),
+    ],
+)
+def test_pictures_in_another_form_are_refused(
+    make_config: Callable[..., AegisConfig],
+    make_batch: Callable[..., dict[str, Any]],
+    change: Callable[[torch.Tensor], torch.Tensor],
+    sentence: str,
+) -> None:
+    batch = make_batch()
+    check_batch(make_config("none"), batch, with_actions=True)
+    batch["observation.images.front"] = change(batch["observation.images.front"])
+    with pytest.raises(AegisError, match=sentence):
+        check_batch(make_config("none"), batch, with_actions=True)
+
+
+@pytest.mark.parametrize(
+    "key, change, sentence",
+    [
+        ("action", lambda x: x[..., 0], r"action has shape \(4, 4\)"),
+        ("action", lambda x: x[..., :2], "action has 2 values in the data and 3 in the policy"),
+        ("observation.state", lambda x: x[0], r"observation.state has shape \(5,\)"),
+        ("task", lambda _: None, "has no instruction"),
+        ("task", lambda _: ["a", None, "b", "c"], "has no instruction"),
+        ("task", lambda _: ["a", "\u200b", "b", "c"], "has no instruction"),
+    ],
+)
+def test_vectors_and_instructions_in_another_form_are_refused(
+    make_config: Callable[..., AegisConfig],
+    make_batch: Callable[..., dict[str, Any]],
+    key: str,
+    change: Callable[[Any], Any],
+    sentence: str,
+) -> None:
+    batch = make_batch()
+    batch[key] = change(batch[key])
+    with pytest.raises(AegisError, match=sentence):
+        check_batch(make_config("none"), batch, with_actions=True)
 
 
 def test_pictures_are_normalised_by_the_vlm_alone(make_config: Callable[..., AegisConfig]) -> None:
