@@ -1,24 +1,18 @@
-"""Everything that is kept of a pretrained model in order to protect it, and the one file that keeps it."""
+"""Everything that is kept of a pretrained model in order to protect it, to and from the tensors of its file."""
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from aegis_policy.isolation import _anchor_file
 from aegis_policy.isolation._factors import LinearFactors
-from aegis_policy.isolation._gaussian import REBUILD, AnchorError, GaussianAnchor
+from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor
 from aegis_policy.isolation._sketch import Spectrum
-
-KIND = "aegis-anchor"
-"""What the file calls its format."""
-FORMAT_VERSION = "2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +24,7 @@ class Anchor:
         factors: covariances of linear layers, by name.
         importance: Fisher information of single weights, by parameter name, relative to their mean.
         metadata: strings that say where the anchor comes from: `vlm`, `fingerprint`, `samples`, `source`, ...;
-            `kind` and `format_version` are added when it is saved.
+            `kind`, `format_version` and a checksum are added when it is saved.
     """
 
     gaussians: dict[str, GaussianAnchor] = field(default_factory=dict)
@@ -44,42 +38,24 @@ class Anchor:
         Eigenvectors are written as float16 (`select_blocks` makes those it takes orthonormal again), importances as
         bfloat16.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        metadata = {key: str(value) for key, value in self.metadata.items()}
-        metadata |= {"kind": KIND, "format_version": FORMAT_VERSION}
-        try:
-            save_file({name: x.cpu().contiguous() for name, x in self._tensors().items()}, beside, metadata)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        _anchor_file.write(Path(path), self._tensors(), self.metadata)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read what `save` wrote; eigenvectors stay float16.
 
         Raises:
-            AnchorError: no such file, not a whole safetensors file, another kind of file or another format, wrong
-                tensors, values that are not finite, a negative deviation.
+            AnchorError: no such file, not a whole one, another kind of file or another format, damaged contents,
+                tensors that are missing, unknown or of another dtype or shape, values that cannot be.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise AnchorError(f"There is no anchor at {path}", f"correct the path or {REBUILD}")
+        tensors, metadata, vouched_for = _anchor_file.read(Path(path))
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise AnchorError(f"The anchor {path} is truncated or not a safetensors file") from error
-        if metadata.get("kind") != KIND or metadata.get("format_version") != FORMAT_VERSION:
-            found = f"{metadata.get('kind')!r} of format {metadata.get('format_version')!r}"
-            raise AnchorError(f"The anchor {path} is {found}, not {KIND!r} of format {FORMAT_VERSION!r}")
-        try:
-            gaussians, factors, importance = _gaussians(tensors), _factors(tensors), _importance(tensors)
+            gaussians, factors, importance = _contents(tensors)
+            if not vouched_for:
+                _require_orthonormal(factors)
         except AnchorError as error:
             raise AnchorError(f"{error.fault} in {path}", error.mend) from error
-        except (KeyError, ValueError) as error:
+        except (ValueError, RuntimeError) as error:
             raise AnchorError(f"The anchor {path} is not whole ({error})") from error
         return cls(gaussians, factors, importance, metadata)
 
@@ -138,40 +114,89 @@ class Anchor:
         return tensors
 
 
-def _gaussians(tensors: dict[str, Tensor]) -> dict[str, GaussianAnchor]:
-    groups = [key.split("/")[1] for key in tensors if key.startswith("gaussian/") and key.endswith("/mean")]
-    gaussians = {}
-    for group in groups:
-        mean_LD, std_LD, count = (tensors[f"gaussian/{group}/{part}"] for part in ("mean", "std", "count"))
-        noise_LD = tensors.get(f"gaussian/{group}/noise")
-        gaussians[group] = GaussianAnchor(mean_LD, std_LD, int(count), noise_LD)
-    return gaussians
+_F32 = (torch.float32, torch.float64)
+_PARTS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
+    "gaussian": {"mean": _F32, "std": _F32, "count": (torch.int64,), "noise": _F32},
+    "inputs": {"values": _F32, "vectors": (torch.float16,), "total": _F32},
+    "outputs": {"values": _F32, "vectors": (torch.float16,), "total": _F32},
+    "importance": {"": (torch.bfloat16,)},
+}
+"""First word of a tensor's name -> its last, and the dtypes it may have."""
+_OPTIONAL = {"noise"}
+_NEARLY = 5e-3
+"""By how much float16 vectors may miss being orthonormal, and eigenvalues add up to more than their trace."""
+
+_Contents = tuple[dict[str, GaussianAnchor], dict[str, LinearFactors], dict[str, Tensor]]
 
 
-def _factors(tensors: dict[str, Tensor]) -> dict[str, LinearFactors]:
-    names = [key.split("/")[1] for key in tensors if key.startswith("inputs/") and key.endswith("/values")]
-    return {
-        name: LinearFactors(
-            _spectrum(tensors, f"inputs/{name}"),
-            _spectrum(tensors, f"outputs/{name}") if f"outputs/{name}/values" in tensors else None,
-        )
-        for name in names
+def _contents(tensors: Mapping[str, Tensor]) -> _Contents:
+    """What the tensors of a file make up.
+
+    Raises:
+        ValueError, RuntimeError: it is no anchor.
+    """
+    found: dict[str, dict[str, dict[str, Tensor]]] = {word: {} for word in _PARTS}
+    for key, tensor in tensors.items():
+        word, _, rest = key.partition("/")
+        name, _, part = (rest, "", "") if word == "importance" else rest.rpartition("/")
+        if part not in _PARTS.get(word, {}) or not name:
+            raise ValueError(f"{key!r} is no part of an anchor")
+        if tensor.dtype not in _PARTS[word][part]:
+            raise ValueError(f"{key} is of {str(tensor.dtype).removeprefix('torch.')}")
+        found[word].setdefault(name, {})[part] = tensor
+    if not tensors:
+        raise ValueError("it holds nothing")
+    for word, names in found.items():
+        for name, parts in names.items():
+            if missing := sorted(_PARTS[word].keys() - parts.keys() - _OPTIONAL):
+                raise ValueError(f"{word}/{name}/{missing[0]} is missing")
+    if alone := sorted(found["outputs"].keys() - found["inputs"].keys()):
+        raise ValueError(f"inputs/{alone[0]} is missing")
+    spectra = {
+        side: {name: _spectrum(f"{side}/{name}", **parts) for name, parts in found[side].items()}
+        for side in ("inputs", "outputs")
     }
+    return (
+        {name: _gaussian(f"gaussian/{name}", **parts) for name, parts in found["gaussian"].items()},
+        {
+            name: LinearFactors(inputs, spectra["outputs"].get(name))
+            for name, inputs in spectra["inputs"].items()
+        },
+        {name: _importance(name, parts[""]) for name, parts in found["importance"].items()},
+    )
 
 
-def _importance(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "importance/"
-    importance = {key[len(prefix) :]: x.float() for key, x in tensors.items() if key.startswith(prefix)}
-    for name, values in importance.items():
-        if not values.isfinite().all() or (values < 0).any():
-            raise ValueError(f"the importance of {name} holds values that are negative or not finite")
-    return importance
+def _gaussian(
+    key: str, mean: Tensor, std: Tensor, count: Tensor, noise: Tensor | None = None
+) -> GaussianAnchor:
+    if noise is not None and (noise.shape != mean.shape or not noise.isfinite().all() or (noise < 0).any()):
+        raise ValueError(f"{key}/noise is of another shape, negative or not finite")
+    return GaussianAnchor(mean, std, int(count), noise)
 
 
-def _spectrum(tensors: dict[str, Tensor], prefix: str) -> Spectrum:
-    spectrum = Spectrum(tensors[f"{prefix}/values"], tensors[f"{prefix}/vectors"], tensors[f"{prefix}/total"])
-    if spectrum.values_K.shape != spectrum.vectors_DK.shape[1:]:
-        raise ValueError(f"{prefix} has values and vectors of different numbers")
-    if not all(part.isfinite().all() for part in spectrum):
-        raise ValueError(f"{prefix} holds values that are not finite")
-    return spectrum
+def _spectrum(key: str, values: Tensor, vectors: Tensor, total: Tensor) -> Spectrum:
+    if vectors.ndim != 2 or values.shape != vectors.shape[1:] or total.ndim:
+        raise ValueError(f"{key} has values and vectors of different numbers")
+    if not 0 < len(values) <= len(vectors):
+        raise ValueError(f"{key} has {len(values)} directions of {len(vectors)} inputs")
+    if not all(part.isfinite().all() for part in (values, vectors, total)):
+        raise ValueError(f"{key} holds values that are not finite")
+    if (values < 0).any() or not 0 < values.sum() <= total * (1 + _NEARLY):
+        raise ValueError(f"{key} has eigenvalues that are negative or more than their sum")
+    return Spectrum(values, vectors, total)
+
+
+def _importance(name: str, values: Tensor) -> Tensor:
+    values = values.float()
+    if not values.isfinite().all() or (values < 0).any():
+        raise ValueError(f"the importance of {name} holds values that are negative or not finite")
+    return values
+
+
+def _require_orthonormal(factors: Mapping[str, LinearFactors]) -> None:
+    for name, layer in factors.items():
+        for spectrum in filter(None, layer):
+            vectors_DK = spectrum.vectors_DK.float()
+            away = vectors_DK.T @ vectors_DK - torch.eye(vectors_DK.shape[1])
+            if away.abs().max() > _NEARLY:
+                raise ValueError(f"the directions of {name} are not orthonormal")

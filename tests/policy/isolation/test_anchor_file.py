@@ -1,10 +1,15 @@
 """The one file of an anchor: it comes back whole, or it is refused with a sentence."""
 
+import json
+import math
+import random
+import struct
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from mutants import mutate_bytes, mutate_json
+from safetensors.torch import load_file, save_file
 
 from aegis_policy.isolation import Anchor, AnchorError, GaussianAnchor, LinearFactors, Spectrum
 
@@ -49,6 +54,14 @@ def test_an_anchor_comes_back_from_its_file(anchor, tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["anchor.safetensors"]
 
 
+def assert_same_anchor(one: Anchor, other: Anchor, metadata: bool = True) -> None:
+    """Bit for bit, by what is written of them."""
+    left, right = one._tensors(), other._tensors()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert not metadata or one.metadata == other.metadata
+
+
 def test_a_part_of_an_anchor_holds_what_was_asked_for(anchor):
     inputs = anchor.part(inputs=True)
     assert inputs.factors.keys() == anchor.factors.keys() and not inputs.gaussians and not inputs.importance
@@ -83,7 +96,7 @@ def test_a_failed_save_leaves_the_old_anchor_and_nothing_beside_it(anchor, tmp_p
         file.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("aegis_policy.isolation._anchor.save_file", full_disk)
+    monkeypatch.setattr("aegis_policy.isolation._anchor_file.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         anchor.save(path)
     assert path.read_bytes() == before
@@ -137,10 +150,29 @@ METADATA = {"kind": "aegis-anchor", "format_version": "2"}
         ({}, {"values": torch.full((2,), torch.nan)}, METADATA, "not finite"),
         (
             {},
-            {"importance": torch.tensor([-1.0])},
+            {"importance": torch.tensor([-1.0]).bfloat16()},
             METADATA,
             "importance of up holds values that are negative",
         ),
+        ({"count": torch.tensor(7.0)}, {}, METADATA, "gaussian/all/count is of float32"),
+        ({"count": torch.tensor([7, 7])}, {}, METADATA, "is not whole"),
+        ({"noise": -GOOD}, {}, METADATA, "noise is of another shape, negative"),
+        ({"noise": torch.ones(L)}, {}, METADATA, "noise is of another shape"),
+        ({"meen": GOOD}, {}, METADATA, "'gaussian/all/meen' is no part of an anchor"),
+        ({}, {"vectors": torch.eye(D)[:, :2]}, METADATA, "inputs/up/vectors is of float32"),
+        ({}, {"vectors": torch.ones(D, 2).half()}, METADATA, "directions of up are not orthonormal"),
+        ({}, {"vectors": torch.zeros(D, 0).half(), "values": torch.ones(0)}, METADATA, "0 directions of 4"),
+        (
+            {},
+            {"vectors": torch.ones(D, 2, 1).half(), "values": torch.ones(2, 1)},
+            METADATA,
+            "different numbers",
+        ),
+        ({}, {"values": torch.tensor([1.0, -0.1])}, METADATA, "eigenvalues that are negative"),
+        ({}, {"values": torch.zeros(2)}, METADATA, "eigenvalues that are negative"),
+        ({}, {"total": torch.tensor(0.5)}, METADATA, "more than their sum"),
+        ({}, {"importance": torch.tensor([1.0])}, METADATA, "importance/up is of float32"),
+        ({}, {}, METADATA | {"checksum": "00"}, "holds other values than were written"),
         ({}, {}, METADATA | {"kind": "gaussian"}, "'gaussian'"),
         ({}, {}, METADATA | {"format_version": "1"}, "format '1'"),
         ({}, {}, None, "None"),
@@ -159,6 +191,100 @@ def test_an_unusable_anchor_file_is_refused(tmp_path, moments, factor, metadata,
     with pytest.raises(AnchorError) as error:
         Anchor.load(path)
     assert_one_sentence(str(error.value), path, complaint)
+
+
+def test_a_file_of_a_later_version_says_what_to_update(tmp_path):
+    save_file({"x": torch.ones(1)}, tmp_path / "anchor", METADATA | {"format_version": "3"})
+    with pytest.raises(
+        AnchorError, match=r"format '3', and this version reads '2': update lerobot_policy_aegis"
+    ):
+        Anchor.load(tmp_path / "anchor")
+
+
+def test_a_file_that_holds_nothing_is_refused(tmp_path):
+    save_file({}, tmp_path / "anchor", METADATA)
+    with pytest.raises(AnchorError, match="holds nothing"):
+        Anchor.load(tmp_path / "anchor")
+
+
+def test_a_file_of_before_checksums_loads(anchor, tmp_path):
+    anchor.save(tmp_path / "new")
+    save_file(load_file(tmp_path / "new"), tmp_path / "old", {**anchor.metadata, **METADATA})
+    assert_same_anchor(Anchor.load(tmp_path / "old"), Anchor.load(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("mutants", [200, pytest.param(4_000, marks=pytest.mark.slow)])
+def test_a_mutant_of_a_file_is_refused_in_a_sentence_or_holds_what_it_held(anchor, tmp_path, mutants):
+    anchor.save(tmp_path / "whole")
+    whole, path = Anchor.load(tmp_path / "whole"), tmp_path / "mutant"
+    data = (tmp_path / "whole").read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    rng, refused = random.Random(0), 0
+    for index in range(mutants):
+        if index % 2:
+            changed = json.dumps(mutate_json(header, rng)).encode()
+            mutant = struct.pack("<Q", len(changed)) + changed + data[8 + size :]
+        else:
+            mutant = mutate_bytes(data, rng)
+        path.write_bytes(mutant)
+        try:
+            loaded = Anchor.load(path)
+        except AnchorError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(path) in str(error)
+        else:
+            assert_same_anchor(loaded, whole, metadata=False)
+    assert refused > 0.8 * mutants
+
+
+@pytest.mark.parametrize("mutants", [100, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_a_mutant_of_tensors_of_before_checksums_is_refused_in_a_sentence_or_an_anchor(
+    anchor, tmp_path, mutants
+):
+    anchor.save(tmp_path / "whole")
+    original, path = load_file(tmp_path / "whole"), tmp_path / "mutant"
+    rng = random.Random(0)
+    changes = {
+        "value": lambda x: x.index_fill(0, torch.tensor([0]), rng.choice([-1, 0, 7])) if x.ndim else x * 0,
+        "nan": lambda x: x * float("nan"),
+        "infinite": lambda x: x.float() / 0,
+        "dtype": lambda x: x.to(
+            rng.choice([torch.int8, torch.float64, torch.bool, torch.float16, torch.bfloat16])
+        ),
+        "bits": lambda x: x.view({2: torch.int16, 4: torch.int32, 8: torch.float64}[x.element_size()]),
+        "shape": lambda x: rng.choice([x.flatten(), x[None], x.unsqueeze(-1), x[:0] if x.ndim else x]),
+        "transposed": lambda x: x.mT.contiguous() if x.ndim == 2 else x,
+        "empty": lambda x: torch.empty(0, 2**40, dtype=x.dtype),
+    }
+    for _ in range(mutants):
+        tensors = dict(original)
+        key = rng.choice(sorted(tensors))
+        kind = rng.choice([*changes, "removed", "renamed"])
+        tensor = tensors.pop(key)
+        if kind in changes:
+            tensors[key] = changes[kind](tensor).clone()
+        elif kind == "renamed":
+            tensors[rng.choice(["", "/", "//", key + "/x", "x/" + key, key[1:], "a/b/c\nd"])] = tensor
+        save_file(tensors, path, METADATA)
+        try:
+            Anchor.load(path).part(gaussians=["all"], inputs=True, outputs=True, importance=True)
+        except AnchorError as error:
+            assert "\n" not in str(error)
+        except KeyError as error:
+            assert error.args == ("all",), "the moments were renamed"
+
+
+@pytest.mark.parametrize("shape", [[2**40], [2**40, 2**40], [2**62, 2**62], [0, 2**40]])
+def test_a_header_that_declares_more_than_the_file_holds_takes_no_memory(tmp_path, shape):
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, min(2**63, 4 * math.prod(shape))]}
+    header = json.dumps({"__metadata__": METADATA, "gaussian/all/mean": entry}).encode()
+    (tmp_path / "anchor").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(AnchorError):
+        Anchor.load(tmp_path / "anchor")
+    (tmp_path / "anchor").write_bytes(struct.pack("<Q", 2**60) + header)
+    with pytest.raises(AnchorError):
+        Anchor.load(tmp_path / "anchor")
 
 
 @pytest.mark.parametrize(
