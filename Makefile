@@ -2,15 +2,16 @@
 # make and a network.
 
 VENV := .venv
-PYTHON := $(VENV)/bin/python
+PYTHON = $(VENV)/bin/python
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 WORKERS ?= 2
+LEROBOT_TESTS ?= tests/policy tests/envs tests/eval/commands tests/docs
 export MUJOCO_GL ?= egl
 export TOKENIZERS_PARALLELISM ?= false
 # Without compiled modules every command takes 22 seconds to start instead of 9 (two cores, torch 2.11, lerobot 0.6.1).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-tools test-slow docs lint types format lock clean
+.PHONY: demo test test-tools test-slow test-lerobot docs lint types format lock clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/aegis-demo $(DEMO_FLAGS)
@@ -30,6 +31,19 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(MAKE) --no-print-directory types
+
+# What touches LeRobot, with another one: LEROBOT is a requirement or the folder of a checkout. All else is as in the
+# lock. diffusers is for LeRobot's --ema.enable.
+test-lerobot: VENV := .venv-lerobot
+test-lerobot: | $(UV)
+	@test -n "$(LEROBOT)" || { echo "Say which: LEROBOT=lerobot==0.6.1, or LEROBOT=FOLDER of a checkout."; exit 2; }
+	$(UV) venv --quiet --allow-existing --python "$$(cat .python-version)" $(VENV)
+	echo "$(if $(wildcard $(LEROBOT)/.),lerobot @ file://$(abspath $(LEROBOT)),$(LEROBOT))" > $(VENV)/lerobot.txt
+	$(UV) pip install --quiet --no-sources --python $(PYTHON) --reinstall-package lerobot \
+		--override $(VENV)/lerobot.txt --requirement requirements.lock diffusers
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder \
+		-m "not slow and not tools" $(LEROBOT_TESTS) $(TEST_FLAGS)
 
 docs: $(VENV)/.installed
 	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
@@ -58,4 +72,4 @@ lock: | $(UV)
 	.uv/bin/python -m pip install --quiet uv
 
 clean:
-	rm -rf $(VENV) .uv build dist *.egg-info outputs
+	rm -rf $(VENV) .venv-lerobot .uv build dist *.egg-info outputs

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from lerobot.configs.train import TrainPipelineConfig
 from safetensors.torch import load_file
 from training_steps import MakeBatch
 
 from aegis_policy.modeling_aegis import AegisPolicy
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def needs(*fields: str) -> pytest.MarkDecorator:
+    """For a LeRobot whose training has these parts of a configuration."""
+    missing = set(fields) - TrainPipelineConfig.__dataclass_fields__.keys()
+    return pytest.mark.skipif(bool(missing), reason=f"this LeRobot has no {', '.join(missing)}")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +120,44 @@ def test_a_copied_checkpoint_is_fine_tuned_without_its_vlm(
     assert done.returncode == 0, done.stderr[-3000:]
     further = tmp_path / "further" / "checkpoints" / "000002"
     assert torch.equal(_anchor(further), _anchor(run / "checkpoints" / "000004"))
+
+
+@needs("ema", "accelerator")
+def test_averaged_weights_are_a_checkpoint_too_while_gradients_are_accumulated(
+    shell: Shell, fresh_flags: list[str], make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    done = shell(
+        "lerobot-train",
+        *fresh_flags,
+        f"--output_dir={tmp_path / 'run'}",
+        "--ema.enable=true",
+        "--ema.decay=0.5",
+        "--accelerator.gradient_accumulation.steps=2",
+        "--policy.scheduler_warmup_steps=0",
+        "--steps=4",
+        "--save_freq=2",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"Effective batch size: 4 x 1\b.* x 2 .* = 8", done.stdout + done.stderr)
+    first, last = (tmp_path / "run" / "checkpoints" / step for step in ("000002", "000004"))
+    before, live, averaged = (
+        AegisPolicy.from_pretrained(folder)
+        for folder in (
+            first / "pretrained_model_ema",
+            last / "pretrained_model",
+            last / "pretrained_model_ema",
+        )
+    )
+    assert averaged.select_action(make_batch()).isfinite().all()
+    moved = 0
+    for old, new, mean in zip(*(policy.parameters() for policy in (before, live, averaged)), strict=True):
+        torch.testing.assert_close(mean, (old + new) / 2)
+        moved += not torch.equal(old, new)
+    assert 0 < moved < len(list(live.parameters())), "frozen weights stay"
+    folders = [last / "pretrained_model", last / "pretrained_model_ema"]
+    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in folders]
+    assert names[0] == names[1]
+    assert len({(folder / "README.md").read_text() for folder in folders}) == 1, "the same anchor and steps"
 
 
 @pytest.mark.slow

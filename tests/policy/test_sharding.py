@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -55,8 +57,11 @@ def test_a_sharded_policy_is_refused_whether_sharded_before_or_after_its_optimiz
 def test_what_accelerate_is_going_to_shard_is_refused(
     make_policy: MakePolicy, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Accelerate says so in the environment when it is given the plugin, as by LeRobot's `--parallelism.dp_shard`."""
     policy = make_policy("none")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+    AcceleratorState._reset_state(reset_partial_state=True)
     for starts in (policy.get_optim_params, lambda: policy.train()(make_batch())):
         with pytest.raises(AegisError, match=REFUSAL):
             starts()
