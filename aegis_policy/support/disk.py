@@ -15,7 +15,7 @@ _MENDS = {
     errno.EACCES: f"ask for the right to use it, {_ELSEWHERE}",
     errno.EPERM: f"ask for the right to use it, {_ELSEWHERE}",
     errno.ENOTDIR: "a file is where a folder is to be, so name another place",
-    errno.EEXIST: f"move what is there, {_ELSEWHERE}",
+    errno.EEXIST: "a file is where a folder is to be, so name another place",
     errno.ENOTEMPTY: f"move the files that were put there meanwhile, {_ELSEWHERE}",
     errno.EISDIR: "a folder is where a file is to be, so name another place",
     errno.ENAMETOOLONG: "choose a shorter name",

@@ -47,29 +47,28 @@ def take_steps(
     prepared, *prepared_optimizers = accelerator.prepare(module, *optimizers)
     first, seconds = begun
     main = accelerator.is_main_process
-    bar = tqdm(total=schedule.steps, initial=first, desc=title, unit="step", disable=not main)
-    for step in range(first, schedule.steps):
-        schedule.set(optimizers, step)
-        batch = [_moved(part, accelerator.device) for part in batch_at(step)]
-        with accelerator.autocast():
-            loss = prepared(*batch)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(module.parameters(), 1.0)
-        for optimizer in prepared_optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        bar.update()
-        done = step + 1
-        if not main:
-            continue
-        if done % _SHOWN_EVERY == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-        if after_step is not None:
-            after_step(done, bar)
-        if done % save_freq == 0 or done == schedule.steps:
-            state.save(done, seconds + bar.format_dict["elapsed"])
-    seconds += float(bar.format_dict["elapsed"])
-    bar.close()
+    with tqdm(total=schedule.steps, initial=first, desc=title, unit="step", disable=not main) as bar:
+        for step in range(first, schedule.steps):
+            schedule.set(optimizers, step)
+            batch = [_moved(part, accelerator.device) for part in batch_at(step)]
+            with accelerator.autocast():
+                loss = prepared(*batch)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(module.parameters(), 1.0)
+            for optimizer in prepared_optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            bar.update()
+            done = step + 1
+            if not main:
+                continue
+            if done % _SHOWN_EVERY == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+            if after_step is not None:
+                after_step(done, bar)
+            if done % save_freq == 0 or done == schedule.steps:
+                state.save(done, seconds + bar.format_dict["elapsed"])
+        seconds += float(bar.format_dict["elapsed"])
     return seconds
 
 
