@@ -25,11 +25,12 @@ class ActionQueue:
         """Begin a rollout, with nothing left of the last.
 
         Raises:
-            AegisError: this thread was one of two that asked in turns: what it begins now would end likewise.
+            AegisError: this thread and another that still runs asked in turns: what it begins now would end likewise.
         """
-        if threading.get_ident() in self._clashed:
+        caller = threading.get_ident()
+        if caller in self._clashed and any(map(_is_alive, self._clashed - {caller})):
             raise _clash()
-        self._actions, self._thread = deque(), None
+        self._actions, self._thread, self._clashed = deque(), None, self._clashed - {caller}
 
     def clear(self) -> None:
         """Drop what is left, in the middle of a rollout."""

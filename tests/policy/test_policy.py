@@ -163,6 +163,9 @@ def test_two_threads_share_no_policy_and_what_they_begin_next_is_refused_too(
                 thread.submit(call, *given).result()
         policy.reset()
         assert torch.equal(policy.select_action(batches[0], noise), expected[0])
+        two.shutdown()
+        one.submit(policy.reset).result()
+        assert torch.equal(one.submit(policy.select_action, batches[0], noise).result(), expected[0])
 
 
 def test_a_thread_takes_over_where_another_has_ended(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
