@@ -40,7 +40,7 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.support.lerobot_flags import resuming
 from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.checks import check_saving
+from aegis_policy.vlm.checks import check_saving, check_texts
 from aegis_policy.vqa.probe import VQAProbe
 
 
@@ -88,6 +88,9 @@ class AegisPolicy(PreTrainedPolicy):
                 self.vlm = VLMBackbone.from_architecture(
                     folder, name=config.vlm, named=str(checkpoint / VLM_FOLDER)
                 )
+        if dataset_meta is not None:
+            tasks = map(str, dataset_meta.tasks.index) if config.instruction is None else [config.instruction]
+            enforce(check_texts(self.vlm.prompts, list(tasks)))
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
 

@@ -6,3 +6,8 @@ class AegisError(Exception):
 
     It is no `ValueError`: draccus replaces those, when a configuration raises them, by a sentence of its own.
     """
+
+
+def one_line(error: Exception, most: int = 300) -> str:
+    """What somebody else's error says, its lines joined and cut after so many characters; its type, if it is silent."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -3,7 +3,8 @@
 `check_files` is what `VLMBackbone.from_pretrained` enforces, so that every command says it. Weights are not read here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -12,11 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
-from aegis_policy.vlm.generation import one_line
 from aegis_policy.vlm.loading import VLMFiles, load_model, read_files, resolve
-from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
+from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts, beginning
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
@@ -25,17 +25,18 @@ _SENTENCE = "Where is the red cube, and what lies beside it?"
 _ANSWER = "on the table"
 
 
-def check_vlm(name: str, flag: str = "--policy.vlm") -> Iterator[Finding]:
+def check_vlm(name: str, flag: str = "--policy.vlm", texts: Collection[str] = ()) -> Iterator[Finding]:
     """See whether a VLM can be trained, as far as its files say without the values of its weights.
 
     Args:
         name: a directory, a hub id (whose weights are not fetched for this), or `embedded`.
         flag: how findings call what named it.
+        texts: instructions that it is to be trained on.
     """
     named = f"{flag}={name}"
     try:
         files = read_files(resolve(name, named), named)
-        findings = list(check_files(files))
+        findings = [*check_files(files), *check_texts(replace(files.prompts, name=name), texts)]
         if Path(files.source).is_dir() and not any(each.status == "error" for each in findings):
             findings += load_model(files, device_map="meta")[1]
     except AegisError as error:
@@ -54,6 +55,22 @@ def check_files(files: VLMFiles) -> Iterator[Finding]:
     fault = (_template_fault(files) if files.family.chat else None) or _inputs_fault(files)
     if fault is not None:
         yield Finding("error", f"{files.named} {fault[0]}", fault[1])
+
+
+def check_texts(prompts: Prompts, texts: Collection[str]) -> Iterator[Finding]:
+    """See whether a model can read instructions, and tells their letters apart."""
+    refused = {text: reason for text in texts if (reason := prompts.refuses(text)) is not None}
+    for text, reason in refused.items():
+        others = f" (and {len(refused) - 1} more of {len(texts)} instructions)" if len(refused) > 1 else ""
+        yield Finding("error", f"The instruction {beginning(text)}{others} {reason}")
+        break
+    if unknown := [text for text in texts if text not in refused and prompts.has_unknown(text)]:
+        yield Finding(
+            "warning",
+            f"{len(unknown)} of {len(texts)} instructions hold letters that {prompts.name} does not know and takes for "
+            f"one and the same, such as {beginning(unknown[0])}",
+            "say it in letters that the VLM was trained on, or choose another VLM",
+        )
 
 
 def check_saving(vlm: "VLMBackbone") -> Iterator[Finding]:

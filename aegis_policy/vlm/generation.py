@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 
@@ -67,11 +67,6 @@ def greedy(generation: GenerationConfig, tokenizer: Any) -> GenerationConfig:
         said["pad_token_id"] = tokenizer.pad_token_id
     penalty = getattr(generation, _PENALTY)
     return GenerationConfig(**said, **({} if penalty is None else {_PENALTY: float(penalty)}))
-
-
-def one_line(error: Exception, most: int = 300) -> str:
-    """What an error says, its lines joined and cut after so many characters; its type, if it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def _is_id(value: Any, key: str) -> bool:

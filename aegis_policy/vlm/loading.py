@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 from aegis_policy.vlm.families import FAMILIES, Family, family_of
-from aegis_policy.vlm.generation import IF_THERE, load_generation, one_line
+from aegis_policy.vlm.generation import IF_THERE, load_generation
 from aegis_policy.vlm.prompts import Prompts
 
 EMBEDDED_VLM = "embedded"

@@ -5,6 +5,7 @@ Instructions of a policy and questions of a benchmark take the same way, so that
 Shapes: B batch, C cameras, N questions, T tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,19 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.vlm.families import Family
 from aegis_policy.vlm.plain_text import PlainText
 
 Picture = np.ndarray | Image.Image
-"""(H, W, 3) uint8."""
+"""(H, W, 3) uint8; a picture may have another mode, such as grey or transparent, and is read in colour."""
 NO_LABEL = -100
 """What labels hold where there is no answer."""
 _ONE_AT_A_TIME = Lock()
 """Held by the thread that tokenizes: a fast tokenizer is set to pad, or not, by each call."""
+_LONGEST = 100
+"""Times a picture may be longer than it is wide. Qwen's processor refuses 200."""
 _SHOWN = 60
 """Characters of a text that errors quote."""
 
@@ -83,6 +86,10 @@ class Prompts:
 
     def refuses(self, text: str) -> str | None:
         """Why the model cannot read a text, as the end of a sentence that begins with it; None if it can."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "holds half a letter (a lone surrogate of UTF-16): write it anew"
         plain = self._plain(_one_line(text))
         tokens = self._words(plain)
         if self.longest is not None and len(tokens) > self.longest:
@@ -90,6 +97,11 @@ class Prompts:
         if (token := self._plain.special_in(tokens)) is not None:
             return f"holds what {self.name} takes for its special token {token}: write it otherwise"
         return None
+
+    def has_unknown(self, text: str) -> bool:
+        """Whether a text holds letters that the tokenizer has no word for."""
+        unknown = self.processor.tokenizer.unk_token_id
+        return unknown is not None and unknown in self._words(self._plain(_one_line(text)))
 
     @cached_property
     def _plain(self) -> PlainText:
@@ -102,7 +114,7 @@ class Prompts:
             AegisError: it refuses it.
         """
         if (reason := self.refuses(text)) is not None:
-            raise AegisError(f"The text {_beginning(text)} {reason}.")
+            raise AegisError(f"The text {beginning(text)} {reason}.")
         return self._plain(text)
 
     def _question(self, text: str) -> str:
@@ -139,9 +151,15 @@ class Prompts:
         if self.family.chat:
             options["add_special_tokens"] = False  # the template wrote them
         with _ONE_AT_A_TIME, _padding_on(padding_side, self.processor.tokenizer):
-            inputs = self.processor(
-                images=samples, text=prompts, padding=True, return_tensors="pt", **options
-            )
+            try:
+                inputs = self.processor(
+                    images=samples, text=prompts, padding=True, return_tensors="pt", **options
+                )
+            except Exception as error:  # whatever a processor does
+                raise AegisError(
+                    f"{self.name} cannot read pictures of {_sizes(samples)} pixels with the prompt "
+                    f"{beginning(prompts[0])} ({one_line(error)}): give others."
+                ) from error
         self._require_room(inputs["attention_mask"], prompts)
         if not options.get("suffix"):
             inputs.pop("labels", None)
@@ -151,7 +169,7 @@ class Prompts:
         tokens_N = mask_NT.sum(1)
         if self.longest is not None and int(tokens_N.max()) > self.longest:
             raise AegisError(
-                f"The prompt {_beginning(prompts[int(tokens_N.argmax())])} makes {int(tokens_N.max())} tokens with its "
+                f"The prompt {beginning(prompts[int(tokens_N.argmax())])} makes {int(tokens_N.max())} tokens with its "
                 f"pictures, and {self.name} reads {self.longest} at most: shorten it, or give fewer pictures."
             )
 
@@ -166,13 +184,33 @@ def _padding_on(side: str, tokenizer: Any) -> Iterator[None]:
 
 
 def _one_a_sample(images: Sequence[Picture]) -> list[list[Image.Image]]:
-    return [[Image.fromarray(image) if isinstance(image, np.ndarray) else image] for image in images]
+    return [[_picture(image)] for image in images]
+
+
+def _picture(image: Picture) -> Image.Image:
+    """A picture in colour, with a rim where it is so long that processors refuse it."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    image = image.convert("RGB")
+    width, height = image.size
+    sides = max(width, math.ceil(height / _LONGEST)), max(height, math.ceil(width / _LONGEST))
+    return image if sides == image.size else ImageOps.pad(image, sides)
+
+
+def _sizes(samples: list[list[Any]]) -> str:
+    """How many pixels the pictures of some samples are high and wide, without repetition."""
+    found = {
+        image.shape[-2:] if isinstance(image, Tensor) else image.size[::-1]
+        for sample in samples
+        for image in sample
+    }
+    return ", ".join(f"{height} x {width}" for height, width in sorted(found)[:5])
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _beginning(text: str) -> str:
+def beginning(text: str) -> str:
     """A text in quotation marks, cut where it gets long."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

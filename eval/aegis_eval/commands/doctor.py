@@ -83,7 +83,7 @@ def examine(
         ("the video backend", machine.check_video),
         ("the simulators", machine.check_simulators),
         ("the GPU", lambda: machine.check_gpu(vlm, training or files.Training())),
-        ("the VLM", lambda: files.check_vlm(vlm)),
+        ("the VLM", lambda: files.check_vlm(vlm, None if policy else dataset, flags)),
     ]
     if policy is not None:
         checks.append(("the checkpoint", lambda: files.check_policy(policy, dataset)))

@@ -4,17 +4,20 @@ Only headers and JSON are read, never weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 from aegis_policy.support.tensor_files import read_header
 
 Json = dict[str, Any]
 _IMAGES = "observation.images."
+_INSTRUCTION = "--instruction="
 _FROZEN = ("freeze", "stop_gradient", "lora")
 """Protections under which the decoder's own weights have neither gradients nor moments."""
 
@@ -115,11 +118,19 @@ def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Ite
         yield Finding("ok", about)
 
 
-def check_vlm(vlm: str) -> Iterator[Finding]:
-    """Whether a VLM can be trained, as far as its files say without their weights' values: what training asks first."""
-    from aegis_policy.vlm.checks import check_vlm  # brings torch and transformers with it
+def check_vlm(vlm: str, dataset: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Finding]:
+    """Whether a VLM can be trained, on a dataset's instructions, as far as files say: what training asks first.
 
-    yield from check_vlm(vlm)
+    Weights are not read. A dataset that cannot be read is for `check_dataset`; `flags` are as there.
+    """
+    from aegis_policy.data.files import read_metadata
+    from aegis_policy.vlm.checks import check_vlm
+
+    texts = [flag.removeprefix(_INSTRUCTION) for flag in flags if flag.startswith(_INSTRUCTION)]
+    if dataset is not None and not texts:
+        with suppress(AegisError):
+            texts = list(map(str, read_metadata(dataset, "--dataset.root").tasks.index))
+    yield from check_vlm(vlm, texts=texts)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_vlms import FAMILY_RECIPES, save_tiny_vlm
 from training_steps import MakeBatch, build_optimizer, training_step
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -173,6 +174,51 @@ def test_a_text_that_the_model_has_no_room_for_is_refused_and_named(vlm: VLMBack
             ask(long)
     with pytest.raises(AegisError, match=r"tokens with its pictures.*fewer pictures"):
         vlm.prepare([torch.rand(1, 3, 32, 32)] * 20, [nearly])
+
+
+@torch.no_grad()
+def test_pictures_of_any_mode_and_shape_are_read_as_colours(vlm: VLMBackbone) -> None:
+    colour = Image.fromarray(PICTURES[1])
+    for mode in ("L", "RGBA", "P", "LA", "CMYK", "1"):
+        other = colour.convert(mode)
+        asked = [
+            vlm.question_inputs([each], ["what"]) for each in (other, other.convert("RGB"), np.asarray(other))
+        ]
+        alike = 2 if mode in ("P", "CMYK") else 3  # arrays have no such modes
+        pixels = [each["pixel_values"] for each in asked[:alike]]
+        assert all(torch.equal(each, pixels[0]) for each in pixels)
+    shapes = [(1, 1), (1, 2), (3, 3), (1, 300), (5000, 1)]
+    assert len(vlm.answer(_images(*shapes), ["what"] * len(shapes), max_new_tokens=1)) == len(shapes)
+    vlm.encode(vlm.prepare([torch.rand(1, 3, 1, 1), torch.rand(1, 3, 9, 900)], ["reach"]))
+
+
+TEXTS = {
+    "nothing": "",
+    "Chinese": "\u628a\u7ea2\u8272\u65b9\u5757\u63a8\u5230\u84dd\u8272\u533a\u57df",
+    "Arabic": "\u0627\u062f\u0641\u0639 \u0627\u0644\u0645\u0643\u0639\u0628",
+    "a picture": "\U0001f916 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "combining marks": "e\u0301" * 9,
+    "null and other controls": "a\x00b\x1b[31mc\x7f",
+    "braces of formats and templates": "{} {0} {{ messages }} {% for %} %s \\n",
+    "lines": "a\r\nb\u2028c\u0085d",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_every_script_is_read(vlm: VLMBackbone, text: str) -> None:
+    assert vlm.refuses(text) is None
+    vlm.prepare([torch.rand(1, 3, 32, 32)], [text])
+    labels = vlm.answer_inputs(PICTURES[:1], [text], [text])["labels"]
+    assert (labels[0] != NO_LABEL).sum() >= (1 if not text else 2)
+    assert len(vlm.answer(PICTURES[:1], [text], max_new_tokens=1)) == 1
+
+
+def test_half_a_letter_is_refused_and_so_are_pictures_that_cannot_be(vlm: VLMBackbone) -> None:
+    for ask in (vlm.question_inputs, lambda pictures, texts: vlm.answer_inputs(pictures, ["what"], texts)):
+        with pytest.raises(AegisError, match=r"The text 'a\\ud800' holds half a letter"):
+            ask(PICTURES[:1], ["a\ud800"])
+    with pytest.raises(AegisError, match=r"cannot read pictures of 0 x 32 pixels with the prompt"):
+        vlm.prepare([torch.rand(1, 3, 0, 32)], ["reach"])
 
 
 def test_steps_under_aegis_a_checkpoint_and_an_export(
