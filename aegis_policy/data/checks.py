@@ -43,7 +43,7 @@ def check_dataset(
         checkpoint: that the training goes on from.
     """
     malformed = [*check_info(meta)]
-    yield from malformed
+    yield from malformed or _check_cameras(meta)
     if malformed:
         return
     keys = [key for key in meta.features if key not in DEFAULT_FEATURES]
@@ -51,9 +51,23 @@ def check_dataset(
     yield from check_features(config, keys)
     yield from check_vectors(meta, checkpoint)
     yield from check_statistics(config, meta.stats, names)
-    yield from _check_cameras(meta)
     yield from check_records(meta)
     yield from check_instructions(meta, config.instruction)
+
+
+def check_opening(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    """Whether LeRobot can open a dataset for a training, as far as it does not say so itself."""
+    yield from [*check_info(meta)] or _check_cameras(meta)
+
+
+def _check_cameras(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    bare = [key for key in meta.camera_keys if not isinstance((meta.stats or {}).get(key), Mapping)]
+    if bare and dataset_option("use_imagenet_stats") is not False:
+        yield Finding(
+            "error",
+            f"meta/stats.json has no statistics of {', '.join(bare)}, over which lerobot-train writes ImageNet's",
+            f"compute them with {_EDIT}recompute_stats, or train with --dataset.use_imagenet_stats=false",
+        )
 
 
 def check_info(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
@@ -216,16 +230,6 @@ def _check_processors(file: Path) -> Iterator[Finding]:
             f"{file} was saved by an older version of this package, which normalised whole numbers and vectors of "
             "length 1 wrongly, and the dataset holds such",
             "train a new policy on it",
-        )
-
-
-def _check_cameras(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
-    bare = [key for key in meta.camera_keys if not isinstance((meta.stats or {}).get(key), Mapping)]
-    if bare and dataset_option("use_imagenet_stats") is not False:
-        yield Finding(
-            "error",
-            f"meta/stats.json has no statistics of {', '.join(bare)}, over which lerobot-train writes ImageNet's",
-            "train with --dataset.use_imagenet_stats=false",
         )
 
 

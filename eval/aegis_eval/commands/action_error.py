@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION
 from torch.utils.data import default_collate
@@ -149,7 +148,8 @@ def _open(source: DatasetSource, policy_config: Any, checkpoint: Path) -> LeRobo
             *check_instructions(metadata, policy_config.instruction),
         ]
     )
-    return open_dataset(metadata, delta_timestamps=resolve_delta_timestamps(policy_config, metadata))
+    steps = [step / metadata.fps for step in policy_config.action_delta_indices]
+    return open_dataset(metadata, delta_timestamps={ACTION: steps})
 
 
 def _features(policy_config: Any) -> dict[str, Any]:
