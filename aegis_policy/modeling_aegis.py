@@ -159,6 +159,7 @@ class AegisPolicy(PreTrainedPolicy):
         """
         if ranks.index() > 0:
             return
+        files.remove_left(save_directory)
         with atomic_contents(save_directory) as folder:
             self._record_optimizer()
             super()._save_pretrained(folder, **options)

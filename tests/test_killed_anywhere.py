@@ -22,10 +22,9 @@ from random_data import write_random_dataset, write_random_questions
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from aegis_eval.checkpoints import load_processors
 from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_policy.checkpoint.checks import check_checkpoint, check_resumable
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json
 
 pytestmark = pytest.mark.slow
@@ -259,14 +258,11 @@ def test_trainings(training_flags: list[str], tmp_path: Path) -> None:
         ]
 
     def half_is_refused(folder: Path) -> None:
-        for state in folder.glob("run/checkpoints/0*"):
-            policy = state / "pretrained_model"
-            files = {path.relative_to(policy).as_posix() for path in policy.rglob("*") if path.is_file()}
-            if files >= set(whole_files):
-                AegisPolicy.from_pretrained(policy)
-            else:
-                with pytest.raises(AegisError):
-                    load_processors(AegisPolicy.from_pretrained(policy), policy, "cpu")
+        for checkpoint in folder.glob("run/checkpoints/0*"):
+            policy = checkpoint / "pretrained_model"
+            found = [*check_checkpoint(policy), *check_resumable(policy)]
+            refused = any(finding.status == "error" for finding in found)
+            assert refused != (contents(checkpoint).keys() >= set(whole_files)), found
 
     def result(folder: Path) -> Any:
         checkpoints = folder / "run" / "checkpoints"
@@ -274,7 +270,7 @@ def test_trainings(training_flags: list[str], tmp_path: Path) -> None:
             checkpoints / "000006" / "pretrained_model"
         )  # the link to it may have been due when it was killed
         assert AegisPolicy.from_pretrained(final)
-        whole_files.extend(contents(final))
+        whole_files.extend(contents(final.parent))
         names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*")}
         step = read_json(final.parent / "training_state" / "training_step.json")
         return names - {"last"}, tensors(final / "anchor.safetensors"), step

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from lerobot.configs import PreTrainedConfig
+from lerobot.utils.constants import TRAINING_STATE_DIR
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
@@ -218,6 +219,16 @@ def find_reference(
             f"{path} is not readable ({error}), and the protection compares with the pretrained weights: start from "
             "the pretrained VLM, or restore the file from where the checkpoint was saved."
         ) from error
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what a training that was killed while it saved left in the checkpoint whose policy goes to `folder`.
+
+    safetensors writes under a name of its own first: weights, and beside them the state of LeRobot's optimizer.
+    """
+    for place in (folder, folder.parent / TRAINING_STATE_DIR):
+        for path in place.glob(".tmp??????"):
+            path.unlink()
 
 
 def save_beside(folder: Path, anchor: Anchor | None, reference: dict[str, Tensor] | None) -> None:

@@ -225,3 +225,16 @@ def test_a_truncated_anchor_is_refused(make_config: MakeConfig, tiny_anchor: Pat
     path.write_bytes(tiny_anchor.read_bytes()[:-20])
     with pytest.raises(AegisError, match=r"--policy.anchor_path=.*truncated"):
         AegisPolicy(make_config("aegis", anchor_path=path))
+
+
+def test_what_a_save_that_was_killed_left_is_gone_after_the_next(
+    make_policy: MakePolicy, tmp_path: Path
+) -> None:
+    """safetensors writes to `.tmp` and six letters first; LeRobot's state of the optimizer lies beside the policy."""
+    saved, state = tmp_path / "000002" / "pretrained_model", tmp_path / "000002" / "training_state"
+    for folder in (saved, state):
+        folder.mkdir(parents=True)
+        (folder / ".tmpAbC123").write_bytes(b"half")
+        (folder / "mine").write_text("precious")
+    make_policy().save_pretrained(saved)
+    assert not list(tmp_path.rglob(".tmp*")) and len(list(tmp_path.rglob("mine"))) == 2
