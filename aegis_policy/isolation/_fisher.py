@@ -32,7 +32,7 @@ def fisher_cotangents(
     Args:
         logits_NKV: predictions of samples that do not see each other, at the places of each.
         valid_NK: which places count; all by default.
-        exact: how many terms of every sample are taken exactly, the heaviest by p_v |e_v - p|^2.
+        exact: how many terms of every sample are taken exactly, the heaviest by `p_v |e_v - p|^2`.
         generator: of the signs, on the CPU.
 
     Yields:
