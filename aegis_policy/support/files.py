@@ -60,7 +60,7 @@ def alone(path: Path | str, flag: str) -> Iterator[None]:
         AegisError: another command is at work there, or nothing can be written there.
     """
     path = Path(path)
-    with _told(path, f"{flag}={path}"):
+    with writing(path, f"{flag}={path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.with_name(f".{path.name}{_LOCK}")
         held = _hold(file, os.O_RDWR | os.O_CREAT)
@@ -100,6 +100,27 @@ def atomic_contents(folder: Path | str) -> Iterator[Path]:
             folder.rmdir()
 
 
+@contextmanager
+def writing(path: Path, name: str | None = None) -> Iterator[None]:
+    """Make a sentence of the file system's errors.
+
+    Args:
+        path: what is being written.
+        name: how the user named it.
+
+    Raises:
+        AegisError: that sentence.
+    """
+    try:
+        yield
+    except AegisError:
+        raise
+    except Exception as error:
+        if sentence := refusal(error, path, name):
+            raise AegisError(sentence) from error
+        raise
+
+
 def require_new_directory(path: Path | str, flag: str) -> Path:
     """Return `path` if it is free (absent or empty).
 
@@ -125,7 +146,7 @@ def require_file(path: Path | str, flag: str) -> None:
 @contextmanager
 def _beside(path: Path, named: Path | None = None) -> Iterator[Path]:
     """A path of the same name in a locked folder of its own beside `path`, which is gone in the end."""
-    with _told(path, str(named or path)):
+    with writing(path, str(named or path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path)
         held = None
@@ -181,19 +202,6 @@ def _hold(file: Path, how: int) -> int | None:
                     return held
             os.close(held)  # who had it removed it
     return None
-
-
-@contextmanager
-def _told(path: Path, name: str | None = None) -> Iterator[None]:
-    """Make a sentence of the file system's errors about `path`, which the user knows by this name."""
-    try:
-        yield
-    except AegisError:
-        raise
-    except Exception as error:
-        if sentence := refusal(error, path, name):
-            raise AegisError(sentence) from error
-        raise
 
 
 def _give_usual_rights(written: Path) -> None:

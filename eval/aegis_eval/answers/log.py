@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.files import atomic_write, writing
 
 
 class AnswerLog:
@@ -46,7 +46,7 @@ class AnswerLog:
     def add(self, answers: Iterable[tuple[str, str]]) -> None:
         """Keep answers, each with the id of its question before it."""
         new = dict(answers)
-        with self._path.open("a") as file:
+        with writing(self._path), self._path.open("a") as file:
             file.writelines(json.dumps(pair) + "\n" for pair in new.items())
         self.answers |= new
 

@@ -23,6 +23,7 @@ from aegis_eval.experiments.forked_commands import ForkedCommand, end_with_paren
 from aegis_eval.results.provenance import surroundings
 from aegis_eval.results.training_log import parse_training_log, write_metrics
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import writing
 from aegis_policy.support.json_files import read_json, write_json
 
 _TRAINING = "lerobot-train"
@@ -205,7 +206,7 @@ def run_stage(
         _clear(stage, log)
     before = _seconds_so_far(log)
     code = surroundings()
-    with log.open("a") as lines:
+    with writing(log), log.open("a") as lines:
         lines.write(f"\n# begun {_now()} after {before:.1f} s at step {step}\n")
     started = time.monotonic()
     status = processes.run(
