@@ -34,6 +34,8 @@ _STEPS = {
     POSTPROCESSOR_FILE: ("unnormalizer_processor", "device_processor"),
 }
 """Steps that LeRobot overrides or that change numbers: without them it fails, or acts on other ones."""
+_WHOLE = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+"""Dtypes in which a deviation is no longer one."""
 _STATE_FILES = ("training_step.json", "rng_state.safetensors", "scheduler_state.json")
 _OPTIMIZER_FILES = ("optimizer_state.safetensors", "optimizer_param_groups.json")
 _SHARDED_OPTIMIZER = "optimizer_0"
@@ -240,7 +242,14 @@ def _check_statistics(folder: Path, path: Path, step: Json) -> Iterator[Finding]
     modes = config.get("norm_map") if isinstance(config, dict) else None
     if not isinstance(features, dict) or not isinstance(modes, dict):
         return
-    held = {name.rpartition(".")[0] for name in read_header(file)}
+    header = read_header(file)
+    if rounded := [name for name in header if name.endswith(".std") and header[name]["dtype"] in _WHOLE]:
+        yield Finding(
+            "error",
+            f"{file} holds {rounded[0]} in whole numbers, to which LeRobot rounded it on data of whole numbers",
+            "train the policy anew: this version of the package makes floats of such data first",
+        )
+    held = {name.rpartition(".")[0] for name in header}
     for key, feature in features.items():
         kind = feature.get("type") if isinstance(feature, dict) else None
         if modes.get(kind, "IDENTITY") != "IDENTITY" and key not in held:

@@ -1,6 +1,7 @@
 """State and actions of any dtype and length reach the policy as floating vectors, in training and from a checkpoint."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from random_data import write_random_dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.processor_aegis import make_aegis_pre_post_processors
+from aegis_policy.support.errors import AegisError
 
 FRONT = {"observation.images.front": (32, 32)}
 DTYPES = ("int64", "int32", "int16", "uint8", "bool", "float16", "float64")
@@ -140,6 +143,17 @@ def test_a_dataset_on_disk_is_trained_on(
     batch = before(next(iter(DataLoader(items, batch_size=6))))
     assert policy(batch)[0] < 10
     assert after(policy.select_action(batch)).shape == (6, length)
+
+
+def test_a_checkpoint_whose_deviations_were_rounded_to_whole_numbers_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(tiny_checkpoint, old)
+    (file,) = old.glob("policy_preprocessor_step_*_normalizer_processor.safetensors")
+    save_file({name: each.long() for name, each in load_file(file).items()}, file)
+    with pytest.raises(AegisError, match=r"holds .*\.std in whole numbers.*train the policy anew"):
+        AegisPolicy.from_pretrained(old)
 
 
 @pytest.mark.slow
