@@ -25,9 +25,10 @@ from aegis_eval.results.provenance import provenance
 from aegis_eval.statistics.intervals import mean_interval
 from aegis_policy.checkpoint.checks import check_sizes
 from aegis_policy.data.batches import check_batch
-from aegis_policy.data.checks import check_info, check_instructions, check_records, check_vectors
+from aegis_policy.data.checks import check_info, check_vectors
 from aegis_policy.data.chunk_reading import choose_reading
 from aegis_policy.data.files import fetch_metadata, open_dataset, read_frame, read_metadata
+from aegis_policy.data.records import check_instructions, check_records
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce

@@ -174,8 +174,9 @@ def _robot_data(folder: Path, wanted: str | None) -> "tuple[LeRobotDatasetMetada
     """
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
-    from aegis_policy.data.checks import check_info, check_records
+    from aegis_policy.data.checks import check_info
     from aegis_policy.data.files import read_metadata
+    from aegis_policy.data.records import check_records
 
     meta = read_metadata(folder, "--vqa")
     enforce(check_info(meta))

@@ -313,6 +313,8 @@ def test_a_blank_task_of_an_episode_that_is_left_out_does_no_harm(
     "flag, fault, sentence",
     [
         ("--dataset.episodes=[0,3]", [], "names 3, and the dataset has 3 episodes"),
+        ("--dataset.streaming=true", [lost("data")], ""),
+        ("--dataset.streaming=false", [lost("data")], "data/ holds 0 frames"),
         ("--dataset.use_imagenet_stats=false", [without_statistics("observation.images.front")], ""),
     ],
 )
