@@ -1,20 +1,25 @@
 """What the `aegis-*` commands share: draccus flags in, one sentence out when input or disk cannot be used."""
 
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from itertools import zip_longest
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import draccus
+import yaml
 from draccus.utils import DraccusException
 
 from aegis_policy.support import opengl
 from aegis_policy.support.disk import refusal
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import alone, require_file
+
+_WRITTEN = {str, Path, type(None)}
 
 
 def run[Config](
@@ -45,7 +50,7 @@ def run[Config](
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    except (AegisError, DraccusException) as error:
+    except (AegisError, DraccusException, yaml.YAMLError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
@@ -75,14 +80,38 @@ def shrink(config: Any, **small: Any) -> None:
 
 
 def _spelled_out(config_class: type, arguments: Sequence[str]) -> list[str]:
-    """The arguments, where `--flag` alone of a flag that is a yes or no becomes `--flag=true`, as draccus wants it."""
-    switches = {f"--{field.name}" for field in fields(config_class) if field.type is bool}
-    return [
-        f"{argument}=true"
-        if argument in switches and (following is None or following.startswith("--"))
-        else argument
-        for argument, following in zip_longest(arguments, arguments[1:])
-    ]
+    """The arguments as draccus wants them, which reads them all as YAML.
+
+    `--flag` alone of a flag that is a yes or no becomes `--flag=true`. What a text or a path is given becomes a quoted
+    scalar, or a folder called `a #b`, `007` or `[new]` would be another one; `null` still leaves it open.
+    """
+    switches = {name for name, kind in _flags(config_class) if kind is bool}
+    texts = {name for name, kind in _flags(config_class) if set(get_args(kind) or [kind]) <= _WRITTEN}
+    spelled, behind = [], ""
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        flag, equals, value = argument.partition("=")
+        if argument in switches and (following is None or following.startswith("--")):
+            spelled.append(f"{argument}=true")
+        elif flag in texts and equals:
+            spelled.append(f"{flag}={_quoted(value)}")
+        else:
+            spelled.append(_quoted(argument) if behind in texts and flag not in texts else argument)
+        behind = argument
+    return spelled
+
+
+def _flags(config_class: type, above: str = "--") -> Iterator[tuple[str, Any]]:
+    """All flags with their types, those of flags with dots too."""
+    for name, kind in get_type_hints(config_class).items():
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from _flags(kind, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", kind
+
+
+def _quoted(value: str) -> str:
+    """A text as YAML that is nothing but this text."""
+    return value if value == "null" else yaml.safe_dump(value, default_style='"', width=math.inf).strip()
 
 
 def _sentence(error: BaseException) -> str:
@@ -92,4 +121,8 @@ def _sentence(error: BaseException) -> str:
         if isinstance(cause, AegisError):
             return str(cause)
         cause = cause.__cause__
-    return str(error)
+    return (
+        str(error)
+        if isinstance(error, DraccusException)
+        else f"a flag is no YAML: {' '.join(str(error).split())}."
+    )

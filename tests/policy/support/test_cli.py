@@ -1,6 +1,6 @@
 """What all `aegis-*` commands do with their flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,76 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Flags:
 )
 def test_a_switch_needs_no_value(monkeypatch, arguments, expected):
     assert parsed(monkeypatch, *arguments) == expected
+
+
+@dataclass
+class Place:
+    path: str | None = None
+
+
+@dataclass
+class Places:
+    vqa: Place = field(default_factory=Place)
+    out: Path = Path("a")
+    runs: Path | None = None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "a+b",
+            "a b",
+            "a=b,c",
+            "a:b",
+            "a: b",
+            "a #b",
+            "007",
+            "1e5",
+            "true",
+            "[a]",
+            "{a}",
+            "'a'",
+            "- a",
+            "1_000",
+        ),
+        *(
+            "@a",
+            "%a",
+            "&a",
+            "*a",
+            "!a",
+            "~",
+            "~/a",
+            "a\\b",
+            'a"b',
+            "größe",
+            "\U0001f916",
+            "a\u2028b",
+            "--a",
+            "x" * 300,
+        ),
+    ],
+)
+def test_a_path_is_what_was_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = Places(vqa=Place(name), out=Path(name), runs=Path(name))
+    found: list[Places] = []
+    for flags in ([f"--vqa.path={name}", f"--out={name}"], ["--vqa.path", name, "--out", name]):
+        if name.startswith("-") and flags[0] == "--vqa.path":
+            continue  # which no parser tells from a flag
+        monkeypatch.setattr("sys.argv", ["aegis-test", *flags, f"--runs={name}"])
+        cli.run(Places, found.append)
+    assert all(each == typed for each in found)
+    monkeypatch.setattr("sys.argv", ["aegis-test", "--vqa.path=null", "--runs=null"])
+    cli.run(Places, found.append)
+    assert found[-1] == Places()
+
+
+def test_a_flag_that_is_no_yaml_ends_with_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["aegis-test", "--seeds=@"])
+    with pytest.raises(SystemExit):
+        cli.run(Flags, print)
+    assert capsys.readouterr().err.startswith("error: a flag is no YAML: while scanning")
 
 
 def test_an_error_of_the_user_ends_with_one_sentence_and_status_2(monkeypatch, capsys):
