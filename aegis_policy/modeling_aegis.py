@@ -373,7 +373,7 @@ class AegisPolicy(PreTrainedPolicy):
                     if not parameter.requires_grad:
                         parameter.data = parameter.data.to(torch.bfloat16)
             if self.config.vqa_probe_freq:
-                self._probe = VQAProbe(self.config)
+                self._probe = VQAProbe(self.config, self.vlm)
             self._training_begun = True
             if self._dataset is not None and ranks.index() == 0:
                 self._try_saving()

@@ -88,12 +88,17 @@ def anchor_of_batches(
     builder = AnchorBuilder(vlm, kinds, rank, seed)
     number, count = unfinished.restore(builder) if unfinished else (0, 0)
     with tqdm(total=total, initial=count, desc="anchor", unit="sample") as bar:
-        for batch in islice(batches, number, None):
-            builder.add(batch, number)
-            number, count = number + 1, count + len(batch)
-            bar.update(len(batch))
+        try:
+            for batch in islice(batches, number, None):
+                builder.add(batch, number)
+                number, count = number + 1, count + len(batch)
+                bar.update(len(batch))
+                if unfinished:
+                    unfinished.save(builder, number, count)
+        except AegisError:  # of a sample, which can be mended
             if unfinished:
-                unfinished.save(builder, number, count)
+                unfinished.save(builder, number, count, at_once=True)
+            raise
     if not count:
         raise AegisError(
             f"The anchor of {vlm.name} cannot be made: there is no sample in {source}; add questions, or frames."

@@ -48,9 +48,9 @@ class UnfinishedPass:
             return 0, 0
         return int(noted["batches"]), int(noted["samples"])
 
-    def save(self, gathering: Continues, batches: int, samples: int) -> None:
-        """Keep the state, if the last time was a while ago."""
-        if time.monotonic() - self._saved < SAVE_SECONDS:
+    def save(self, gathering: Continues, batches: int, samples: int, *, at_once: bool = False) -> None:
+        """Keep the state, if the last time was a while ago, or at once."""
+        if not at_once and time.monotonic() - self._saved < SAVE_SECONDS:
             return
         state = {name: x.cpu().contiguous().clone() for name, x in gathering.state().items()}
         with atomic_write(self.path) as beside:

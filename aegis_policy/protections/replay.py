@@ -23,8 +23,8 @@ class ReplayOptions(PenaltyOptions):
     """Options of `replay`.
 
     Attributes:
-        replay_data: the questions with answers that it trains on too: a folder with a `questions.jsonl`, or a
-            benchmark, as `aegis-anchor --vqa` takes them.
+        replay_data: the questions with answers that it trains on too: one's own or a benchmark, as
+            `aegis-anchor --vqa` takes them.
         replay_samples: how many of them.
         replay_batch_size: how many a step and process.
     """
@@ -44,13 +44,12 @@ class Replay(Protection):
         self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         self._examples = ranks.first_alone(
-            lambda: list(
-                load_vqa(
-                    self.config.replay_data,
-                    "--policy.replay_data",
-                    count=self.config.replay_samples,
-                    with_answers=True,
-                )
+            lambda: load_vqa(
+                self.config.replay_data,
+                "--policy.replay_data",
+                count=self.config.replay_samples,
+                with_answers=True,
+                refuses=vlm.refuses,
             )
         )
 

@@ -9,7 +9,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -143,6 +143,16 @@ def require_file(path: Path | str, flag: str) -> None:
         raise AegisError(f"{flag}={path} is a folder: name a file, in it if you like.")
 
 
+def exists(path: Path | str) -> bool:
+    """Whether something is there; what cannot be anything's name (too long, half a character) is not."""
+    return _asked(Path.exists, path)
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a file is there, in the same way."""
+    return _asked(Path.is_file, path)
+
+
 @contextmanager
 def _beside(path: Path, named: Path | None = None) -> Iterator[Path]:
     """A path of the same name in a locked folder of its own beside `path`, which is gone in the end."""
@@ -202,6 +212,13 @@ def _hold(file: Path, how: int) -> int | None:
                     return held
             os.close(held)  # who had it removed it
     return None
+
+
+def _asked(question: Callable[[Path], bool], path: Path | str) -> bool:
+    try:
+        return question(Path(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _give_usual_rights(written: Path) -> None:

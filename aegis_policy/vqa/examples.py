@@ -1,35 +1,70 @@
-"""Questions about images, by name: a folder of them, or a source that an installed package offers.
+"""Questions about images, by name: a source that an installed package offers, or one's own.
 
 `replay` trains on them, the probe asks them, `aegis-anchor` runs the pretrained model over them. A package offers a
 source as an entry point of the group `aegis_policy.vqa`: a function `(source, split, count, seed) -> iterable of
-VQAExample`. What a user wrote, NAME or NAME:PLACE, is `source`.
+VQAExample`, `source` being NAME or NAME:PLACE. What has no such name is the place of one's own questions, which the
+source `custom` reads.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from aegis_policy.support.errors import AegisError
+from aegis_policy.vqa.sources import offered, parse_source
 
-ENTRY_POINTS = "aegis_policy.vqa"
 INDEX_FILE = "questions.jsonl"
+_OWN = "custom"
 
 
-@dataclass(frozen=True)
 class VQAExample:
-    """One image (H, W, 3) uint8, a question about it and, where known, the answer."""
+    """A question about one image and, where known, the answer.
 
-    image: NDArray[np.uint8]
-    question: str
-    answer: str | None = None
+    Args:
+        image: (H, W, 3) uint8, or what reads it anew whenever it is looked at.
+        question: text.
+        answer: the right one, or that most people gave.
+        rule: from a given answer to how right it is, from 0 to 1; exact match if left open.
+        origin: where its source has it, for errors.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]],
+        question: str,
+        answer: str | None = None,
+        *,
+        rule: Callable[[str], float] | None = None,
+        origin: str | None = None,
+    ) -> None:
+        self._image = image
+        self.question = question
+        self.answer = answer
+        self._rule = rule
+        self.origin = origin
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8."""
+        return self._image() if callable(self._image) else self._image
+
+    def score(self, given: str) -> float:
+        """How right an answer is, from 0 to 1, as the benchmark's authors score it."""
+        return self._rule(given) if self._rule is not None else float(exact_match(given, str(self.answer)))
+
+
+class NoQuestionsError(AegisError):
+    """A place holds no questions in any form: why the last one tried cannot be read."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.what = (
+            f'a folder with a {INDEX_FILE} (lines like {{"image": "0.png", "question": "what is this?", "answer": '
+            f'"a cube"}}) nor a data set with such columns that the datasets library reads ({reason})'
+        )
+        super().__init__(f"{place} is neither {self.what}: name one.")
 
 
 def load_vqa(
@@ -40,39 +75,52 @@ def load_vqa(
     count: int,
     seed: int = 0,
     with_answers: bool = False,
-) -> Iterator[VQAExample]:
-    """The first `count` examples of a source; a folder that holds fewer gives all it has.
+    refuses: Callable[[str], str | None] | None = None,
+) -> list[VQAExample]:
+    """At most `count` examples of a source, drawn at random where it holds more, all of them tried.
 
     Args:
-        source: the name of an offered source, with `:` and the place of its files if it takes one; or a folder with a
-            `questions.jsonl` whose lines are {"image": file in that folder, "question": text, "answer": text}.
+        source: the name of an offered source, with `:` and the place of its files if it takes one; or the place of
+            one's own questions (`aegis_eval.questions.own`).
         flag: how errors call what named the source.
-        split: of an offered source; a folder has none.
+        split: of the source.
         count: at most so many.
-        seed: of an offered source.
+        seed: of the draw.
         with_answers: refuse an example without an answer.
+        refuses: says of a text why the model cannot read it, as the end of a sentence, or None.
 
     Raises:
         AegisError: there is no such source, it is empty, or a line of it cannot be used.
     """
-    offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    sources = offered()
+    name, place = parse_source(source, sources)
+    asked = f"{name or _OWN}:{place}" if place else str(name)
     named = f"{flag}={source}"
-    name = source.partition(":")[0]
-    if name in offered:
-        examples: Iterable[VQAExample] = offered[name].load()(source, split, count, seed)
-    else:
-        examples = _read_folder(Path(source), named, sorted(offered), with_answers)
-    return _checked(islice(examples, count), named, with_answers)
+    try:
+        found = list(islice(sources[name or _OWN].load()(asked, split, count, seed), count))
+        _check(found, with_answers, refuses)
+    except NoQuestionsError as error:
+        raise AegisError(
+            f"{named} is neither one of {', '.join(sources)} (a public benchmark with the place of its files, as "
+            f"vqav2:FOLDER) nor {error.what}: name one."
+        ) from error
+    except AegisError as error:
+        raise AegisError(f"{named}: {error}") from error
+    return found
 
 
-def _checked(examples: Iterable[VQAExample], named: str, with_answers: bool) -> Iterator[VQAExample]:
-    number = 0
+def _check(
+    examples: Sequence[VQAExample], with_answers: bool, refuses: Callable[[str], str | None] | None
+) -> None:
+    if not examples:
+        raise AegisError("it holds no example: name another source.")
     for number, example in enumerate(examples, start=1):
+        origin = example.origin or f"example {number}"
         if with_answers and example.answer is None:
-            raise AegisError(f"{named}: example {number} has no answer, and answers are needed.")
-        yield example
-    if number == 0:
-        raise AegisError(f"{named} holds no example: name another source.")
+            raise AegisError(f"{origin} has no answer, and answers are needed.")
+        for what, text in (("question", example.question), ("answer", example.answer)):
+            if refuses is not None and text and (reason := refuses(text)) is not None:
+                raise AegisError(f"The {what} of {origin} {reason}.")
 
 
 def normalise_answer(text: str) -> str:
@@ -83,28 +131,3 @@ def normalise_answer(text: str) -> str:
 def exact_match(prediction: str, answer: str) -> bool:
     """Whether both are the same after `normalise_answer`."""
     return normalise_answer(prediction) == normalise_answer(answer)
-
-
-def _read_folder(folder: Path, named: str, offered: list[str], with_answers: bool) -> Iterator[VQAExample]:
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        raise AegisError(
-            f"{named} is neither one of {', '.join(offered) or 'no offered sources'} (a public benchmark with the "
-            f"place of its files, as vqav2:FOLDER) nor a folder with a {INDEX_FILE}: write one with lines like "
-            '{"image": "0.png", "question": "what is this?"}.'
-        )
-    lines = [line for line in index.read_text().splitlines() if line.strip()]
-    if not lines:
-        raise AegisError(f"{index} is empty: it needs a line for every image-question pair.")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            answer = str(record["answer"]) if with_answers or "answer" in record else None
-            with Image.open(folder / record["image"]) as image:
-                yield VQAExample(np.array(image.convert("RGB")), str(record["question"]), answer)
-        except (json.JSONDecodeError, KeyError, TypeError, OSError, UnidentifiedImageError) as error:
-            wanted = '"question": text, "answer": text' if with_answers else '"question": text'
-            raise AegisError(
-                f'{index} line {number} is not usable ({error}): it must be {{"image": a picture file beside it, '
-                f"{wanted}}}."
-            ) from error

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aegis_policy.support import ranks
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vqa.examples import exact_match, load_vqa
+from aegis_policy.vqa.examples import load_vqa
 from aegis_policy.vqa.loss import answer_loss
 
 if TYPE_CHECKING:
@@ -25,22 +25,22 @@ class VQAProbe:
         AegisError: the questions cannot be read or have no answers.
     """
 
-    def __init__(self, config: "AegisConfig") -> None:
+    def __init__(self, config: "AegisConfig", vlm: VLMBackbone) -> None:
         self._every = config.vqa_probe_freq
         self._examples = ranks.first_alone(
-            lambda: list(
-                load_vqa(
-                    config.vqa_probe_data,
-                    "--policy.vqa_probe_data",
-                    split="val",
-                    count=config.vqa_probe_samples,
-                    with_answers=True,
-                )
+            lambda: load_vqa(
+                config.vqa_probe_data,
+                "--policy.vqa_probe_data",
+                split="val",
+                count=config.vqa_probe_samples,
+                with_answers=True,
+                refuses=vlm.refuses,
             )
         )
         self._figures: dict[str, float] = {}
         self.first: float | None = None
-        """Accuracy before the first step of training; None if there was no probe then."""
+        """Accuracy before the first step of training, None if there was no probe then; answers are scored as in
+        `aegis-vqa`."""
         self.last: float | None = None
 
     def __len__(self) -> int:
@@ -64,16 +64,14 @@ class VQAProbe:
 
     def _accuracy(self, vlm: VLMBackbone) -> float:
         own = self._examples[ranks.index() :: ranks.count()]
-        correct = 0
+        correct = 0.0
         for start in range(0, len(own), _BATCH):
             batch = own[start : start + _BATCH]
             given = vlm.answer(
                 [each.image for each in batch], [each.question for each in batch], _MAX_NEW_TOKENS
             )
-            correct += sum(
-                exact_match(said, str(each.answer)) for said, each in zip(given, batch, strict=True)
-            )
-        total = ranks.mean(torch.tensor(float(correct), device=vlm.device)) * ranks.count()
+            correct += sum(each.score(said) for said, each in zip(given, batch, strict=True))
+        total = ranks.mean(torch.tensor(correct, device=vlm.device)) * ranks.count()
         return float(total) / len(self._examples)
 
     def _loss(self, vlm: VLMBackbone) -> Tensor:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from aegis_eval.answers.log import AnswerLog
 from aegis_eval.questions.sample import Sample, fingerprint
 from aegis_policy.support import ranks
+from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 
 
@@ -84,8 +85,11 @@ class Asking:
             role: names the progress bar, and the answers among those of the command's other models.
 
         Raises:
-            AegisError: kept answers are another model's, or to other questions.
+            AegisError: it cannot read a question; or kept answers are another model's, or to other questions.
         """
+        for sample in self.samples:
+            if (reason := vlm.refuses(sample.question)) is not None:
+                raise AegisError(f"The question of {sample.origin} {reason}.")
         log = None
         if self.logs is not None:
             about = {

@@ -12,11 +12,11 @@ No label is read: the anchor is about what the model knows, right or wrong.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import batched
+from itertools import batched, chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,14 +29,18 @@ from aegis_policy.data.batches import says_something
 from aegis_policy.isolation import Anchor
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.files import atomic_write
+from aegis_policy.support.files import atomic_write, is_file
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM
 from aegis_policy.vqa.examples import INDEX_FILE, load_vqa
+from aegis_policy.vqa.sources import offered, parse_source, split_sources
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+_TABLES = frozenset((".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow"))
+"""Ends of files' names that questions are read from."""
 
 
 @dataclass
@@ -46,10 +50,11 @@ class AnchorConfig:
     Attributes:
         vlm: directory or hub id of the pretrained VLM, or `embedded`.
         vqa: where the samples come from: a benchmark of this package (its training split), a public one with the place
-            of its files (`vqav2:DIR`, see docs/benchmarks.md), a folder with a `questions.jsonl` whose lines are
-            {"image": file in that folder, "question": text}, the folder of a LeRobotDataset (its frames and
-            instructions, as the policy sees them), or several joined by `+`. `tabletop` unless given, of the
-            embedded VLM; another one has questions of its own.
+            of its files (`vqav2:DIR`, see docs/benchmarks.md), one's own: a folder with a `questions.jsonl` whose lines
+            are {"image": file in that folder, "question": text}, or anything with such columns that `datasets` reads,
+            the folder of a LeRobotDataset (its frames and instructions, as the policy sees them), or several joined by
+            `+`; what exists is taken whole, whatever its name holds. `tabletop` unless given, of the embedded VLM;
+            another one has questions of its own.
         cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.
         kinds: what to gather: `gaussian`, `subspace`, `kronecker` (which brings what `subspace` needs), and `fisher`
             for `--policy.protection=ewc`, as large as the model. The last two need questions.
@@ -94,7 +99,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
             "its pictures) or --vqa=vqav2:FOLDER (a benchmark's official files)."
         )
     config = replace(config, vqa=config.vqa or "tabletop")
-    sources = _sources(config)
+    sources = split_sources(str(config.vqa))
     asking = [kind for kind in config.kinds if KINDS[kind].asks]
     if asking and all(_is_dataset(source) for source in sources):
         raise AegisError(
@@ -102,13 +107,13 @@ def make_anchor(config: AnchorConfig) -> Anchor:
             "about; take --kinds=[gaussian,subspace], or add questions (--vqa=SOURCE+DATASET)."
         )
     for source in filter(_is_dataset, sources):
-        _robot_data(Path(source), config.cameras)  # before what takes long
+        _robot_data(_place(source), config.cameras)  # before what takes long
     device = torch_device(config.device)
     vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
     unfinished = _unfinished(config, sources, vlm.fingerprint())
     anchor = anchor_of_batches(
         vlm,
-        _batches(config, sources),
+        _batches(config, sources, vlm),
         kinds=config.kinds,
         source=_described(sources),
         rank=config.rank,
@@ -138,18 +143,25 @@ def _unfinished(config: AnchorConfig, sources: Sequence[str], fingerprint: str) 
     return UnfinishedPass(config.out.with_name(f".{config.out.name}.unfinished"), json.dumps(identity))
 
 
-def _batches(config: AnchorConfig, sources: Sequence[str]) -> Iterator[Batch]:
-    for source in sources:
-        if _is_dataset(source):
-            frames = _robot_frames(Path(source), config.samples, config.cameras)
-            yield from batched(frames, config.batch_size)
-        else:
-            examples = load_vqa(source, "--vqa", count=config.samples, seed=config.seed)
-            yield from batched(examples, config.batch_size)
+def _batches(config: AnchorConfig, sources: Sequence[str], vlm: VLMBackbone) -> Iterator[Batch]:
+    """Batches of each source; the questions of all are looked at before the first is given out."""
+    samples: list[Iterable[Any]] = [
+        _robot_frames(_place(source), config.samples, config.cameras)
+        if _is_dataset(source)
+        else load_vqa(source, "--vqa", count=config.samples, seed=config.seed, refuses=vlm.refuses)
+        for source in sources
+    ]
+    return chain.from_iterable(batched(each, config.batch_size) for each in samples)
+
+
+def _place(source: str) -> Path:
+    """Where a source's files are; the empty path if it names none."""
+    return Path(parse_source(source, offered())[1])
 
 
 def _is_dataset(source: str) -> bool:
-    return (Path(source) / "meta" / "info.json").is_file()
+    name, place = parse_source(source, offered())
+    return name is None and is_file(Path(place) / "meta" / "info.json")
 
 
 def _robot_frames(folder: Path, count: int, wanted: str | None) -> Iterator[RobotFrame]:
@@ -200,11 +212,6 @@ def _robot_data(folder: Path, wanted: str | None) -> "tuple[LeRobotDatasetMetada
     return meta, cameras
 
 
-def _sources(config: AnchorConfig) -> list[str]:
-    assert config.vqa is not None
-    return config.vqa.split("+")
-
-
 def _kinds(config: AnchorConfig) -> list[str]:
     """What `--policy.anchor` may name of the file, and `fisher`."""
     return sorted({*config.kinds, *(brought for kind in config.kinds for brought in KINDS[kind].brings)})
@@ -217,12 +224,13 @@ def _described(sources: Sequence[str]) -> str:
 def _revision(source: str) -> str:
     """What tells two states of a source apart: a hash of its index, or of its files' names, sizes and times; or the
     version of the package that offers it."""
-    index = Path(source) / ("meta/info.json" if _is_dataset(source) else INDEX_FILE)
-    if index.is_file():
-        return hashlib.sha256(index.read_bytes()).hexdigest()[:16]
-    place = Path(source.partition(":")[2])
-    if ":" in source and place.is_dir():
-        files = sorted(each for each in place.rglob("*") if each.suffix in (".json", ".parquet", ".arrow"))
+    named = parse_source(source, offered())[1] != ""
+    place, own_index = _place(source), "meta/info.json" if _is_dataset(source) else INDEX_FILE
+    if named and is_file(index := place / own_index):
+        with index.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if named and place.is_dir():
+        files = sorted(each for each in place.rglob("*") if each.suffix in _TABLES)
         digest = hashlib.sha256()
         for each in files:
             digest.update(

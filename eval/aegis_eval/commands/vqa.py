@@ -22,6 +22,7 @@ from aegis_eval.answers.writing import Outcome, write_answers
 from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
 from aegis_eval.devices import torch_device
 from aegis_eval.questions.benchmarks import find_benchmark
+from aegis_eval.questions.from_records import require_decoded
 from aegis_eval.questions.sample import Benchmark, Drawn, fingerprint
 from aegis_eval.results.provenance import provenance
 from aegis_policy.checkpoint.card import VQAScore, add_score
@@ -173,9 +174,11 @@ def _prepare(config: VqaConfig, date: datetime) -> Path:
 
 def _choose(config: VqaConfig) -> _Questions:
     benchmark = find_benchmark(config.benchmark, config.vqa.path)
-    split = config.split or benchmark.reported
+    split = benchmark.find_split(config.vqa.path, config.split or benchmark.reported)
     drawn = benchmark.draw(config.vqa.path, split, config.samples, config.seed, config.cache_dir)
     blind = blind_baseline(benchmark, max(_FEWEST_SCENES, config.samples), cache_dir=config.cache_dir)
+    if ranks.index() == 0:
+        require_decoded(drawn.samples)
     return _Questions(benchmark, split, drawn, blind)
 
 

@@ -2,15 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
-from aegis_eval.questions.readers import Picture, Record
+from aegis_eval.questions.pictures import decode, require_files
+from aegis_eval.questions.records import Picture, Record
 from aegis_eval.questions.sample import Drawn, Sample
 from aegis_policy.support.errors import AegisError
 
@@ -27,6 +28,7 @@ class PublicSample:
         answers: what counts as right, in the data's own wording: what people said, or the one answer.
         index: among all questions of the source.
         metric: from an answer and `answers` to a score from 0 to 1.
+        origin: where the source has it.
     """
 
     question: str
@@ -37,31 +39,54 @@ class PublicSample:
     index: int
     metric: Metric = field(repr=False)
     picture: Picture = field(repr=False)
+    origin: str = ""
 
     @property
     def answer(self) -> str:
-        """What most people said, ties going to the first of them."""
-        return Counter(self.answers).most_common(1)[0][0]
+        """What most people said, ties going to the first of them; empty if nobody said anything."""
+        said = [each for each in self.answers if each.strip()]
+        return Counter(said).most_common(1)[0][0] if said else ""
 
     @property
     def image(self) -> NDArray[np.uint8]:
+        """`read_image`."""
+        return self.read_image()
+
+    def read_image(self) -> NDArray[np.uint8]:
         """(H, W, 3), read anew.
 
         Raises:
             AegisError: it is missing, or no picture.
         """
         try:
-            opened = Image.open(self.picture) if isinstance(self.picture, Path) else self.picture()
-            with opened as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+            return decode(self.picture)
+        except ValueError as error:
             raise AegisError(
-                f"The image of {self.id} cannot be read ({error}): complete the images."
+                f"The image of {self.id} cannot be read ({error}), which {self.origin} asks about: complete the images."
             ) from error
 
     def score(self, given: str) -> float:
         """How right an answer is, from 0 to 1."""
         return self.metric(given, self.answers)
+
+
+def require_decoded(samples: Iterable[Sample]) -> None:
+    """Decode the pictures of samples that are read from files once, so that none ends a pass that has begun.
+
+    Raises:
+        AegisError: with the first that cannot be, and how many others.
+    """
+    pictures = {each.picture: each for each in samples if isinstance(each, PublicSample)}
+    bad = []
+    for sample in tqdm(pictures.values(), desc="pictures", unit="picture", delay=2, leave=False):
+        try:
+            sample.read_image()
+        except AegisError as error:
+            bad.append(str(error))
+    if bad:
+        raise AegisError(
+            bad[0] if len(bad) == 1 else f"{bad[0]} {len(bad) - 1} others cannot be read either."
+        )
 
 
 class ReadBenchmark(ABC):
@@ -76,36 +101,51 @@ class ReadBenchmark(ABC):
     def reported(self) -> str: ...
 
     @abstractmethod
-    def records(self, place: str | None, split: str) -> tuple[Iterator[Record], Metric]:
-        """All questions of a split, and their metric."""
+    def records(self, place: str | None, split: str, *, answered: bool) -> tuple[Iterable[Record], Metric]:
+        """All questions of a split, which can be gone through twice, and their metric."""
+
+    def find_split(self, place: str | None, split: str) -> str:
+        """The split that is read when this one is asked for."""
+        return split
 
     def draw(
         self, place: str | None, split: str, count: int, seed: int, cache_dir: Path | None = None
     ) -> Drawn:
         """`count` questions drawn at random, or all there are, in the order of their source."""
-        found, metric = self._read(place, split)
-        if count < len(found):
-            chosen = sorted(np.random.default_rng(seed).choice(len(found), count, replace=False).tolist())
-        else:
-            chosen = list(range(len(found)))
-        _require_images(found[index] for index in chosen)
-        times = Counter(each.id for each in found)
+        return Drawn(*self.drawn(place, split, count, seed))
 
-        def sample(index: int) -> PublicSample:
-            record = found[index]
-            own = record.id if times[record.id] == 1 else f"{record.id}-{index}"
-            return PublicSample(
-                record.question,
-                record.answers,
-                record.type,
-                f"{self.name}/{split}/{own}",
-                record.image,
-                index,
-                metric,
-                record.picture,
+    def drawn(
+        self, place: str | None, split: str, count: int, seed: int, *, answered: bool = True
+    ) -> tuple[list[PublicSample], int]:
+        """The same; `answered` says whether a question without an answer is refused."""
+        split = self.find_split(place, split)
+        records, metric = self.records(place, split, answered=answered)
+        total = sum(1 for _ in records)
+        if not total:
+            raise AegisError(f"{place or self.name} holds no question of split {split}: name another.")
+        chosen = (
+            set(np.random.default_rng(seed).choice(total, count, replace=False).tolist())
+            if count < total
+            else range(total)
+        )
+        found = [(index, record) for index, record in enumerate(records) if index in chosen]
+        require_files((record.picture, record.origin) for _, record in found)
+        names = _names([(record.id, index) for index, record in found])
+        samples = [
+            PublicSample(
+                question=record.question,
+                answers=record.answers,
+                type=record.type,
+                id=f"{self.name}/{split}/{name}",
+                scene=record.image,
+                index=index,
+                metric=metric,
+                picture=record.picture,
+                origin=record.origin,
             )
-
-        return Drawn([sample(index) for index in chosen], len(found))
+            for name, (index, record) in zip(names, found, strict=True)
+        ]
+        return samples, total
 
     def training(self, scenes: int, cache_dir: Path | None) -> Sequence[Sample]:
         """Nothing: no guesser is compared with."""
@@ -115,25 +155,9 @@ class ReadBenchmark(ABC):
         """None besides accuracy."""
         return {}
 
-    def _read(self, place: str | None, split: str) -> tuple[list[Record], Metric]:
-        records, metric = self.records(place, split)
-        try:
-            found = list(records)
-            if empty := [each.id for each in found if not each.answers]:
-                raise ValueError(f"question {empty[0]} has no answer")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise AegisError(
-                f"{place or self.name} does not hold what {self.name} holds ({type(error).__name__}: {error}): take "
-                "the official files as they are."
-            ) from error
-        if not found:
-            raise AegisError(f"{place or self.name} holds no question of split {split}: name another.")
-        return found, metric
 
-
-def _require_images(records: Iterable[Record]) -> None:
-    files = {each.picture for each in records if isinstance(each.picture, Path)}
-    if missing := sorted(str(file) for file in files if not file.is_file()):
-        raise AegisError(
-            f"{len(missing)} of {len(files)} images are missing, {missing[0]} first: complete them."
-        )
+def _names(ids: Sequence[tuple[str, int]]) -> list[str]:
+    """Different names for questions by their ids, those that are not different having their number behind them."""
+    times = Counter(own for own, _ in ids)
+    names = [own if times[own] == 1 else f"{own}-{index}" for own, index in ids]
+    return names if len(set(names)) == len(names) else [f"{own}-{index}" for own, index in ids]

@@ -1,23 +1,21 @@
 """Public VQA benchmarks by name, and one's own questions, scored as their authors score them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from aegis_eval.questions.from_records import Figures, Metric, ReadBenchmark
+from aegis_eval.questions.data_sets import read_data_set
+from aegis_eval.questions.from_records import Figures, Metric, ReadBenchmark, require_decoded
 from aegis_eval.questions.official_scores import canonical, matches, says, vqa_accuracy, yes_no_scores
-from aegis_eval.questions.readers import (
-    Reader,
-    Record,
-    read_coco,
-    read_data_set,
-    read_gqa,
-    read_pope,
-    read_textvqa,
-)
+from aegis_eval.questions.own import find_split, read_own
+from aegis_eval.questions.readers import Reader, read_coco, read_gqa, read_pope, read_textvqa
+from aegis_eval.questions.records import Record, Reread
 from aegis_eval.questions.sample import Drawn, Sample
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import is_file
 from aegis_policy.vqa.examples import VQAExample
+from aegis_policy.vqa.sources import expanded
 
 _USUAL = {"val": "validation"}
 """Split -> what `datasets` calls it."""
@@ -36,6 +34,7 @@ class PublicBenchmark(ReadBenchmark):
         read: the files.
         data_set: the id under which lmms-eval (0.7.3) reads the reported split, its configuration (`{}` being the
             split) and what that split is called there.
+        closed: the only right answers that there are, if they are few.
         extra: figures reported besides accuracy.
     """
 
@@ -46,6 +45,7 @@ class PublicBenchmark(ReadBenchmark):
     splits: Mapping[str, str]
     read: Reader
     data_set: tuple[str, str | None, str]
+    closed: frozenset[str] | None = None
     extra: Callable[[Sequence[Sample], Sequence[str]], Figures] | None = None
 
     @property
@@ -57,17 +57,18 @@ class PublicBenchmark(ReadBenchmark):
         """POPE's precision, recall and the like; of the others none."""
         return self.extra(samples, given) if self.extra is not None else {}
 
-    def records(self, place: str | None, split: str) -> tuple[Iterator[Record], Metric]:
+    def records(self, place: str | None, split: str, *, answered: bool) -> tuple[Iterable[Record], Metric]:
         """The questions of the official files in a folder, or else of a data set."""
         if split not in self.splits:
             raise AegisError(
                 f"{self.name} has no answers for a split {split}: choose from {', '.join(self.splits)}."
             )
+        place = place and expanded(place)
         folder = Path(place or "")
         files = [folder / each.format(self.splits[split]) for each in self.files]
-        missing = [each.name for each in files if not each.is_file()]
+        missing = [each.name for each in files if not is_file(each)]
         if not missing:
-            return self.read(folder, files, self.splits[split]), self.metric
+            return list(self._allowed(self.read(folder, files, self.splits[split]))), self.metric
         if len(missing) < len(files):
             raise AegisError(f"{place}: {', '.join(missing)} is missing: put it beside the other files.")
         data_set, config, reported = self.data_set
@@ -78,29 +79,49 @@ class PublicBenchmark(ReadBenchmark):
             raise AegisError(
                 f"{error} The official files of {self.name} would be {', '.join(missing)}."
             ) from error
-        return rows, self.metric
+        return Reread(lambda: self._allowed(rows)), self.metric
+
+    def _allowed(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            if self.closed is not None and {each.lower().strip() for each in record.answers} - self.closed:
+                raise AegisError(
+                    f"{record.origin}: its answer is {record.answers[0]}, but those of {self.name} are "
+                    f"{' and '.join(sorted(self.closed))}."
+                )
+            yield record
 
 
 @dataclass(frozen=True)
 class OwnQuestions(ReadBenchmark):
-    """A `Benchmark` of one's own: a data set in any place, see `readers.read_data_set`."""
+    """A `Benchmark` of one's own, in any place that `aegis_eval.questions.own` reads."""
 
     name: str
     lmms_eval_task: str
     reported: str = "test"
 
-    def records(self, place: str | None, split: str) -> tuple[Iterator[Record], Metric]:
-        """The questions of the data set, scored as far as people agree."""
-        if place is None:
+    def find_split(self, place: str | None, split: str) -> str:
+        """The nearest one that there is; see `own.find_split`."""
+        return find_split(self._required(place), split)
+
+    def records(self, place: str | None, split: str, *, answered: bool) -> tuple[Iterable[Record], Metric]:
+        """The questions, scored as far as people agree."""
+        return read_own(self._required(place), split, answered=answered), people_agree
+
+    def _required(self, place: str | None) -> str:
+        if not place:
             raise AegisError(
                 f"{self.name} needs a place, a folder or an id that datasets.load_dataset reads: --vqa.path=PLACE of "
                 f"aegis-vqa, {self.name}:PLACE elsewhere."
             )
-        return read_data_set(place, [split, _USUAL.get(split, split)]), _agreement
+        return expanded(place)
 
 
-def _vqav2_accuracy(given: str, people: Sequence[str]) -> float:
-    return vqa_accuracy(given, people, words_first=False)
+def people_agree(given: str, answers: Sequence[str], *, words_first: bool = True) -> float:
+    """VQA accuracy where as many people answered as it was made for, otherwise whether one of the answers was given."""
+    if len(answers) >= _PEOPLE:
+        return vqa_accuracy(given, answers, words_first=words_first)
+    same = {canonical(each, words_first=words_first) for each in answers}
+    return float(canonical(given, words_first=words_first) in same)
 
 
 def _exact(given: str, answers: Sequence[str]) -> float:
@@ -109,13 +130,6 @@ def _exact(given: str, answers: Sequence[str]) -> float:
 
 def _yes_or_no(given: str, answers: Sequence[str]) -> float:
     return float(says(given, answers[0]))
-
-
-def _agreement(given: str, answers: Sequence[str]) -> float:
-    """VQA accuracy where as many people answered as it was made for, otherwise whether one of the answers was given."""
-    if len(answers) >= _PEOPLE:
-        return vqa_accuracy(given, answers)
-    return float(canonical(given) in {canonical(each) for each in answers})
 
 
 def yes_no_figures(samples: Sequence[Sample], given: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -138,7 +152,7 @@ PUBLIC: dict[str, PublicBenchmark | OwnQuestions] = {
         PublicBenchmark(
             "vqav2",
             lmms_eval_task="vqav2_val",
-            metric=_vqav2_accuracy,
+            metric=partial(people_agree, words_first=False),
             files=("v2_OpenEnded_mscoco_{}_questions.json", "v2_mscoco_{}_annotations.json"),
             splits=_COCO,
             read=read_coco,
@@ -147,7 +161,7 @@ PUBLIC: dict[str, PublicBenchmark | OwnQuestions] = {
         PublicBenchmark(
             "okvqa",
             lmms_eval_task="ok_vqa_val2014",
-            metric=vqa_accuracy,
+            metric=people_agree,
             files=("OpenEnded_mscoco_{}_questions.json", "mscoco_{}_annotations.json"),
             splits=_COCO,
             read=read_coco,
@@ -156,7 +170,7 @@ PUBLIC: dict[str, PublicBenchmark | OwnQuestions] = {
         PublicBenchmark(
             "textvqa",
             lmms_eval_task="textvqa_val",
-            metric=vqa_accuracy,
+            metric=people_agree,
             files=("TextVQA_0.5.1_{}.json",),
             splits={"val": "val", "train": "train"},
             read=read_textvqa,
@@ -179,6 +193,7 @@ PUBLIC: dict[str, PublicBenchmark | OwnQuestions] = {
             splits={"test": "val2014"},
             read=read_pope,
             data_set=("lmms-lab-encoder/POPE", None, "test"),
+            closed=frozenset(("yes", "no")),
             extra=yes_no_figures,
         ),
         OwnQuestions("custom", lmms_eval_task="custom"),
@@ -207,9 +222,15 @@ def load_public(name: str, place: str | None, split: str | None, count: int, see
 def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
     """The questions of `NAME` or `NAME:PATH` as `aegis_policy.vqa.examples` wants them of a source.
 
-    The answer is what most people said. A split that the benchmark does not have is refused.
+    All lines and pictures are tried before the first is given out. The answer is what most people said; one's own
+    questions may have none. A split that the benchmark does not have is refused.
     """
     name, _, path = source.partition(":")
-    samples, _ = load_public(name, path or None, split, count, seed)
+    benchmark = PUBLIC[name]
+    own = isinstance(benchmark, OwnQuestions)
+    samples, _ = benchmark.drawn(path or None, split, count, seed, answered=not own)
+    require_decoded(samples)
     for sample in samples:
-        yield VQAExample(sample.image, sample.question, sample.answer)
+        yield VQAExample(
+            sample.read_image, sample.question, sample.answer or None, rule=sample.score, origin=sample.origin
+        )

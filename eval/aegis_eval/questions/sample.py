@@ -16,6 +16,7 @@ class Sample(Protocol):
         answer: the one that is right, or that most people gave.
         type: what the benchmark sorts its questions by.
         index: place among all questions of its split.
+        origin: where its source has it, for errors.
     """
 
     @property
@@ -32,6 +33,8 @@ class Sample(Protocol):
     def scene(self) -> int | str: ...
     @property
     def index(self) -> int: ...
+    @property
+    def origin(self) -> str: ...
     def score(self, given: str, /) -> float:
         """How right an answer is, from 0 to 1."""
 
@@ -61,6 +64,13 @@ class Benchmark(Protocol):
     def takes_place(self) -> bool: ...
     @property
     def lmms_eval_task(self) -> str | None: ...
+
+    def find_split(self, place: str | None, split: str) -> str:
+        """The split that is read when this one is asked for: mostly the same.
+
+        Raises:
+            AegisError: there is none that could be meant.
+        """
 
     def draw(self, place: str | None, split: str, count: int, seed: int, cache_dir: Path | None) -> Drawn:
         """At most `count` questions of a split, the same ones for the same seed.

@@ -37,6 +37,11 @@ class TabletopSample:
     scene: int
     index: int
 
+    @property
+    def origin(self) -> str:
+        """Its id, which says all that it is made from."""
+        return self.id
+
     def score(self, given: str) -> float:
         """1 for the answer, but for case, punctuation and blanks; else 0."""
         return float(exact_match(given, self.answer))
@@ -59,6 +64,10 @@ class TabletopBenchmark:
     reported: str = "test"
     takes_place: bool = False
     lmms_eval_task: str | None = None
+
+    def find_split(self, place: str | None, split: str) -> str:
+        """The same."""
+        return split
 
     def draw(self, place: str | None, split: str, count: int, seed: int, cache_dir: Path | None) -> Drawn:
         """`load_samples`; there is no place to read from."""

@@ -105,7 +105,9 @@ def test_pictures_that_others_wrote_are_decoded(form: str, tmp_path: Path):
     pyarrow.parquet.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
     samples, _ = load_public("custom", str(tmp_path / "data"), None, 100)
     assert [samples[index].image.mean() for index in (0, 1)] == [80, 160]
-    with pytest.raises(AegisError, match=r"The image of custom/test/9 cannot be read \(its row has none\)"):
+    with pytest.raises(
+        AegisError, match=r"The image of custom/test/9 cannot be read \(its row has none\), .* row 2"
+    ):
         _ = samples[2].image
 
 
@@ -193,7 +195,7 @@ def test_a_missing_file_a_missing_image_and_a_missing_column_are_named(tmp_path:
 def test_an_official_file_that_is_not_what_it_should_be_is_named(tmp_path: Path):
     write_gqa(tmp_path)
     (tmp_path / "testdev_balanced_questions.json").write_text('{"1": {"imageId": "n1"}}')
-    with pytest.raises(AegisError, match=r"does not hold what gqa holds \(KeyError: 'question'\)"):
+    with pytest.raises(AegisError, match=r"questions\.json question 1 is not usable \(it has no types\)"):
         load_public("gqa", str(tmp_path), None, 10)
 
 

@@ -1,0 +1,145 @@
+"""Questions from anything that the `datasets` library reads: a folder, or an id of the hub.
+
+The columns are those of `aegis_eval.questions.own`; other forms of a picture or an answer are brought to these.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import datasets
+from PIL import Image
+
+from aegis_eval.questions.records import Json, Record, Reread, record_of, usable
+from aegis_policy.support.errors import AegisError
+from aegis_policy.support.files import is_file
+from aegis_policy.vqa.examples import NoQuestionsError
+
+WHOLE = "all"
+"""The split of questions that are not split."""
+_GQA_TEXTS, _GQA_IMAGES = "_instructions", "_images"
+"""GQA's data set keeps its pictures, with an `id`, in a configuration of their own."""
+
+
+def splits_of(name: str) -> list[str]:
+    """The splits of a data set.
+
+    Raises:
+        NoQuestionsError: there is no such data set.
+    """
+    try:
+        return list(_splits(name, None))
+    except Exception as error:  # from `datasets`, anything
+        raise NoQuestionsError(name, _said(error)) from error
+
+
+def read_data_set(
+    name: str, splits: Sequence[str], config: str | None = None, *, answered: bool = True
+) -> Reread[Record]:
+    """The questions of a data set.
+
+    Args:
+        name: of the folder, or the id.
+        splits: what the split may be called; the first that exists is read.
+        config: of the data set, if it has one of that name.
+        answered: refuse questions without answers.
+
+    Raises:
+        AegisError: there is no such data set, split or column; on reading, names a row that cannot be used.
+    """
+    rows = pictures = _load(name, splits, config)
+    if "image" not in rows.column_names and config is not None and config.endswith(_GQA_TEXTS):
+        pictures = _load(name, splits, config.removesuffix(_GQA_TEXTS) + _GQA_IMAGES)
+    missing = [
+        " or ".join(names)
+        for names in (("question",), *([("answers", "answer")] if answered else []))
+        if not set(names) & set(rows.column_names)
+    ]
+    if "image" not in pictures.column_names:
+        missing.append("image")
+    if missing:
+        which = "it, saved without splits," if _is_whole(name) else f"split {splits[0]}"
+        raise AegisError(
+            f"{name}: {which} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: rename them."
+        )
+    return Reread(partial(_records, name, rows, pictures, _with_pictures(pictures, name), answered))
+
+
+def _is_whole(name: str) -> bool:
+    return (Path(name) / "dataset_info.json").is_file()
+
+
+def _is_saved(name: str) -> bool:
+    return (Path(name) / "dataset_dict.json").is_file()
+
+
+def _splits(name: str, config: str | None) -> Iterable[str]:
+    if _is_whole(name):
+        return (WHOLE,)
+    return (
+        datasets.load_from_disk(name) if _is_saved(name) else datasets.get_dataset_split_names(name, config)
+    )
+
+
+def _load(name: str, splits: Sequence[str], config: str | None) -> datasets.Dataset:
+    try:
+        saved = _is_whole(name) or _is_saved(name)
+        known = None if saved or config not in datasets.get_dataset_config_names(name) else config
+        there = list(_splits(name, known))
+        split = next((each for each in splits if each in there), None)
+        if split is None:
+            raise ValueError(f"it has {', '.join(there)}, so ask for one of these")
+        if not saved:
+            return datasets.load_dataset(name, known, split=split)
+        found = datasets.load_from_disk(name)
+        return found if _is_whole(name) else found[split]
+    except Exception as error:  # from `datasets`, anything
+        raise AegisError(
+            f"{name}: split {splits[0]} of it cannot be read as a data set ({_said(error)}): name a folder or an id "
+            "that datasets.load_dataset reads."
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _with_pictures(rows: datasets.Dataset, name: str) -> datasets.Dataset:
+    """The same, `image` decoded whatever wrote it: bytes with a path, or the name of a file."""
+    if isinstance(rows.features["image"], datasets.Image):
+        return rows
+    try:
+        return rows.cast_column("image", datasets.Image())
+    except Exception as error:  # from `datasets` and Arrow, anything
+        raise AegisError(
+            f"{name}: its column image ({rows.features['image']}) holds no pictures that datasets.Image decodes."
+        ) from error
+
+
+def _records(
+    name: str, rows: datasets.Dataset, pictures: datasets.Dataset, decoded: datasets.Dataset, answered: bool
+) -> Iterator[Record]:
+    place = None if pictures is rows else {str(each): index for index, each in enumerate(pictures["id"])}
+    named = place is None and pictures.features["image"] == datasets.Value("string")
+    texts = rows.select_columns([each for each in rows.column_names if each != "image" or named])
+
+    def record(origin: str, index: int, row: Json) -> Record:
+        found = record_of(row, index, origin, answered=answered)
+        if named and row["image"] and is_file(beside := Path(name) / row["image"]):
+            return replace(found, picture=beside)
+        if place is not None and found.image not in place:
+            raise ValueError(f"there is no picture of its image {found.image}")
+        return replace(found, picture=_row_opener(decoded, index if place is None else place[found.image]))
+
+    return usable(enumerate(texts), f"{name} row", record, "mend that row, or leave it out.")
+
+
+def _row_opener(rows: datasets.Dataset, index: int) -> Callable[[], Image.Image]:
+    def opened() -> Image.Image:
+        image = rows[index]["image"]
+        if image is None:
+            raise OSError("its row has none")
+        return image
+
+    return opened
