@@ -19,8 +19,9 @@ from torch import nn
 
 from aegis_policy.isolation import Anchor
 from aegis_policy.optimizer_aegis import PolicyParameters
-from aegis_policy.protections.blocks import BLOCK_KINDS, block_layers
+from aegis_policy.protections.blocks import BLOCK_KINDS, block_layers, coverage
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import enforce
 from aegis_policy.support.sharding import refuse_sharding
 
 _BACKBONES = {
@@ -79,6 +80,7 @@ def protect(
         granularity=granularity or defaults["granularity"],
         soft=soft,
     )
+    enforce([coverage(layers, projector, kind)])
     guarded = {id(layer.weight) for layer in layers.values()}
     for parameter in _backbone(policy).parameters():
         parameter.requires_grad_(id(parameter) in guarded)

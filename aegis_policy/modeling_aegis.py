@@ -365,6 +365,7 @@ class AegisPolicy(PreTrainedPolicy):
         """Once: when the optimizer asks for the parameters, or else with the first batch."""
         if not self._training_begun:
             self.protection.begin_training(self.vlm, self.anchor, self.reference)
+            enforce(self.protection.coverage())
             for name, tensor in self.protection.state().items():
                 if name in self._training_state.protection:
                     tensor.copy_(self._training_state.protection[name])

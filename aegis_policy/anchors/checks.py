@@ -1,26 +1,47 @@
 """Whether a file is an anchor of a VLM and serves a protection: asked when a training starts, and by `aegis-doctor`."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from aegis_policy.isolation import Anchor, AnchorError
+from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.fingerprint import same_weights
 
-
-class Needs(Protocol):
-    """A protection, as far as anchors are concerned."""
-
-    def check_anchor(self, anchor: Anchor, vlm: VLMBackbone) -> None:
-        """Make sure that `anchor` holds what protects what learns in `vlm`.
-
-        Raises:
-            AnchorError: it does not.
-        """
+if TYPE_CHECKING:
+    from aegis_policy.protections import Protection
 
 
-def read_anchor(path: Path, vlm: VLMBackbone, fingerprint: str | None, protection: Needs) -> Anchor:
+def check_anchor(path: Path, vlm: VLMBackbone, protection: "Protection") -> Iterator[Finding]:
+    """What a training with `--policy.anchor_path` would say of an anchor: it does the same one after the other.
+
+    Args:
+        path: of the file.
+        vlm: the pretrained model; what learns is marked in it, and the protection begins with it.
+        protection: as the training is configured.
+    """
+    protection.set_trainable(vlm)
+    try:
+        anchor = read_anchor(path, vlm, vlm.fingerprint(), protection)
+    except AnchorError as error:
+        yield refusal(f"--policy.anchor_path={path}", error)
+        return
+    about = anchor.metadata
+    yield Finding(
+        "ok", f"{path}: of {about.get('vlm')}, {about.get('samples')} samples of {about.get('source')}"
+    )
+    if protection.projects:
+        try:
+            protection.begin_training(vlm, protection.part_of(anchor), None)
+        except AegisError as error:
+            yield Finding("error", str(error))
+            return
+        yield from protection.coverage()
+
+
+def read_anchor(path: Path, vlm: VLMBackbone, fingerprint: str | None, protection: "Protection") -> Anchor:
     """The anchor in a file.
 
     Args:

@@ -35,6 +35,11 @@ class BlockedComponents(NamedTuple):
     output_vectors_EJ: Tensor | None
     strength: Tensor
 
+    @property
+    def directions(self) -> int:
+        """How many input directions have a part that is taken away."""
+        return self.input_vectors_DK.shape[1]
+
     def remove_(self, change_ED: Tensor) -> Tensor:
         """Take the protected components out of `change_ED`, in place; two thin products a side.
 

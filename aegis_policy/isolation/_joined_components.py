@@ -45,6 +45,11 @@ class JoinedComponents(NamedTuple):
     basis: BlockedComponents
     parts: tuple[BlockedComponents, ...]
 
+    @property
+    def directions(self) -> int:
+        """How many input directions have a part that is taken away."""
+        return self.basis.directions
+
     def remove_(self, change_ED: Tensor) -> Tensor:
         """Take the union out of `change_ED`, in place.
 

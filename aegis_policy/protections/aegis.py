@@ -1,7 +1,7 @@
 """AEGIS: projection against a static anchor of the pretrained activations."""
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from aegis_policy.protections.base import AnchorOptions, Protection, Step
 from aegis_policy.protections.blocks import BLOCK_KINDS, BlockOptions
 from aegis_policy.protections.gaussian import Gaussian, GaussianOptions
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
@@ -130,6 +131,10 @@ class Aegis(Protection):
         for kind in self.kinds:
             kind.begin_training(vlm, anchor)
         self.projectors = tuple(kind.projector for kind in self.kinds)
+
+    def coverage(self) -> Iterator[Finding]:
+        for kind in self.kinds:
+            yield from kind.coverage()
 
     def begin_step(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
         with ExitStack() as stack:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, Projector
+from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
@@ -78,6 +79,10 @@ class AnchorKind(ABC):
         Raises:
             AegisError: the anchor cannot guard it as configured.
         """
+
+    def coverage(self) -> Iterator[Finding]:
+        """As `Protection.coverage`."""
+        return iter(())
 
     @contextmanager
     def watch(self, vlm: "VLMBackbone", inputs: dict[str, Tensor]) -> Iterator[Callable[[], Figures]]:

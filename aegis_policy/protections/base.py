@@ -3,7 +3,7 @@
 Shapes: B batch, T prefix tokens, D hidden size, L decoder layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aegis_policy.isolation import Anchor, Projector
 from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
@@ -180,6 +181,10 @@ class Protection:
             anchor: if `needs_anchor`.
             reference: the pretrained weights by parameter name in `vlm.model`, if `needs_reference`.
         """
+
+    def coverage(self) -> Iterator[Finding]:
+        """How much of what learns is protected, once training has begun."""
+        return iter(())
 
     def undecayed(self, vlm: "VLMBackbone") -> list[nn.Parameter]:
         """Matrices of the VLM that learn without weight decay, besides its vectors."""

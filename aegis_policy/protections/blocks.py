@@ -1,8 +1,9 @@
 """The anchors that block parts of linear layers' weights: `subspace` and `kronecker`."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from aegis_policy.isolation import Anchor, AnchorError, LowRankProjector, select_blocks
 from aegis_policy.protections.anchor_kind import AnchorKind, Figures, Gradient
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
@@ -28,6 +30,10 @@ class BlockOptions:
 
     anchor_energy: dict[str, float] | float | None = None
     anchor_soft: bool = False
+
+
+_FEW = 0.01
+"""The share of a layer's input directions below which it counts as hardly protected."""
 
 
 class BlockKind(AnchorKind):
@@ -61,8 +67,9 @@ class BlockKind(AnchorKind):
         return [layer.weight for layer in vlm.linear_layers.values()]
 
     def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
+        self._layers = _learning(vlm)
         self.projector = block_layers(
-            _learning(vlm),
+            self._layers,
             anchor,
             self.name,
             energy=self.option("anchor_energy"),
@@ -70,6 +77,9 @@ class BlockKind(AnchorKind):
             granularity=self.option("granularity"),
             acts_on=self.option("project"),
         )
+
+    def coverage(self) -> Iterator[Finding]:
+        yield coverage(self._layers, self.projector, self.name)
 
     def diagnose(self, gradient: Gradient) -> Figures:
         return {"vqa_gradient_blocked": float(self.projector.blocked_share(gradient))}
@@ -138,6 +148,31 @@ def block_layers(
         raise AegisError(
             f"An energy of {energy} cannot be protected with the {kind} anchor: {error}"
         ) from error
+
+
+def coverage(layers: Mapping[str, nn.Linear], projector: LowRankProjector, kind: str) -> Finding:
+    """How many of every layer's input directions have something blocked; a warning where that is next to nothing."""
+    blocks = {id(weight): block for weight, block in projector.blocks}
+    directions = {
+        name: blocks[id(layer.weight)].directions if id(layer.weight) in blocks else 0
+        for name, layer in layers.items()
+    }
+    shares = sorted(count / layers[name].in_features for name, count in directions.items())
+    few = [
+        name for name, count in directions.items() if count <= 1 or count < _FEW * layers[name].in_features
+    ]
+    told = (
+        f"The {kind} anchor blocks {shares[0]:.1%}, {median(shares):.1%} and {shares[-1]:.1%} of a layer's input "
+        f"directions (least, median and most of {len(shares)} layers)"
+    )
+    if not few:
+        return Finding("ok", told)
+    return Finding(
+        "warning",
+        f"{told}, and at most one or less than {_FEW:.0%} in {len(few)} of them ({few[0]}), which hardly holds what "
+        "they know",
+        "raise --policy.anchor_energy, or make the anchor with other questions or a higher --rank",
+    )
 
 
 def _learning(vlm: "VLMBackbone") -> dict[str, nn.Linear]:

@@ -26,14 +26,14 @@ class Finding:
 
 
 def enforce(findings: Iterable[Finding]) -> None:
-    """Log the warnings, then refuse to go on if there is an error.
+    """Log the warnings, and as information what is well; then refuse to go on if there is an error.
 
     Raises:
         AegisError: holds every error found, a line each.
     """
     found = list(findings)
     for each in found:
-        if each.status == "warning":
-            logging.warning(str(each))
+        if each.status != "error":
+            logging.log(logging.WARNING if each.status == "warning" else logging.INFO, str(each))
     if errors := [str(each) for each in found if each.status == "error"]:
         raise AegisError("\n".join(errors))

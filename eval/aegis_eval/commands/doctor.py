@@ -20,6 +20,14 @@ _OF_THE_DATASET = {
     "--dataset.use_imagenet_stats": "false where cameras have no statistics",
 }
 """Flags of a training that its checks of a dataset look at; those of the dataset they take from the command line."""
+_OF_THE_ANCHOR = {
+    "--policy.anchor": "what of it protects",
+    "--policy.anchor_energy": "how much of that",
+    "--policy.granularity": "what one threshold is for",
+    "--policy.train_vision_tower": "true where the tower learns too",
+    "--policy.train_projector": "true where the projector learns too",
+}
+"""Flags of a training that its checks of an anchor look at, beside the protection."""
 
 
 def main() -> None:
@@ -40,14 +48,22 @@ def main() -> None:
     )
     parser.add_argument("--policy.anchor_path", dest="anchor", type=Path, help="the anchor to train with")
     parser.add_argument("--dataset.root", dest="dataset", type=Path, help="the LeRobotDataset to train on")
-    for flag, what in _OF_THE_DATASET.items():
+    for flag, what in {**_OF_THE_DATASET, **_OF_THE_ANCHOR}.items():
         parser.add_argument(flag, dest=flag, help=what)
     given = parser.parse_args()
-    named = {flag: getattr(given, flag) for flag in _OF_THE_DATASET if flag.startswith("--policy.")}
-    flags = [f"{flag.replace('policy.', '')}={value}" for flag, value in named.items() if value is not None]
+    of_dataset, of_anchor = (
+        [
+            f"--{flag.removeprefix('--policy.')}={getattr(given, flag)}"
+            for flag in flags
+            if flag.startswith("--policy.") and getattr(given, flag) is not None
+        ]
+        for flags in (_OF_THE_DATASET, _OF_THE_ANCHOR)
+    )
     findings: list[Finding] = []
     training = files.Training(given.protection, given.frozen_dtype, given.bits)
-    for finding in examine(given.vlm, given.anchor, given.dataset, given.policy, training, flags):
+    for finding in examine(
+        given.vlm, given.anchor, given.dataset, given.policy, training, of_dataset, of_anchor
+    ):
         findings.append(finding)
         print(f"{finding.status:8} {finding.what}", flush=True)
         if finding.mend:
@@ -64,6 +80,7 @@ def examine(
     policy: Path | None = None,
     training: files.Training | None = None,
     flags: Sequence[str] = (),
+    anchor_flags: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """All findings, one by one as they are made.
 
@@ -74,6 +91,7 @@ def examine(
         policy: `pretrained_model` folder of a checkpoint.
         training: how the VLM is trained, which decides how much memory it takes.
         flags: of the policy, which decide what it reads of the dataset and how.
+        anchor_flags: of the policy, which decide what it needs of the anchor.
     """
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", machine.check_python),
@@ -90,7 +108,9 @@ def examine(
     if dataset is not None:
         checks.append(("the dataset", lambda: files.check_dataset(dataset, policy, flags)))
     if anchor is not None:
-        checks.append(("the anchor", lambda: files.check_anchor(anchor, vlm, machine.fingerprint)))
+        protection = (training or files.Training()).protection
+        needs = [f"--protection={protection}", *anchor_flags]
+        checks.append(("the anchor", lambda: files.check_anchor(anchor, vlm, needs)))
     for name, check in checks:
         try:
             yield from check()

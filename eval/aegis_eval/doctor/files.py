@@ -3,7 +3,7 @@
 Only headers and JSON are read, never weights.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -87,35 +87,24 @@ def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
         yield from compared or [Finding("ok", "the dataset has all that the checkpoint looks at")]
 
 
-def check_anchor(path: Path, vlm: str, fingerprint: Callable[[str], str]) -> Iterator[Finding]:
-    """Whether a file is an anchor, and of this VLM; `fingerprint` loads one and hashes its weights."""
-    rebuild = f"make it with aegis-anchor --vlm={vlm} --vqa=QUESTIONS --out={path}"
-    if not path.is_file():
-        yield Finding("error", f"there is no anchor at {path}", rebuild)
-        return
-    metadata = read_header(path).get("__metadata__", {})
-    if metadata.get("kind") != "aegis-anchor":
-        yield Finding("error", f"{path} is no anchor", rebuild)
-        return
-    about = f"{path}: of {metadata.get('vlm')}, {metadata.get('samples')} samples of {metadata.get('source')}"
-    try:
-        found = fingerprint(vlm)
-    except RuntimeError as error:
-        yield Finding(
-            "error",
-            f"--policy.vlm={vlm} cannot be loaded ({error})",
-            "name a transformers directory or hub id",
-        )
-        return
-    if found != metadata.get("fingerprint"):
-        yield Finding(
-            "error",
-            f"{about}; its fingerprint is {metadata.get('fingerprint')} and that of {vlm} is {found}",
-            f"--policy.vlm={metadata.get('vlm')}, or an anchor of {vlm}: aegis-anchor --vlm={vlm} --vqa=QUESTIONS "
-            "--out=ANOTHER_FILE",
-        )
-    else:
-        yield Finding("ok", about)
+def check_anchor(path: Path, vlm: str, flags: Sequence[str] = ()) -> Iterator[Finding]:
+    """What a training says of an anchor at its start; loads the VLM.
+
+    Args:
+        path: of the anchor.
+        vlm: as `--policy.vlm` names it.
+        flags: of the policy, without its name (`--anchor=kronecker`).
+    """
+    import draccus
+
+    from aegis_policy.anchors.checks import check_anchor
+    from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.vlm.backbone import VLMBackbone
+
+    config = draccus.parse(
+        AegisConfig, args=["--device=cpu", f"--vlm={vlm}", f"--anchor_path={path}", *flags]
+    )
+    yield from check_anchor(path, VLMBackbone.from_pretrained(vlm), config.resolve_options())
 
 
 def check_vlm(vlm: str, dataset: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Finding]:

@@ -56,11 +56,6 @@ import json
 from aegis_envs.metaworld.env import MEND, fault
 print(json.dumps([fault(), MEND]))
 """
-FINGERPRINT = """
-import sys
-from aegis_policy.vlm.backbone import VLMBackbone
-print(VLMBackbone.from_pretrained(sys.argv[1]).fingerprint())
-"""
 
 
 class Attempt(NamedTuple):
@@ -210,18 +205,6 @@ def check_gpu(vlm: str, training: Training) -> Iterator[Finding]:
             "a VLM of billions of parameters takes days on a CPU: install the driver, or train elsewhere",
         )
     yield from vlm_memory(vlm, training, max((memory for _, memory in devices), default=None))
-
-
-def fingerprint(vlm: str) -> str:
-    """The fingerprint of a VLM's weights.
-
-    Raises:
-        RuntimeError: it cannot be loaded.
-    """
-    works, said = attempt(FINGERPRINT, vlm)
-    if not works:
-        raise RuntimeError(said)
-    return said
 
 
 def _reinstall(module: str) -> str:

@@ -22,7 +22,7 @@ def test_it_needs_nothing_but_the_standard_library():
 def test_all_is_well_here(tiny_vlm_dir: Path, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path):
     anchor = tmp_path / "anchor.safetensors"
     make_anchor(
-        AnchorConfig(vlm=str(tiny_vlm_dir), vqa="tabletop", kinds=["gaussian"], samples=4, out=anchor)
+        AnchorConfig(vlm=str(tiny_vlm_dir), vqa="tabletop", kinds=["subspace"], samples=4, out=anchor)
     )
     findings = list(examine(str(tiny_vlm_dir), anchor, tiny_dataset))
     assert [str(each) for each in findings if each.status == "error"] == []

@@ -1,14 +1,17 @@
 """What `aegis-doctor` reads in files, and whether they fit each other."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from findings import edited, told
-from lerobot.configs import PreTrainedConfig
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
 from random_data import write_random_dataset
@@ -22,8 +25,10 @@ from aegis_eval.doctor.files import (
     check_policy,
     vlm_memory,
 )
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.isolation import Anchor, LinearFactors, Spectrum
+from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
-from aegis_policy.vlm.backbone import VLMBackbone
 
 
 def test_a_checkpoint_is_compared_with_a_dataset(tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path):
@@ -82,17 +87,106 @@ def test_an_incomplete_checkpoint_is_named(tiny_checkpoint: Path, tmp_path: Path
     assert "is a policy of type act, not aegis" in told(check_policy(copy, None))
 
 
-def test_an_anchor_is_compared_with_the_vlm(tiny_vlm_dir: Path, tmp_path: Path):
-    path = tmp_path / "anchor.safetensors"
-    assert "there is no anchor at" in told(check_anchor(path, "embedded", str))
-    save_file({"x": torch.zeros(2)}, path)
-    assert "is no anchor: make it with aegis-anchor --vlm=embedded" in told(
-        check_anchor(path, "embedded", str)
+@pytest.fixture(scope="module")
+def small_anchor(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("anchor") / "anchor.safetensors"
+    kinds = ["gaussian", "subspace"]
+    make_anchor(AnchorConfig(vlm=str(tiny_vlm_dir), vqa="tabletop", kinds=kinds, samples=4, out=path))
+    return path
+
+
+def test_an_anchor_that_serves_is_told_with_what_it_covers(small_anchor: Path, tiny_vlm_dir: Path):
+    made, covers = check_anchor(small_anchor, str(tiny_vlm_dir))
+    assert (made.status, covers.status) == ("ok", "ok")
+    assert f"of {tiny_vlm_dir}, 4 samples of tabletop" in made.what
+    assert re.search(
+        r"blocks \d.*% of a layer's input directions \(least, median and most of \d+ layers", covers.what
     )
-    make_anchor(AnchorConfig(vlm=str(tiny_vlm_dir), vqa="tabletop", kinds=["gaussian"], samples=4, out=path))
-    own = VLMBackbone.from_pretrained(str(tiny_vlm_dir)).fingerprint()
-    assert told(check_anchor(path, str(tiny_vlm_dir), lambda _: own)).startswith("ok")
-    assert f"its fingerprint is {own} and that of x is y" in told(check_anchor(path, "x", lambda _: "y"))
+    (made,) = check_anchor(small_anchor, str(tiny_vlm_dir), ["--anchor=gaussian"])
+    assert made.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("anchor", "flags", "complaint"),
+    [
+        ("missing", {}, "There is no anchor at"),
+        ("truncated", {}, "truncated or not a safetensors file"),
+        ("other file", {}, "is None of format None, not 'aegis-anchor'"),
+        ("other vlm", {}, "was made from weights another but the model has"),
+        (
+            "whole",
+            {"anchor": "kronecker"},
+            "does not hold what --policy.anchor=kronecker needs: rebuild it with",
+        ),
+        ("whole", {"protection": "ewc"}, "holds no Fisher information of single weights"),
+        ("whole", {"anchor_energy": "0.5", "anchor": "gaussian"}, "anchor_energy changes nothing"),
+        ("no layers", {}, "says nothing about model"),
+        ("other widths", {}, "inputs, and the model's"),
+    ],
+)
+def test_the_doctor_says_of_an_anchor_what_a_training_says(
+    anchor: str, flags: dict[str, str], complaint: str, small_anchor: Path, tiny_vlm_dir: Path, tmp_path: Path
+):
+    path = tmp_path / "anchor.safetensors"
+    _prepare(anchor, small_anchor, path)
+    given = [f"--{name}={value}" for name, value in flags.items()]
+
+    def doctor() -> str:
+        return "\n".join(
+            str(each) for each in check_anchor(path, str(tiny_vlm_dir), given) if each.status == "error"
+        )
+
+    def training() -> str:
+        features = {
+            "input_features": {
+                "observation.images.top": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)),
+                "observation.state": PolicyFeature(FeatureType.STATE, (3,)),
+            },
+            "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        }
+        options = {**flags, **({"anchor_energy": 0.5} if "anchor_energy" in flags else {})}
+        AegisPolicy(AegisConfig(vlm=str(tiny_vlm_dir), anchor_path=path, device="cpu", **features, **options))
+        return "nothing"
+
+    told = []
+    for each in (doctor, training):
+        try:
+            told.append(each())
+        except AegisError as error:
+            told.append(str(error))
+    assert told[0] == told[1]
+    assert complaint in told[0] and "\n" not in told[0]
+
+
+def _prepare(what: str, small_anchor: Path, path: Path) -> None:
+    """A broken anchor, from a whole one."""
+    if what == "missing":
+        return
+    if what == "other file":
+        save_file({"x": torch.zeros(2)}, path)
+        return
+    shutil.copy(small_anchor, path)
+    if what == "truncated":
+        path.write_bytes(path.read_bytes()[:-20])
+        return
+    whole = Anchor.load(small_anchor).part(gaussians=["all"], inputs=True)
+    narrow = {
+        name: LinearFactors(Spectrum(torch.ones(1), torch.eye(7)[:, :1].clone(), torch.tensor(1.0)))
+        for name in whole.factors
+    }
+    changed: dict[str, Any] = {
+        "other vlm": {"metadata": {**whole.metadata, "fingerprint": "another"}},
+        "no layers": {"factors": dict(list(whole.factors.items())[:1])},
+        "other widths": {"factors": narrow},
+    }
+    if what in changed:
+        replace(whole, **changed[what]).save(path)
+
+
+def test_little_coverage_is_a_warning(small_anchor: Path, tiny_vlm_dir: Path):
+    *_, covers = check_anchor(small_anchor, str(tiny_vlm_dir), ["--anchor_energy=0.01"])
+    assert covers.status == "warning"
+    assert "at most one or less than 1% in" in covers.what and "--policy.anchor_energy" in covers.mend
 
 
 def test_memory_is_counted_from_the_files(tmp_path: Path):

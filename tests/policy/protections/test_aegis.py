@@ -1,5 +1,7 @@
 """What the anchors of `aegis` leave of a step, and what they say about it."""
 
+import logging
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -188,3 +190,18 @@ def test_checkpointing_changes_neither_gradient(make_policy: MakePolicy, make_ba
     assert runs[0] == 1 < runs[1], "a layer runs again for each gradient, instead of keeping what it computed"
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize(("energy", "level"), [(0.9, logging.INFO), (0.01, logging.WARNING)])
+def test_training_says_how_much_of_each_layer_is_blocked(
+    make_policy: MakePolicy, caplog: pytest.LogCaptureFixture, energy: float, level: int
+) -> None:
+    policy = make_policy("aegis", anchor="subspace", anchor_energy=energy)
+    with caplog.at_level(logging.INFO):
+        policy.get_optim_params()
+    ((_, said, told),) = [each for each in caplog.record_tuples if "input directions" in each[2]]
+    assert said == level and told.startswith("The subspace anchor blocks ")
+    (projector,) = policy.protection.projectors
+    assert isinstance(projector, LowRankProjector)
+    shares = [block.directions / weight.shape[1] for weight, block in projector.blocks]
+    assert f"{min(shares):.1%}, {median(shares):.1%} and {max(shares):.1%} of a layer's input" in told

@@ -14,7 +14,10 @@ WARNING = Finding("warning", "the gripper never moves", "record it")
 def test_warnings_are_logged_and_let_a_training_go_on(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
         enforce([OK, WARNING])
-    assert caplog.messages == ["the gripper never moves: record it"]
+    assert caplog.record_tuples == [
+        ("root", logging.INFO, "all is well"),
+        ("root", logging.WARNING, "the gripper never moves: record it"),
+    ]
 
 
 def test_all_errors_stand_in_one_refusal_after_the_warnings(caplog: pytest.LogCaptureFixture):
