@@ -63,6 +63,7 @@ def given(
         "lerobot-train": [*learned, "--output_dir=OUT"],
         "aegis-vqa": [policy, "--samples=4", cache, "--output_dir=OUT"],
         "aegis-export": [policy, "--output_dir=OUT"],
+        "aegis-baseline": ["--episodes=1", "--output=OUT"],
         "aegis-swap": [policy, "--pairs=1", "--output=OUT"],
         "aegis-drift": [policy, "--samples=4", cache, "--output=OUT"],
         "aegis-action-error": [policy, f"--dataset.root={data}", "--frames=2", "--output=OUT"],
@@ -73,9 +74,20 @@ def given(
     }
 
 
-NAMES = ["record", "pretrain", "anchor", "vqa", "export", "swap", "drift", "action-error", "report"]
+NAMES = [
+    "record",
+    "pretrain",
+    "anchor",
+    "vqa",
+    "export",
+    "baseline",
+    "swap",
+    "drift",
+    "action-error",
+    "report",
+]
 EXPERIMENTS = ["compare", "ablate", "demo"]
-FILES = {"anchor", "swap", "drift", "action-error"}
+FILES = {"anchor", "baseline", "swap", "drift", "action-error"}
 """Commands that write one file, in place of an earlier one."""
 
 

@@ -44,7 +44,7 @@ class BaselineConfig:
 
 def main() -> None:
     """Entry point of `aegis-baseline`."""
-    cli.run(BaselineConfig, baseline)
+    cli.run(BaselineConfig, baseline, file="output")
 
 
 def baseline(config: BaselineConfig) -> Path:

@@ -4,17 +4,18 @@ Of a comparison (`aegis-compare`) it is the comparison's page, computed again fr
 is one about the runs found in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aegis_eval.commands.baseline import of_comparison
 from aegis_eval.pages.comparison import COMPARISON_TITLE, write_comparison
 from aegis_eval.pages.report import REPORT_TITLE, write_report
-from aegis_eval.results.baselines import Baseline, read_baselines
+from aegis_eval.results.baselines import Baseline, Shares, read_baselines
 from aegis_eval.results.compared import Compared
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.rows import with_added_rows
-from aegis_eval.results.run import find_runs
+from aegis_eval.results.run import RunSummary, find_runs
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 
@@ -59,16 +60,32 @@ def report(config: ReportConfig) -> Path:
             f"--runs={config.runs} holds no folder with results of lerobot-eval or aegis-vqa: name the folder that "
             "the runs' folders are in, or the comparison.json that result files are rows of."
         )
-    baselines = config.runs / "baseline.json"
+    arms = _beside(config.runs / "baseline.json", runs)
     written = write_report(
         (config.output_dir or config.runs) / "report.html",
         runs,
         title=config.title or REPORT_TITLE,
         described=provenance(0, 0.0),
-        baselines=read_baselines(baselines) if baselines.is_file() else None,
+        baselines=arms,
     )
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
     return written
+
+
+def _beside(file: Path, runs: Sequence[RunSummary]) -> Shares:
+    """Arms that ignore their instruction, of the runs' scenes as far as the file says; none where there is no file."""
+    if not file.is_file():
+        return {}
+    arms = read_baselines(file)
+    rolled = [(run.name, task) for run in runs if run.rollouts for task in run.rollouts.tasks]
+    for shares in arms.values():
+        for name, task in rolled:
+            if task.task in shares and len(shares[task.task]) != task.episodes:
+                raise AegisError(
+                    f"{file} is of {len(shares[task.task])} scenes of {task.task}, and {name} was rolled out in "
+                    f"{task.episodes}: give aegis-baseline the evaluations' --episodes, --split and --seed."
+                )
+    return arms
 
 
 def _of_comparison(config: ReportConfig, source: Path) -> Path:

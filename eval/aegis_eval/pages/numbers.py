@@ -158,8 +158,11 @@ def success(runs: Sequence[RunSummary], baselines: Shares) -> Rates | None:
 
 
 def _estimates(shares: Mapping[str, Sequence[float]], tasks: Sequence[str]) -> dict[str, Estimate]:
-    together = {**shares, ALL_TASKS: [share for each in shares.values() for share in each]}
-    return {task: share_estimate(together[task]) for task in tasks if task in together}
+    """Of every task that has shares, and over all where each task has."""
+    known = {task: shares[task] for task in tasks if shares.get(task)}
+    if len(known) == len([task for task in tasks if task != ALL_TASKS]):
+        known[ALL_TASKS] = [share for each in known.values() for share in each]
+    return {task: share_estimate(known[task]) for task in tasks if task in known}
 
 
 def _held_against(held: Mapping[str, object]) -> str:

@@ -104,6 +104,19 @@ def test_a_comparison_whose_scenes_cannot_be_simulated_says_so(
     assert "nearest object" not in table and "reaches is not known here: aegis-baseline says it." in table
 
 
+def test_a_page_of_runs_has_the_arms_of_a_file_beside_them_if_it_is_of_as_many_scenes(tmp_path: Path) -> None:
+    info = {"per_task": [{"task_group": "reach", "metrics": {"successes": [True] * 4}}]}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "eval_info.json").write_text(json.dumps(info))
+    assert "aegis-baseline with the evaluations" in report(ReportConfig(tmp_path)).read_text()
+    written = baseline(BaselineConfig(episodes=4, output=tmp_path / "baseline.json"))
+    page = report(ReportConfig(tmp_path)).read_text()
+    assert '<th scope="col">nearest object</th>' in page and "aegis-baseline with" not in page
+    baseline(BaselineConfig(episodes=3, output=written))
+    with pytest.raises(AegisError, match="is of 3 scenes of reach, and mine was rolled out in 4"):
+        report(ReportConfig(tmp_path))
+
+
 def test_what_is_no_output_of_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "baseline.json").write_text('{"arms": [1]}')
     with pytest.raises(AegisError, match="not what aegis-baseline writes"):
