@@ -3,6 +3,7 @@
 Shapes: B batch, F flow samples an observation, N = F B, H action horizon, A action dimension, S state dimension.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -282,26 +283,27 @@ class AegisPolicy(PreTrainedPolicy):
         training = self.training and torch.is_grad_enabled()
         if training:
             self._count_step()
-        chunks = ActionChunks(batch[ACTION].float(), batch.get("action_is_pad"))
-        noise_NHA, time_N = self._path_points(chunks.actions_BHA, noise, time)
-        inputs = self._vlm_inputs(batch)
-        begin_step = self.protection.begin_step if training else _unprotected_step
-        step = begin_step(self.vlm, inputs, chunks)
-        loss_B = self.flow_vla.losses(
-            step.prefix, batch[OBS_STATE].float(), *chunks, noise_NHA, time_N, across_ranks=training
-        )
-        mean = loss_B.mean()
-        loss = mean if reduction == "mean" else loss_B
-        figures = {"flow_loss": mean.item()}
-        if training:
-            self._require_finite(mean, batch)
-            figures |= step.finish()
-            if self._probe is not None:
-                figures |= self._probe.figures(self.vlm, self.protection, self._training_state.steps - 1)
-            if (penalty := step.penalty()) is not None:
-                loss, mean = loss + penalty.loss, mean + penalty.loss
-                figures |= penalty.figures
+        with self._own_precision():
+            chunks = ActionChunks(batch[ACTION].float(), batch.get("action_is_pad"))
+            noise_NHA, time_N = self._path_points(chunks.actions_BHA, noise, time)
+            inputs = self._vlm_inputs(batch)
+            begin_step = self.protection.begin_step if training else _unprotected_step
+            step = begin_step(self.vlm, inputs, chunks)
+            loss_B = self.flow_vla.losses(
+                step.prefix, batch[OBS_STATE].float(), *chunks, noise_NHA, time_N, across_ranks=training
+            )
+            mean = loss_B.mean()
+            loss = mean if reduction == "mean" else loss_B
+            figures = {"flow_loss": mean.item()}
+            if training:
                 self._require_finite(mean, batch)
+                figures |= step.finish()
+                if self._probe is not None:
+                    figures |= self._probe.figures(self.vlm, self.protection, self._training_state.steps - 1)
+                if (penalty := step.penalty()) is not None:
+                    loss, mean = loss + penalty.loss, mean + penalty.loss
+                    figures |= penalty.figures
+                    self._require_finite(mean, batch)
         return loss, figures
 
     @torch.no_grad()
@@ -336,6 +338,15 @@ class AegisPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the actions that are left of the last chunk: the environment was reset."""
         self._action_queue.begin()
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """Matrix products as `config.dtype` says, whether or not the trainer sees to it (LeRobot 0.6.1 does).
+
+        float32 leaves an autocast that the trainer was told to use.
+        """
+        if self.config.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.vlm.device.type, dtype=torch.bfloat16)
 
     def _path_points(
         self, actions_BHA: Tensor, noise: Tensor | None, time: Tensor | None

@@ -217,6 +217,27 @@ def test_training_fits_one_batch(make_policy: MakePolicy, make_batch: MakeBatch)
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("frozen", ["float32", "bfloat16"])
+def test_a_step_in_bfloat16_is_the_same_whether_or_not_the_trainer_casts(
+    make_policy: MakePolicy, make_batch: MakeBatch, frozen: str
+) -> None:
+    batch, noise, time = make_batch(), torch.randn(4, 4, 3), torch.rand(4)
+    gradients = []
+    for dtype, trainer_casts in (("bfloat16", False), ("bfloat16", True), ("float32", False)):
+        policy = make_policy(
+            "aegis", dtype=dtype, frozen_dtype=frozen if dtype == "bfloat16" else dtype
+        ).train()
+        build_optimizer(policy)
+        with torch.autocast("cpu", torch.bfloat16, enabled=trainer_casts):
+            loss, _ = policy(batch, noise=noise, time=time)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    alone, within, exact = gradients
+    assert torch.equal(alone, within) and not torch.equal(alone, exact)
+    assert torch.cosine_similarity(alone, exact, dim=0) > 0.99
+
+
 def test_bfloat16_runs_matrix_products_in_bfloat16_and_returns_float32(
     make_policy: MakePolicy, make_batch: MakeBatch
 ) -> None:
