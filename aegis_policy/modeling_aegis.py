@@ -41,7 +41,7 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.support.lerobot_flags import resuming
 from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.checks import check_saving, check_texts
+from aegis_policy.vlm.checks import check_reading, check_saving, check_texts
 from aegis_policy.vqa.probe import VQAProbe
 
 
@@ -375,6 +375,8 @@ class AegisPolicy(PreTrainedPolicy):
     def _begin_training(self) -> None:
         """Once: when the optimizer asks for the parameters, or else with the first batch."""
         if not self._training_begun:
+            if self._dataset is not None and ranks.index() == 0:
+                enforce(check_reading(self.vlm))
             self.protection.begin_training(self.vlm, self.anchor, self.reference)
             enforce(self.protection.coverage())
             for name, tensor in self.protection.state().items():

@@ -92,6 +92,7 @@ FAULTS = {
     "a configuration cut short": Fault(cut(_CONFIG), "is not a transformers model .*config.json"),
     "a configuration that is a list": Fault(write(_CONFIG, "[]"), "is not a transformers model"),
     "a configuration of nothing": Fault(write(_CONFIG, "{}"), "is not a transformers model .*model_type"),
+    "a policy": Fault(write(_CONFIG, '{"type": "aegis"}'), "is a LeRobot policy of type aegis.*aegis-export"),
     "an unknown type": Fault(edit(_CONFIG, model_type="nobody's"), "is a `nobody's` model.*known families"),
     "a type that is no text": Fault(edit(_CONFIG, model_type=["llava"]), "is not a transformers model"),
     "a text model": Fault(edit(_CONFIG, model_type="llama"), "does not list as image-text-to-text"),
@@ -179,6 +180,17 @@ FAULTS = {
         r"weights \(model.safetensors.index.json: ",
     ),
     "pickled weights": Fault(both(lose("model.safetensors"), _pickle), "only pytorch_model.bin, a pickle"),
+    "a weight that is no number": Fault(
+        _weights(lambda x: {name: x[name] * (float("nan") if "q_proj" in name else 1) for name in x}),
+        "has weights that are NaN or infinite .*q_proj",
+    ),
+    "an infinite weight": Fault(
+        _weights(lambda x: {name: x[name].clone().fill_(float("inf")) for name in x}),
+        "has weights that are NaN or infinite",
+    ),
+    "as many image tokens as another model": Fault(
+        edit(_PROCESSOR, image_seq_len=9), "cannot read what its own processor makes of a picture"
+    ),
     "a weight lost": Fault(
         _weights(lambda x: {name: x[name] for name in x if "layers.1.mlp" not in name}),
         r"lacks weights of its own architecture \(.*layers.1.mlp.* and 2 more\)",

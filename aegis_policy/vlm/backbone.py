@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
-from aegis_policy.vlm.checks import check_files
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
 from aegis_policy.vlm.generation import greedy
 from aegis_policy.vlm.loading import build_model, load_model, longest_prompt, read_files, resolve
+from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
 
 _FREE_TOKEN = re.compile("reserved|unused")
@@ -109,6 +109,7 @@ class VLMBackbone(nn.Module):
         """
         directory = str(directory)
         files = read_files(directory, named or directory)
+        enforce(check_files(files))
         return cls(build_model(files), files.processor, name or directory)
 
     def save_architecture(self, directory: str | Path) -> None:
@@ -209,7 +210,7 @@ class VLMBackbone(nn.Module):
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
         mask = inputs["attention_mask"].bool()
-        with self._recorded_layers() as hidden_states:
+        with self._reading(), self._recorded_layers() as hidden_states:
             self.model.base_model(**inputs, **self._positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
 
@@ -237,7 +238,7 @@ class VLMBackbone(nn.Module):
             key: torch.cat([value, behind[key].to(value)], dim=1) if key in behind else value
             for key, value in inputs.items()
         }
-        with self._recorded_layers() as hidden_states:
+        with self._reading(), self._recorded_layers() as hidden_states:
             output = self.model(
                 **longer,
                 **self._positions(longer["attention_mask"].bool()),
@@ -264,7 +265,8 @@ class VLMBackbone(nn.Module):
         was_training = self.model.training
         self.model.eval()
         try:
-            tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+            with self._reading():
+                tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         finally:
             self.model.train(was_training)
         new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
@@ -300,12 +302,13 @@ class VLMBackbone(nn.Module):
         inputs = dict(inputs)
         labels_NT = inputs.pop("labels")
         longest = int((labels_NT != NO_LABEL).sum(1).max())
-        logits_NKV = self.model(
-            **inputs,
-            **self._positions(inputs["attention_mask"].bool()),
-            use_cache=False,
-            logits_to_keep=longest + 1,  # padding is on the left, so every answer ends at the end
-        ).logits[:, :-1]
+        with self._reading():
+            logits_NKV = self.model(
+                **inputs,
+                **self._positions(inputs["attention_mask"].bool()),
+                use_cache=False,
+                logits_to_keep=longest + 1,  # padding is on the left, so every answer ends at the end
+            ).logits[:, :-1]
         return logits_NKV, labels_NT[:, -longest:]
 
     def fingerprint(self) -> str:
@@ -322,6 +325,23 @@ class VLMBackbone(nn.Module):
         """Positions that do not count padding, for a family whose models do not find theirs alone."""
         first = self.family.first_position
         return {} if first is None else {"position_ids": (mask_NT.cumsum(-1) - 1).clamp(min=0) + first}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Where the model runs: inputs of its own processor that it cannot read are a sentence.
+
+        Raises:
+            AegisError: that sentence.
+        """
+        try:
+            yield
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except (ValueError, TypeError, IndexError, StopIteration, RuntimeError) as error:
+            raise AegisError(
+                f"{self.name} cannot read what its own processor makes of a picture and a text ({one_line(error)}): "
+                f"{OTHER_PROCESSOR}."
+            ) from error
 
     @contextmanager
     def _recorded_layers(self) -> Iterator[list[Tensor]]:

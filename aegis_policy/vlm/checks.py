@@ -1,13 +1,9 @@
-"""What is asked of a VLM before it is trained; `aegis-doctor` asks the same.
-
-`check_files` is what `VLMBackbone.from_pretrained` enforces, so that every command says it. Weights are not read here.
-"""
+"""What is asked of a VLM before it is trained; `aegis-doctor` asks the same."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,18 +11,17 @@ from transformers import AutoModelForImageTextToText
 
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
+from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import VLMFiles, load_model, read_files, resolve
-from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts, beginning
+from aegis_policy.vlm.processor_checks import SENTENCE, check_files, picture, views
+from aegis_policy.vlm.prompts import Prompts, beginning
 
-if TYPE_CHECKING:
-    from aegis_policy.vlm.backbone import VLMBackbone
-
-_SENTENCE = "Where is the red cube, and what lies beside it?"
-_ANSWER = "on the table"
+_SMALL = 2**31
+"""Bytes of weights up to which `check_vlm` reads them too."""
 
 
 def check_vlm(name: str, flag: str = "--policy.vlm", texts: Collection[str] = ()) -> Iterator[Finding]:
-    """See whether a VLM can be trained, as far as its files say without the values of its weights.
+    """See whether a VLM can be trained, as far as its files say; small ones are loaded, and read a picture.
 
     Args:
         name: a directory, a hub id (whose weights are not fetched for this), or `embedded`.
@@ -38,7 +33,7 @@ def check_vlm(name: str, flag: str = "--policy.vlm", texts: Collection[str] = ()
         files = read_files(resolve(name, named), named)
         findings = [*check_files(files), *check_texts(replace(files.prompts, name=name), texts)]
         if Path(files.source).is_dir() and not any(each.status == "error" for each in findings):
-            findings += load_model(files, device_map="meta")[1]
+            findings += _check_weights(files, name)
     except AegisError as error:
         yield Finding("error", str(error))
         return
@@ -49,12 +44,36 @@ def check_vlm(name: str, flag: str = "--policy.vlm", texts: Collection[str] = ()
         )
 
 
-def check_files(files: VLMFiles) -> Iterator[Finding]:
-    """See whether a model's processor makes, of pictures and texts, what the model reads."""
-    yield from files.findings
-    fault = (_template_fault(files) if files.family.chat else None) or _inputs_fault(files)
-    if fault is not None:
-        yield Finding("error", f"{files.named} {fault[0]}", fault[1])
+def _check_weights(files: VLMFiles, name: str) -> Iterator[Finding]:
+    size = sum(each.stat().st_size for each in Path(files.source).glob("*.safetensors"))
+    if size > _SMALL:
+        yield from load_model(files, device_map="meta")[1]
+        return
+    model, findings = load_model(files)
+    yield from findings
+    yield from check_reading(VLMBackbone(model, files.processor, name))
+
+
+def check_reading(vlm: VLMBackbone) -> Iterator[Finding]:
+    """See that a model's weights are finite and fit what its processor makes: it reads one picture, and two cameras."""
+    for part, x in vlm.model.named_parameters():
+        if x.numel() and not all(torch.isfinite(each) for each in x.detach().aminmax()):
+            yield Finding(
+                "error",
+                f"{vlm.name} has weights that are NaN or infinite ({part})",
+                "download the model again or name another directory",
+            )
+            return
+    was_training = vlm.model.training
+    vlm.model.eval()
+    try:
+        vlm.answer([picture()], [SENTENCE], max_new_tokens=1)
+        with torch.no_grad():
+            vlm.encode(vlm.prepare([each.to(vlm.device) for each in views()], [SENTENCE]))
+    except AegisError as error:
+        yield Finding("error", str(error))
+    finally:
+        vlm.model.train(was_training)
 
 
 def check_texts(prompts: Prompts, texts: Collection[str]) -> Iterator[Finding]:
@@ -73,7 +92,7 @@ def check_texts(prompts: Prompts, texts: Collection[str]) -> Iterator[Finding]:
         )
 
 
-def check_saving(vlm: "VLMBackbone") -> Iterator[Finding]:
+def check_saving(vlm: VLMBackbone) -> Iterator[Finding]:
     """See that what a checkpoint keeps of a VLM, weights apart, can be written, and read again as the same model.
 
     Written is a temporary folder; no weights are made.
@@ -102,47 +121,6 @@ def check_saving(vlm: "VLMBackbone") -> Iterator[Finding]:
         )
 
 
-def _template_fault(files: VLMFiles) -> tuple[str, str] | None:
-    """What is wrong with a chat template, and the mend."""
-    mend = "take chat_template.jinja from where the model came"
-    if not files.processor.chat_template:
-        return "has no chat template, in which its kind of model is spoken to", mend
-    try:
-        one, two = (files.prompts.prompt(_SENTENCE, images) for images in (1, 2))
-    except Exception as error:  # whatever a template does
-        return f"has a chat template that fails ({one_line(error)})", mend
-    if _SENTENCE not in one:
-        return "has a chat template that leaves out what it is told", mend
-    if one == two:
-        return "has a chat template that leaves out pictures", mend
-    return None
-
-
-def _inputs_fault(files: VLMFiles) -> tuple[str, str] | None:
-    """What is wrong with the inputs that the processor makes, and the mend."""
-    mend = (
-        "its processor files belong to another model or are not whole, so take them from where the model came"
-    )
-    picture, views = _picture(), _views()
-    try:
-        asked = files.prompts.of_questions([picture], [_SENTENCE])
-        answered = files.prompts.of_answers([picture], [_SENTENCE], [_ANSWER])
-        one, two = (files.prompts.of_cameras(cameras, [_SENTENCE]) for cameras in (views[:1], views))
-    except Exception as error:  # whatever a processor does
-        return f"has a processor that cannot read a picture and a text ({one_line(error)})", mend
-    image_token = files.config.image_token_id
-    counts = [int((inputs["input_ids"] == image_token).sum()) for inputs in (asked, one, two)]
-    if not all(counts):
-        return f"has a processor that makes no image tokens ({image_token}) of a picture", mend
-    words = asked["input_ids"][asked["input_ids"] != image_token]
-    vocabulary = files.config.get_text_config().vocab_size
-    if int(words.max()) >= vocabulary:
-        return f"has a tokenizer with the token {int(words.max())}, and a vocabulary of {vocabulary}", mend
-    if int((answered["labels"] != NO_LABEL).sum()) < 2:  # a word and the end
-        return "has a chat template or tokenizer that loses answers", mend
-    return None
-
-
 def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
     """The shapes of a model's own weights by name; adapters are left out."""
     return {
@@ -154,17 +132,8 @@ def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
 
 def _sample(prompts: Prompts) -> dict[str, Tensor]:
     """Model inputs of a question, and of what a robot with two cameras is told."""
-    asked, told = prompts.of_questions([_picture()], [_SENTENCE]), prompts.of_cameras(_views(), [_SENTENCE])
+    asked, told = prompts.of_questions([picture()], [SENTENCE]), prompts.of_cameras(views(), [SENTENCE])
     return {**{f"{key} of a question": x for key, x in asked.items()}, **told}
-
-
-def _views() -> list[Tensor]:
-    """Of two cameras, (1, 3, 40, 56)."""
-    return [torch.linspace(0, 1, 3 * 40 * 56).view(1, 3, 40, 56)] * 2
-
-
-def _picture() -> Picture:
-    return (_views()[0][0] * 255).byte().permute(1, 2, 0).numpy()
 
 
 def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:

@@ -184,7 +184,10 @@ def load_config(source: str, named: str) -> tuple[Any, Family]:
         AegisError: it is none, or one that cannot be trained.
     """
     try:
+        if Path(source).is_file():
+            raise NotADirectoryError("a file, where a folder is wanted")
         said, _ = PreTrainedConfig.get_config_dict(source)
+        adapter = cached_file(source, "adapter_config.json", **IF_THERE)
         kind = said.get("model_type")
         config = (
             AutoConfig.from_pretrained(source, trust_remote_code=False) if kind in CONFIG_MAPPING else None
@@ -194,6 +197,11 @@ def load_config(source: str, named: str) -> tuple[Any, Family]:
             f"{named} is not a transformers model ({one_line(error)}): give a directory with a "
             "config.json, a hub id, or `embedded`."
         ) from error
+    if kind is None and "type" in said:
+        raise AegisError(
+            f"{named} is a LeRobot policy of type {said['type']}, not a VLM: name the VLM, or export that of an aegis "
+            "policy with aegis-export."
+        )
     if kind is None:
         raise AegisError(
             f"{named} is not a transformers model (there is no config.json that says a model_type): give a directory "
@@ -221,7 +229,7 @@ def load_config(source: str, named: str) -> tuple[Any, Family]:
             f"{named} computes attention with code of the hub ({kernel}), which is never run: take it out of its "
             "config.json."
         )
-    if cached_file(source, "adapter_config.json", **IF_THERE) is not None:
+    if adapter is not None:
         raise AegisError(
             f"{named} holds an adapter (adapter_config.json), which would change its weights: merge it, with "
             "merge_and_unload() of peft, and name what was saved then."

@@ -144,7 +144,10 @@ class Training:
 
 
 def vlm_memory(vlm: str, training: Training, largest: int | None) -> Iterator[Finding]:
-    """What training a VLM takes before activations, counted from its files, against the largest GPU's bytes."""
+    """What training a VLM takes before activations, counted from its files, against the largest GPU's bytes.
+
+    Files that are not whole are for `check_vlm`.
+    """
     if vlm == "embedded":
         return
     files = sorted(Path(vlm).glob("*.safetensors"))
@@ -155,9 +158,12 @@ def vlm_memory(vlm: str, training: Training, largest: int | None) -> Iterator[Fi
             "harmless for a hub id; otherwise correct the path",
         )
         return
-    tensors = {
-        name: each for path in files for name, each in read_header(path).items() if name != "__metadata__"
-    }
+    try:
+        tensors = {
+            name: each for path in files for name, each in read_header(path).items() if name != "__metadata__"
+        }
+    except (OSError, ValueError):
+        return
     count = sum(prod(each["shape"]) for each in tensors.values())
     learning = sum(prod(each["shape"]) for name, each in tensors.items() if _learns(name))
     needed = training.bytes(count - learning, learning)

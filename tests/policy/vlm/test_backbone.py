@@ -190,6 +190,28 @@ def test_weights_that_lack_a_part_are_named_and_not_drawn_at_random(
         VLMBackbone.from_pretrained(tmp_path / "vlm")
 
 
+def test_inputs_that_the_model_cannot_read_are_a_sentence_wherever_it_reads(
+    tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    """A processor that makes more image tokens than the tower gives features."""
+    shutil.copytree(tiny_vlm_dir, tmp_path / "vlm")
+    file = tmp_path / "vlm" / "processor_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"image_processor": said["image_processor"] | {"image_seq_length": 9}}))
+    vlm = VLMBackbone.from_pretrained(tmp_path / "vlm")
+    told = vlm.prepare([_as_floats(_images(1))], ["red"])
+    for read in (
+        lambda: vlm.encode(told),
+        lambda: vlm.encode_with_suffix(told, vlm.reserved_tokens(2).expand(1, -1)),
+        lambda: vlm.answer(_images(1), ["red"]),
+        lambda: vlm.answer_logits(vlm.answer_inputs(_images(1), ["red"], ["cube"])),
+    ):
+        with pytest.raises(
+            AegisError, match=r"cannot read what its own processor makes .*tokens: 9, features: 4"
+        ):
+            read()
+
+
 def test_missing_processor_is_named(tiny_vlm_dir: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((tiny_vlm_dir / name).read_bytes())

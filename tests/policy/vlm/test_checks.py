@@ -19,8 +19,9 @@ from aegis_eval.doctor.files import check_vlm as doctor_says
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.checks import check_saving
+from aegis_policy.vlm.checks import check_reading, check_saving
 
 ASKED = ([np.full((40, 30, 3), 90, np.uint8)] * 2, ["what is it", "how many red cubes are there"])
 
@@ -137,10 +138,10 @@ def test_training_and_the_doctor_say_the_same_of_a_broken_vlm(
     shutil.copytree(whole, folder)
     fault.spoil(folder)
     with pytest.raises(AegisError) as error:
-        VLMBackbone.from_pretrained(folder)
+        enforce(check_reading(VLMBackbone.from_pretrained(folder)))
     sentence = str(error.value)
     assert re.search(fault.sentence, sentence)
-    assert f"--policy.vlm={folder}" in sentence and "\n" not in sentence and len(sentence) < 700
+    assert str(folder) in sentence and "\n" not in sentence and len(sentence) < 700
     assert [str(each) for each in doctor_says(str(folder))] == [sentence]
     assert not (folder / RAN).exists()
 
