@@ -82,6 +82,7 @@ def protect(
     )
     enforce([coverage(layers, projector, kind)])
     guarded = {id(layer.weight) for layer in layers.values()}
+    _require_no_other_use(policy, layers, guarded)
     for parameter in _backbone(policy).parameters():
         parameter.requires_grad_(id(parameter) in guarded)
     parameters = PolicyParameters(
@@ -113,7 +114,23 @@ def _backbone(policy: PreTrainedPolicy) -> Any:
             f"A policy of type {policy.name} is not known here: choose one of {', '.join(_BACKBONES)}, or give the "
             "layers of your own to aegis_policy.isolation."
         )
-    return policy.get_submodule(_BACKBONES[policy.name])
+    try:
+        return policy.get_submodule(_BACKBONES[policy.name])
+    except AttributeError as error:
+        raise AegisError(
+            f"This {policy.name} has no {_BACKBONES[policy.name]}: protect the policy itself, before peft or anything "
+            "else wraps it."
+        ) from error
+
+
+def _require_no_other_use(policy: PreTrainedPolicy, layers: dict[str, nn.Linear], guarded: set[int]) -> None:
+    """See that no protected weight is an embedding or a head too, about which no anchor knows."""
+    for name, parameter in _backbone(policy).named_parameters(remove_duplicate=False):
+        if id(parameter) in guarded and name.removesuffix(".weight") not in layers:
+            raise AegisError(
+                f"The backbone's {name} is also the weight of a linear layer that learns, and the anchor guards it in "
+                "that layer alone: untie them, or let that layer's weight require no gradient."
+            )
 
 
 def _requiring_projection(policy: PreTrainedPolicy, parameters: PolicyParameters) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Keeps the protected components of linear layers' weights where they are."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ class LowRankProjector(Projector):
         acts_on: the step to project, see `Projector`.
 
     Raises:
-        ValueError: a block belongs to no layer or does not fit it, or no blocked layer can learn.
+        ValueError: a block belongs to no layer or does not fit it, no blocked layer can learn, a layer's weight is
+            computed from others, or two weights that are no one parameter lie in the same memory.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class LowRankProjector(Projector):
                 "select blocks of its own."
             )
         self.acts_on = one_of("acts_on", acts_on, PLACES)
+        _require_own_memory(layers)
         by_weight: dict[nn.Parameter, list[BlockedComponents]] = {}
         for name, block in blocks.items():
             weight = layers[name].weight
-            assert isinstance(weight, nn.Parameter)
+            assert isinstance(weight, nn.Parameter), "seen to above"
             _check_fit(name, weight, block)
             if weight.requires_grad:
                 by_weight.setdefault(weight, []).append(block)
@@ -121,6 +124,30 @@ class LowRankProjector(Projector):
         weight, block = self.blocks[index]
         self.blocks[index] = weight, block.to(step)
         return self.blocks[index][1]
+
+
+def _require_own_memory(layers: Mapping[str, nn.Linear]) -> None:
+    """See that what steps as one weight is one parameter: layers may share it, and must not share its memory alone."""
+    spans: dict[int, tuple[str, int, int, str]] = {}
+    for name, layer in layers.items():
+        weight = layer.weight
+        if not isinstance(weight, nn.Parameter):
+            raise ValueError(
+                f"The weight of {name} is computed from other parameters, which a block of it cannot hold: remove the "
+                "parametrization, or leave the layer out."
+            )
+        if weight.data_ptr():
+            length = 1 + sum(
+                (size - 1) * step for size, step in zip(weight.shape, weight.stride(), strict=True)
+            )
+            end = weight.data_ptr() + length * weight.element_size()
+            spans.setdefault(id(weight), (str(weight.device), weight.data_ptr(), end, name))
+    for (device, _, end, name), (other_device, start, _, other) in pairwise(sorted(spans.values())):
+        if device == other_device and start < end:
+            raise ValueError(
+                f"The weights of {name} and {other} lie in the same memory and are two parameters, so that a step of "
+                "one moves the other past its block: give both layers one parameter, or leave one out."
+            )
 
 
 def _check_fit(name: str, weight: nn.Parameter, block: BlockedComponents) -> None:

@@ -143,11 +143,14 @@ def block_layers(
             use_outputs=BLOCK_KINDS[kind].uses_outputs,
             soft=soft,
         )
-        return LowRankProjector(layers, blocks, acts_on)
     except ValueError as error:
         raise AegisError(
             f"An energy of {energy} cannot be protected with the {kind} anchor: {error}"
         ) from error
+    try:
+        return LowRankProjector(layers, blocks, acts_on)
+    except ValueError as error:
+        raise AegisError(f"The {kind} anchor cannot protect this model: {error}") from error
 
 
 def coverage(layers: Mapping[str, nn.Linear], projector: LowRankProjector, kind: str) -> Finding:

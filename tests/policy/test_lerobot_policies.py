@@ -225,3 +225,27 @@ def test_what_cannot_be_protected_is_refused(make: Callable[[str], Any]) -> None
     policy.name = "act"
     with pytest.raises(AegisError, match="A policy of type act is not known here"):
         protect(policy, Anchor())
+
+
+def test_a_weight_that_is_also_an_embedding_is_refused(make: Callable[..., Any]) -> None:
+    policy = make("smolvla")
+    anchor = _anchor(policy)
+    layers = vlm_linear_layers(policy)
+    for name, layer in layers.items():
+        layer.weight.requires_grad_(name in anchor.factors)
+    tied = next(layers[name] for name in anchor.factors if "up_proj" in name)
+    embedding = policy.model.vlm_with_expert.vlm.get_input_embeddings()
+    embedding.weight = tied.weight
+    with pytest.raises(AegisError, match=r"embed_tokens.weight is also the weight of a linear layer"):
+        protect(policy, anchor)
+
+
+def test_a_policy_inside_adapters_is_refused(make: Callable[..., Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    policy = make("smolvla")
+    wrapped = get_peft_model(policy, LoraConfig(target_modules=r".*vlm\.model\.text_model.*q_proj"))
+    with pytest.raises(AegisError, match="before peft or anything else wraps it"):
+        protect(wrapped, Anchor())
+    with pytest.raises(AegisError, match=r"says nothing about .*lora_A"):
+        protect(policy, Anchor())

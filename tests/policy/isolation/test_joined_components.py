@@ -152,3 +152,32 @@ def test_a_layer_with_a_weight_of_its_own_keeps_its_block_as_it_is():
     layers = {"own": nn.Linear(D, E), "other": nn.Linear(D, E)}
     projector = LowRankProjector(layers, {"own": block, "other": kronecker()})
     assert projector.blocks[0][1] is block
+
+
+@pytest.mark.parametrize("share", [lambda w: w, lambda w: w.T, lambda w: w[2:], lambda w: w[:, 1:]])
+def test_two_parameters_in_one_memory_are_refused(share):
+    first = nn.Linear(D, D, bias=False)
+    other = nn.Linear(1, 1, bias=False)
+    other.weight = nn.Parameter(share(first.weight.detach()))
+    block = BlockedComponents(directions(D, K), None, torch.ones(K))
+    with pytest.raises(
+        ValueError, match=r"weights of .* and .* lie in the same memory and are two parameters"
+    ):
+        LowRankProjector({"first": first, "other": other}, {"first": block})
+
+
+def test_neighbours_in_one_storage_are_no_tied_weights():
+    both = torch.randn(2, D, D)
+    layers = {name: nn.Linear(D, D, bias=False) for name in "ab"}
+    for layer, values in zip(layers.values(), both, strict=True):
+        layer.weight = nn.Parameter(values)
+    LowRankProjector(layers, {"a": whole_inputs(), "b": whole_inputs()})
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal]
+)
+def test_a_weight_that_is_computed_from_others_is_refused(wrap):
+    layer = wrap(nn.Linear(D, D, bias=False))
+    with pytest.raises(ValueError, match="weight of up is computed from other parameters"):
+        LowRankProjector({"up": layer}, {"up": whole_inputs()})
