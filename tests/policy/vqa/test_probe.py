@@ -1,12 +1,15 @@
 """The probe: what the backbone still answers in training, and where the gradient of the questions lies."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
+from aegis_eval.questions.public import load_public
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
 
@@ -87,3 +90,28 @@ def test_a_probe_without_answers_is_refused(make_policy: MakePolicy, tmp_path: P
     policy = make_policy("none", vqa_probe_freq=1, vqa_probe_data=str(tmp_path))
     with pytest.raises(AegisError, match=r"--policy.vqa_probe_data=.* is neither one of custom, .*tabletop"):
         policy.get_optim_params()
+
+
+def _write_answered(folder: Path) -> Path:
+    """Twenty questions of ten people: to six most said red, to ten one of them did, to four nobody did."""
+    people = [["red"] * 8 + ["grey"] * 2] * 6 + [["blue"] * 9 + ["red"]] * 10 + [["blue"] * 10] * 4
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "0.png")
+    lines = [
+        {"image": "0.png", "question": f"which colour {n}?", "answers": each} for n, each in enumerate(people)
+    ]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_the_probe_scores_as_the_benchmark_does(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact match with the commonest answer would say 30 %."""
+    folder = _write_answered(tmp_path / "own")
+    policy = make_policy("none", vqa_probe_freq=1, vqa_probe_data=str(folder), vqa_probe_samples=20)
+    monkeypatch.setattr(policy.vlm, "answer", lambda images, *_: ["Red."] * len(images))
+    figures = training_step(policy, build_optimizer(policy), make_batch())
+    assert figures["vqa_accuracy"] == pytest.approx(0.45)
+    samples, _ = load_public("custom", str(folder), None, 20)
+    assert sum(each.score("Red.") for each in samples) / 20 == pytest.approx(0.45)
