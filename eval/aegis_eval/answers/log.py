@@ -1,11 +1,13 @@
 """Answers kept as they come, so that a command that was interrupted goes on where it was."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write, writing
+from aegis_policy.support.json_files import LineError, iterate_jsonl
 
 
 class AnswerLog:
@@ -28,13 +30,15 @@ class AnswerLog:
         self._path = folder / f"rank{rank}.jsonl"
         own: dict[str, str] = {}
         for path in folder.glob("rank*.jsonl"):
-            first, *lines = path.read_text().splitlines() or ["{}"]
-            if differs := [key for key, value in about.items() if json.loads(first).get(key) != value]:
+            # What a killed command was writing is cut off, and so is what comes behind it.
+            first, *lines = _whole(path) or [{}]
+            known = first if isinstance(first, dict) else {}
+            if differs := [key for key, value in about.items() if known.get(key) != value]:
                 raise AegisError(
                     f"{folder} holds answers of an interrupted command with another {', '.join(differs)}: give that "
                     "command again, delete the folder, or choose another --output_dir."
                 )
-            answers = dict(_whole(lines))
+            answers = dict(_pairs(lines))
             self.answers |= answers
             if path == self._path:
                 own = answers
@@ -51,11 +55,19 @@ class AnswerLog:
         self.answers |= new
 
 
-def _whole(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """The lines up to one that was being written when the command ended."""
+def _whole(path: Path) -> list[Any]:
+    """The lines up to one that is not JSON: it was being written when the command ended."""
+    values = []
+    try:
+        for _, value in iterate_jsonl(path):
+            values.append(value)
+    except LineError:
+        pass
+    return values
+
+
+def _pairs(lines: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Question and answer of each line that holds them."""
     for line in lines:
-        try:
-            identity, answer = json.loads(line)
-        except ValueError:
-            return
-        yield identity, answer
+        if isinstance(line, list) and len(line) == 2 and all(isinstance(each, str) for each in line):
+            yield line[0], line[1]

@@ -45,7 +45,9 @@ class PretrainedAnswers:
             name, asked = results["model"], results["vlm_fingerprint"]
             vlm = flags["vlm"]
             before = {option: flags[option] for option in ("batch_size", "max_new_tokens")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(answer, str) for answer in given.values()):
+                raise TypeError("an answer in samples.jsonl is no text")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AegisError(
                 f"{flag} is not what aegis-vqa writes ({type(error).__name__}: {error}): name its --output_dir."
             ) from error

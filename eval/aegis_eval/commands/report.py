@@ -61,13 +61,19 @@ def report(config: ReportConfig) -> Path:
             "the runs' folders are in, or the comparison.json that result files are rows of."
         )
     arms = _beside(config.runs / "baseline.json", runs)
-    written = write_report(
-        (config.output_dir or config.runs) / "report.html",
-        runs,
-        title=config.title or REPORT_TITLE,
-        described=provenance(0, 0.0),
-        baselines=arms,
-    )
+    try:
+        written = write_report(
+            (config.output_dir or config.runs) / "report.html",
+            runs,
+            title=config.title or REPORT_TITLE,
+            described=provenance(0, 0.0),
+            baselines=arms,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise AegisError(
+            f"--runs={config.runs}: the results of one of {', '.join(run.name for run in runs)} lack something that "
+            f"its command writes ({type(error).__name__}: {error}): give that command again, or leave its folder out."
+        ) from error
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
     return written
 

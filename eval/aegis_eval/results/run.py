@@ -9,9 +9,11 @@ from aegis_eval.results.rollouts import Rollouts, read_rollouts
 from aegis_eval.results.swap import SwapProbe, read_swaps
 from aegis_eval.results.training_log import METRICS, Curves, parse_training_log, read_curves
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.json_files import read_json, read_jsonl
+from aegis_policy.support.json_files import iterate_jsonl, read_json
 
 Json = dict[str, Any]
+_TEXTS = ("id", "type", "question", "answer", "given")
+"""What every line of `samples.jsonl` says in words."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,16 @@ def read_answers(directory: Path | str) -> list[Json]:
         AegisError: it is not there or holds something else.
     """
     source = Path(directory) / "samples.jsonl"
+    lines = []
     try:
-        return read_jsonl(source)
+        for number, line in iterate_jsonl(source):
+            if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in _TEXTS):
+                raise ValueError(f"line {number} lacks one of {', '.join(_TEXTS)}, or it is no text")
+            if not isinstance(line.get("correct"), bool):
+                raise ValueError(f"line {number} does not say whether it is correct")
+            lines.append(line)
     except (OSError, ValueError) as error:
         raise AegisError(
             f"{source} is not what aegis-vqa writes ({error}): name its --output_dir."
         ) from error
+    return lines

@@ -53,7 +53,7 @@ def read_curves(path: Path | str) -> Curves:
             curves = _curves_of(read_jsonl(path))
         else:
             curves = parse_training_log(path.read_text(errors="replace"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise AegisError(f"{path} cannot be read as a training log ({error}): name another file.") from error
     if not curves:
         raise AegisError(

@@ -1,34 +1,35 @@
-"""Kept answers: whole ones stay, half ones are asked again."""
+"""Answers of an interrupted command are read back as far as they are whole."""
 
 from pathlib import Path
 
 import pytest
-from full_disk import largest_file
 
 from aegis_eval.answers.log import AnswerLog
 from aegis_policy.support.errors import AegisError
 
-ABOUT = {"model": "x"}
+_ABOUT = {"batch_size": 2}
 
 
-def test_of_answers_that_did_not_fit_on_the_disk_the_whole_ones_are_kept(tmp_path: Path) -> None:
-    AnswerLog(tmp_path, ABOUT).add([("1", "red"), ("2", "blue")])
-    log = AnswerLog(tmp_path, ABOUT)
-    with (
-        largest_file(90),
-        pytest.raises(AegisError, match=r"rank0\.jsonl cannot be written \(File too large\): "),
-    ):
-        log.add([("3", "green"), ("4", "yellow " * 10)])
-    again = AnswerLog(tmp_path, ABOUT)
-    assert again.answers == {"1": "red", "2": "blue", "3": "green"}
-    again.add([("4", "yellow")])
-    assert AnswerLog(tmp_path, ABOUT).answers == {**again.answers, "4": "yellow"}
+@pytest.mark.parametrize(
+    "answer", ["red", "", "two\nlines", "one\u2028line", "next\u0085line", "\x0b\x1c", "[]"]
+)
+def test_an_answer_comes_back_as_it_was_given(answer: str, tmp_path: Path) -> None:
+    AnswerLog(tmp_path, _ABOUT).add([("a", answer), ("b\u2028", "blue")])
+    assert AnswerLog(tmp_path, _ABOUT).answers == {"a": answer, "b\u2028": "blue"}
 
 
-@pytest.mark.parametrize("cut", range(1, 14))
-def test_an_answer_of_which_half_was_written_is_none(cut: int, tmp_path: Path) -> None:
-    AnswerLog(tmp_path, ABOUT).add([("1", "red"), ("2", "blue")])
-    whole = (tmp_path / "rank0.jsonl").read_text()
-    (tmp_path / "rank0.jsonl").write_text(whole[:-cut])
-    kept = {"1": "red", "2": "blue"} if cut == 1 else {"1": "red"}
-    assert AnswerLog(tmp_path, ABOUT).answers == kept
+@pytest.mark.parametrize(
+    "torn", ['["b", "bl', "\x00\x00", '["b"]', "null", "3", '["b", null]', '["b", 3]', '[["b"], "c"]']
+)
+def test_what_is_no_answer_is_asked_again(torn: str, tmp_path: Path) -> None:
+    AnswerLog(tmp_path, _ABOUT).add([("a", "red")])
+    with (tmp_path / "rank0.jsonl").open("a") as file:
+        file.write(torn)
+    assert AnswerLog(tmp_path, _ABOUT).answers == {"a": "red"}
+
+
+@pytest.mark.parametrize("first", ["", "[]", "null", '{"batch_size": 3}', "torn {"])
+def test_answers_of_another_command_are_refused(first: str, tmp_path: Path) -> None:
+    (tmp_path / "rank0.jsonl").write_text(f'{first}\n["a", "red"]\n')
+    with pytest.raises(AegisError, match="answers of an interrupted command with another batch_size"):
+        AnswerLog(tmp_path, _ABOUT)
