@@ -1,6 +1,8 @@
 """What a user can set with `--policy.*`."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
@@ -18,19 +20,28 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.support.lerobot_flags import given_flags, resuming
 
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
-_AT_LEAST_ONE = (
-    "chunk_size",
-    "num_inference_steps",
-    "flow_samples",
-    "expert_width",
-    "expert_depth",
-    "expert_heads",
-    "lora_rank",
-    "replay_batch_size",
-    "replay_samples",
-    "action_bins",
-    "vqa_probe_samples",
-)
+_RANGES: dict[str, tuple[float, float]] = {
+    "chunk_size": (1, 10_000),
+    "num_inference_steps": (1, 10_000),
+    "flow_samples": (1, 10_000),
+    "expert_width": (1, 100_000),
+    "expert_depth": (1, 1_000),
+    "expert_heads": (1, 100_000),
+    "lora_rank": (1, 100_000),
+    "lora_alpha": (1, 1_000_000),
+    "replay_batch_size": (1, math.inf),
+    "replay_samples": (1, math.inf),
+    "action_bins": (1, math.inf),
+    "vqa_probe_freq": (0, math.inf),
+    "vqa_probe_samples": (1, math.inf),
+    "optimizer_lr": (0, 1_000),
+    "optimizer_lr_backbone": (0, 1_000),
+    "optimizer_eps": (0, 1),
+    "optimizer_weight_decay": (0, 1_000),
+    "optimizer_grad_clip_norm": (0, math.inf),
+    "scheduler_warmup_steps": (0, math.inf),
+}
+"""Field -> least and greatest value. What takes memory or time, whatever the data, has an end."""
 
 
 @PreTrainedConfig.register_subclass("aegis")
@@ -157,11 +168,20 @@ class AegisConfig(
                 )
 
     def _check_ranges(self) -> None:
-        if self.vqa_probe_freq < 0:
+        for each in fields(self):
+            if not all(map(math.isfinite, _floats(getattr(self, each.name)))):
+                raise AegisError(
+                    f"--policy.{each.name}={getattr(self, each.name)} is not finite: give a number."
+                )
+        for name, (least, greatest) in _RANGES.items():
+            if not least <= getattr(self, name) <= greatest:
+                end = f"between {least} and {greatest}" if greatest < math.inf else f"at least {least}"
+                raise AegisError(f"--policy.{name}={getattr(self, name)} must be {end}.")
+        if not all(0 <= beta < 1 for beta in self.optimizer_betas):
             raise AegisError(
-                f"--policy.vqa_probe_freq={self.vqa_probe_freq} must not be negative; 0 is never."
+                f"--policy.optimizer_betas={self.optimizer_betas} must be two numbers from 0 on and below 1."
             )
-        if self.instruction is not None and not self.instruction.strip():
+        if self.instruction is not None and not self.instruction.encode(errors="ignore").strip():
             raise AegisError("--policy.instruction says nothing: give it a text, or leave it out.")
         if self.dtype not in ("float32", "bfloat16"):
             raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")
@@ -176,9 +196,6 @@ class AegisConfig(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
                 f"--policy.chunk_size={self.chunk_size}."
             )
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise AegisError(f"--policy.{name}={getattr(self, name)} must be at least 1.")
         if self.n_obs_steps != 1:
             raise AegisError(f"--policy.n_obs_steps={self.n_obs_steps}: this policy reads one observation.")
         if min(self.time_alpha, self.time_beta) <= 0 or not 0 < self.time_max <= 1:
@@ -278,3 +295,14 @@ class AegisConfig(
     @property
     def reward_delta_indices(self) -> None:
         return None
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """The numbers with a point in a field's value."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _floats(tuple(value.values()))
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _floats(each)

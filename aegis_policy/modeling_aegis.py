@@ -5,6 +5,7 @@ Shapes: B batch, F flow samples an observation, N = F B, H action horizon, A act
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
@@ -87,7 +88,10 @@ class AegisPolicy(PreTrainedPolicy):
         else:
             with whole(checkpoint, VLM_FOLDER) as folder:
                 self.vlm = VLMBackbone.from_architecture(
-                    folder, name=config.vlm, named=str(checkpoint / VLM_FOLDER)
+                    folder,
+                    name=config.vlm,
+                    named=str(checkpoint / VLM_FOLDER),
+                    shapes=files.weight_shapes(checkpoint, "vlm.model"),
                 )
         if dataset_meta is not None:
             tasks = map(str, dataset_meta.tasks.index) if config.instruction is None else [config.instruction]
@@ -95,7 +99,8 @@ class AegisPolicy(PreTrainedPolicy):
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-        self.expert = ActionExpert(
+        make_expert = partial(
+            ActionExpert,
             action_dim=config.action_dim,
             state_dim=config.state_dim,
             horizon=config.chunk_size,
@@ -105,6 +110,10 @@ class AegisPolicy(PreTrainedPolicy):
             depth=config.expert_depth,
             heads=config.expert_heads,
         )
+        if checkpoint is not None:
+            with torch.device("meta"):
+                files.require_shapes(make_expert(), checkpoint, "expert")
+        self.expert = make_expert()
         self.protection.adapt(self.vlm)
         self.protection.set_trainable(self.vlm)
         self.anchor = files.find_anchor(config, self.protection, self.vlm, checkpoint)
@@ -379,9 +388,7 @@ class AegisPolicy(PreTrainedPolicy):
                 enforce(check_reading(self.vlm))
             self.protection.begin_training(self.vlm, self.anchor, self.reference)
             enforce(self.protection.coverage())
-            for name, tensor in self.protection.state().items():
-                if name in self._training_state.protection:
-                    tensor.copy_(self._training_state.protection[name])
+            self._training_state.restore(self.protection.state())
             if self.config.frozen_dtype == "bfloat16":
                 for parameter in self.vlm.parameters():
                     if not parameter.requires_grad:

@@ -122,7 +122,10 @@ def add_score(folder: Path, score: VQAScore) -> None:
     A card that somebody has written anew, without the place for such lines, stays as it is.
     """
     path = folder / CARD_FILE
-    text = path.read_text() if path.is_file() else ""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return
     found = _BETWEEN.search(text)
     if found is None:
         return

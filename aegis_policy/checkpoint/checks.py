@@ -29,6 +29,8 @@ PREPROCESSOR_FILE, POSTPROCESSOR_FILE = "policy_preprocessor.json", "policy_post
 STATE_FOLDER = "training_state"
 
 _RESTORE = "restore it from where the checkpoint was saved"
+_SHOWN = 100
+"""Characters of what a file says in place of a name."""
 _STEPS = {
     PREPROCESSOR_FILE: ("rename_observations_processor", "device_processor", "normalizer_processor"),
     POSTPROCESSOR_FILE: ("unnormalizer_processor", "device_processor"),
@@ -136,9 +138,8 @@ def _check_config(folder: Path) -> Iterator[Finding]:
         return
     config = _read_object(folder / CONFIG_FILE)
     if config.get("type") != "aegis":
-        yield Finding(
-            "error", f"{folder} is a policy of type {config.get('type')}, not aegis", "name an aegis policy"
-        )
+        kind = str(config.get("type"))[:_SHOWN]
+        yield Finding("error", f"{folder} is a policy of type {kind}, not aegis", "name an aegis policy")
 
 
 def _check_files(folder: Path) -> Iterator[Finding]:
@@ -215,10 +216,11 @@ def _check_processors(folder: Path) -> Iterator[Finding]:
             continue
         for step in steps:
             if not isinstance(step.get("registry_name"), str):
+                named = str(step.get("class"))[:_SHOWN]
                 yield Finding(
                     "error",
-                    f"{path} names the class {step.get('class')} for one of its steps, and only steps that are "
-                    "registered with LeRobot's ProcessorStepRegistry are run",
+                    f"{path} names the class {named} for one of its steps, and only steps that are registered with "
+                    "LeRobot's ProcessorStepRegistry are run",
                     "register it by a name, or take the file that training saved",
                 )
         absent = set(needed) - {str(step.get("registry_name")) for step in steps}
@@ -231,9 +233,9 @@ def _check_processors(folder: Path) -> Iterator[Finding]:
 
 def _check_statistics(folder: Path, path: Path, step: Json) -> Iterator[Finding]:
     """A step's file of statistics; that of a normaliser has some of all that it normalises, which it else leaves."""
-    file = folder / str(step["state_file"])
+    file = folder / str(step["state_file"])[:_SHOWN]
     if file.parent != folder or not file.is_file():
-        yield Finding("error", f"{path} names {step['state_file']}, which is not there", _RESTORE)
+        yield Finding("error", f"{path} names {file.name}, which is not there", _RESTORE)
         return
     if _tensor_fault(file):  # said by `_check_tensors`
         return
@@ -252,7 +254,7 @@ def _check_statistics(folder: Path, path: Path, step: Json) -> Iterator[Finding]
     held = {name.rpartition(".")[0] for name in header}
     for key, feature in features.items():
         kind = feature.get("type") if isinstance(feature, dict) else None
-        if modes.get(kind, "IDENTITY") != "IDENTITY" and key not in held:
+        if isinstance(kind, str) and modes.get(kind, "IDENTITY") != "IDENTITY" and key not in held:
             yield Finding("error", f"{file} holds no statistics of {key}", _RESTORE)
 
 

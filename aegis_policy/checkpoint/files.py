@@ -3,7 +3,7 @@
 The model card is in `card`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
 from aegis_policy.anchors.checks import read_anchor, refusal
-from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, lost_file
+from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, lost_file
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
 from aegis_policy.support.errors import AegisError
@@ -68,12 +68,27 @@ class TrainingState:
             return cls()
         try:
             tensors = load_file(checkpoint / STATE_FILE)
-        except (OSError, SafetensorError) as error:
+            steps, before = tensors.pop(_STEPS, None), tensors.pop(_VQA_BEFORE, None)
+            return cls(0 if steps is None else int(steps), None if before is None else float(before), tensors)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise AegisError(
                 f"{checkpoint / STATE_FILE} is not readable ({error}): restore it from where the checkpoint was saved."
             ) from error
-        steps, before = tensors.pop(_STEPS, None), tensors.pop(_VQA_BEFORE, None)
-        return cls(0 if steps is None else int(steps), None if before is None else float(before), tensors)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what was saved of a protection's state into the tensors that it uses.
+
+        Raises:
+            AegisError: they have other shapes.
+        """
+        for name, tensor in state.items():
+            saved = self.protection.get(name, tensor)
+            if saved.shape != tensor.shape:
+                raise AegisError(
+                    f"{STATE_FILE} of the checkpoint holds {name} with the shape {list(saved.shape)} instead of "
+                    f"{list(tensor.shape)}: restore it from where the checkpoint was saved."
+                )
+            tensor.copy_(saved)
 
 
 def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:
@@ -114,6 +129,37 @@ def read_config(checkpoint: Path) -> PreTrainedConfig:
             f"{checkpoint / CONFIG_FILE} is no configuration of this policy ({' '.join(str(error).split())[:300]}): "
             "restore it from where the checkpoint was saved."
         ) from error
+
+
+def weight_shapes(checkpoint: Path, module: str) -> dict[str, list[int]]:
+    """The shapes of a checkpoint's weights of one of the policy's modules, by their names in it.
+
+    Raises:
+        AegisError: the file is not whole.
+    """
+    path, prefix = checkpoint / WEIGHTS_FILE, f"{module}."
+    try:
+        header = read_header(path)
+    except (OSError, ValueError) as error:
+        raise AegisError(f"{path} cannot be read ({error}): take the folder as training saved it.") from error
+    return {
+        name.removeprefix(prefix): each["shape"] for name, each in header.items() if name.startswith(prefix)
+    }
+
+
+def require_shapes(module: nn.Module, checkpoint: Path, name: str) -> None:
+    """See that a module of the policy, which takes no memory yet, is that of a checkpoint's weights.
+
+    Raises:
+        AegisError: it is not.
+    """
+    held = weight_shapes(checkpoint, name)
+    for each, parameter in module.named_parameters():
+        if each in held and held[each] != list(parameter.shape):
+            raise AegisError(
+                f"{checkpoint / WEIGHTS_FILE} does not fit its configuration: {name}.{each} has the shape {held[each]} "
+                f"instead of {list(parameter.shape)}: take the folder as training saved it."
+            )
 
 
 def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None:

@@ -10,7 +10,7 @@ Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 import copy
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,14 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
 from aegis_policy.vlm.generation import greedy
-from aegis_policy.vlm.loading import build_model, load_model, longest_prompt, read_files, resolve
+from aegis_policy.vlm.loading import (
+    build_model,
+    load_model,
+    longest_prompt,
+    read_files,
+    require_shapes,
+    resolve,
+)
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
 
@@ -96,6 +103,7 @@ class VLMBackbone(nn.Module):
         *,
         name: str | None = None,
         named: str | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> "VLMBackbone":
         """Build the model with random weights from what `save_architecture` wrote; the caller loads the weights.
 
@@ -103,12 +111,15 @@ class VLMBackbone(nn.Module):
             directory: what to load.
             name: of the model that was saved.
             named: how errors call the directory, if not by its path.
+            shapes: of the weights that the caller will load, by name; an architecture with others takes no memory.
 
         Raises:
-            AegisError: the folder holds no usable configuration or processor.
+            AegisError: the folder holds no usable configuration or processor, or one of other weights.
         """
         directory = str(directory)
         files = read_files(directory, named or directory)
+        if shapes is not None:
+            require_shapes(files, shapes)
         enforce(check_files(files))
         return cls(build_model(files), files.processor, name or directory)
 

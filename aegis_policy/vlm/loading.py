@@ -4,7 +4,8 @@ Nothing of a model's folder is run: neither its own code nor pickled weights are
 found can be trained.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,44 @@ def load_model(files: VLMFiles, **options: Any) -> tuple[PreTrainedModel, list[F
             Finding("warning", what, "they are left out; see that the configuration is the model's")
         )
     return model, findings
+
+
+def require_shapes(files: VLMFiles, shapes: Mapping[str, Sequence[int]]) -> None:
+    """See that a configuration is that of some weights, before a model of it takes time and memory.
+
+    Args:
+        files: whose configuration it is.
+        shapes: of the weights, by their names in the model; adapters may be among them.
+
+    Raises:
+        AegisError: it is another's.
+    """
+    try:
+        if (most := _most_layers(files.config.to_dict())) > len(shapes):
+            raise ValueError(f"{most} layers, and {len(shapes)} weights")
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(files.config)
+        held = {name.replace(".base_layer.", "."): tuple(shape) for name, shape in shapes.items()}
+        known = set(held.values())  # of two names of one weight, a file has one
+        for name, parameter in model.named_parameters():
+            if held.get(name, parameter.shape) != parameter.shape or parameter.shape not in known:
+                raise ValueError(f"{name} would be {tuple(parameter.shape)}, and is {held.get(name)}")
+    except Exception as error:  # whatever the modelling code does with the configuration's values
+        raise AegisError(
+            f"{files.named} has a config.json that is not of the weights ({one_line(error)}): restore it from where "
+            "the checkpoint was saved."
+        ) from error
+
+
+def _most_layers(config: Mapping[str, Any]) -> int:
+    """The largest number that a configuration gives for layers, of which each takes time to build."""
+    found = [0]
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found.append(_most_layers(value))
+        elif isinstance(value, int) and re.fullmatch("num_.*layers|depth", str(name)):
+            found.append(value)
+    return max(found)
 
 
 def build_model(files: VLMFiles) -> PreTrainedModel:

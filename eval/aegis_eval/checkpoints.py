@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.fingerprint import same_weights
@@ -51,7 +49,6 @@ def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[An
         AegisError: they are not there, as where a training ended while it saved.
     """
     from lerobot.policies.factory import make_pre_post_processors
-    from lerobot.processor.pipeline import ProcessorMigrationError
 
     try:
         return make_pre_post_processors(
@@ -59,7 +56,7 @@ def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[An
             pretrained_path=folder,
             preprocessor_overrides={"device_processor": {"device": device}},
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ProcessorMigrationError) as error:
+    except Exception as error:  # whatever LeRobot's steps do with values of other types
         raise AegisError(
             f"{folder} holds no policy_preprocessor.json and policy_postprocessor.json with their files that can be "
             f"read ({type(error).__name__}): take the folder as training saved it, or an earlier checkpoint."

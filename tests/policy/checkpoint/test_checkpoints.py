@@ -139,7 +139,7 @@ def test_weights_of_other_sizes_are_refused(make_policy: MakePolicy, tmp_path: P
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "expert_width": 32}))
     with pytest.raises(
-        AegisError, match=r"does not fit its configuration: it holds expert\..* with other shapes"
+        AegisError, match=r"does not fit its configuration: expert\..* has the shape"
     ) as raised:
         AegisPolicy.from_pretrained(tmp_path)
     assert len(str(raised.value)) < 500
