@@ -140,4 +140,4 @@ def test_mutants_of_a_checkpoint_s_files_are_read_or_refused(
                 assert len(str(error)) < _LONGEST, (seed, name)
             except Exception as error:
                 raise AssertionError(f"{kind} {seed}: {name}: {mutant[:2000]!r}") from error
-    assert kind in ("card", "training configuration") or count // 10 < refused < count
+    assert kind in ("card", "training configuration") or refused > count // 10
