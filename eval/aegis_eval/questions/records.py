@@ -22,7 +22,7 @@ ONE_TYPE = "question"
 _LONGEST_TEXT = 10_000
 """Characters; a question of a book would fill the memory of whoever reads it."""
 
-_LONGEST_NAME = 200
+_LONGEST_NAME, _LONGEST_PATH = 200, 500
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ def label(value: Any, what: str) -> str:
 def file_name(value: Any, what: str) -> str:
     """The name of a file in a folder, or below it, and nowhere else."""
     name = text(value, what)
+    if len(name) > _LONGEST_PATH:
+        raise ValueError(f"its {what} has {len(name)} characters, as no file's name has")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"its {what} {shown(name)} lies outside the folder; put it, or a link to it, there")
     return name

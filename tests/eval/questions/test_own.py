@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.vqa import QuestionSource, VqaConfig, evaluate
 from aegis_eval.questions.public import load_public
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample, load_vqa
@@ -111,6 +113,7 @@ def test_what_nobody_can_say_is_refused_with_its_line(answer: Any, reason: str, 
         ({"image": "."}, 'there is no picture "."'),
         ({"image": "a\0b"}, "there is no picture"),
         ({"image": "x" * 300}, "there is no picture"),
+        ({"image": "x" * 600}, "has 600 characters"),
         ({"image": "../own/0.png"}, "lies outside the folder"),
         ({"image": "/etc/hostname"}, "lies outside the folder"),
         ({"id": [1]}, "its id is a list, neither text nor number"),
@@ -288,3 +291,33 @@ def test_what_is_nobody_s_name_and_no_questions_is_said_in_one_sentence(tmp_path
             match=r"--vqa=.* is neither one of custom, .* nor a folder with a questions.jsonl .* nor a data set",
         ):
             load_vqa(source, "--vqa", count=1)
+
+
+@pytest.mark.parametrize("form", ["questions.jsonl", "parquet"])
+def test_the_same_folder_makes_an_anchor_and_is_asked_under_any_name(
+    form: str, tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "my + own, questions=1"
+    if form == "parquet":
+        _rows().to_parquet(place / "train-00000-of-00001.parquet")
+    else:
+        write_folder(
+            place, ROW, {**ROW, "question": "<image>\nwhat is <eos>?", "image": "1.png", "answer": 2}
+        )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = f"~/{place.name}/"
+    anchor = make_anchor(
+        AnchorConfig(vlm=str(tiny_vlm_dir), vqa=source, kinds=["gaussian"], out=tmp_path / "a.safetensors")
+    )
+    assert anchor.metadata["samples"] == "2"
+    out = evaluate(
+        VqaConfig(
+            vlm=str(tiny_vlm_dir),
+            pretrained=str(tiny_vlm_dir),
+            benchmark="custom",
+            vqa=QuestionSource(source),
+            output_dir=tmp_path / "out",
+        )
+    )
+    results = json.loads((out / "results.json").read_text())
+    assert results["n"] == 2 and results["split"] == ("train" if form == "parquet" else "all")
