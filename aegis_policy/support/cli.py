@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import draccus
 import yaml
@@ -86,7 +87,7 @@ def _spelled_out(config_class: type, arguments: Sequence[str]) -> list[str]:
     scalar, or a folder called `a #b`, `007` or `[new]` would be another one; `null` still leaves it open.
     """
     switches = {name for name, kind in _flags(config_class) if kind is bool}
-    texts = {name for name, kind in _flags(config_class) if set(get_args(kind) or [kind]) <= _WRITTEN}
+    texts = {name for name, kind in _flags(config_class) if _choices(kind) <= _WRITTEN}
     spelled, behind = [], ""
     for argument, following in zip_longest(arguments, arguments[1:]):
         flag, equals, value = argument.partition("=")
@@ -107,6 +108,11 @@ def _flags(config_class: type, above: str = "--") -> Iterator[tuple[str, Any]]:
             yield from _flags(kind, f"{above}{name}.")
         else:
             yield f"{above}{name}", kind
+
+
+def _choices(kind: Any) -> set[Any]:
+    """The types of which a flag may be one; a list of texts is no text."""
+    return set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
 
 
 def _quoted(value: str) -> str:

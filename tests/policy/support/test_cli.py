@@ -15,6 +15,7 @@ class Flags:
     dry_run: bool = True
     seeds: int = 3
     name: str = "x"
+    kinds: list[str] = field(default_factory=list)
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Flags:
@@ -31,6 +32,8 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Flags:
         (["--quick"], Flags(quick=True)),
         (["--quick", "--seeds=2"], Flags(quick=True, seeds=2)),
         (["--quick", "--dry_run", "false"], Flags(quick=True, dry_run=False)),
+        (["--kinds=[a,b]"], Flags(kinds=["a", "b"])),
+        (["--kinds", "[a]"], Flags(kinds=["a"])),
         (["--seeds", "2", "--quick=true", "--name=--quick"], Flags(quick=True, seeds=2, name="--quick")),
     ],
 )
