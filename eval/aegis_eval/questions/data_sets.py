@@ -31,7 +31,7 @@ def splits_of(name: str) -> list[str]:
     try:
         return list(_splits(name, None))
     except Exception as error:  # from `datasets`, anything
-        raise NoQuestionsError(name, _said(error)) from error
+        raise NoQuestionsError(name, _reason(error)) from error
 
 
 def read_data_set(
@@ -96,12 +96,12 @@ def _load(name: str, splits: Sequence[str], config: str | None) -> datasets.Data
         return found if _is_whole(name) else found[split]
     except Exception as error:  # from `datasets`, anything
         raise AegisError(
-            f"{name}: split {splits[0]} of it cannot be read as a data set ({_said(error)}): name a folder or an id "
+            f"{name}: split {splits[0]} of it cannot be read as a data set ({_reason(error)}): name a folder or an id "
             "that datasets.load_dataset reads."
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -123,9 +123,11 @@ def _records(
     place = None if pictures is rows else {str(each): index for index, each in enumerate(pictures["id"])}
     named = place is None and pictures.features["image"] == datasets.Value("string")
     texts = rows.select_columns([each for each in rows.column_names if each != "image" or named])
+    classes = {key: each for key, each in rows.features.items() if isinstance(each, datasets.ClassLabel)}
 
     def record(origin: str, index: int, row: Json) -> Record:
-        found = record_of(row, index, origin, answered=answered)
+        names = {key: _class_name(each, row[key]) for key, each in classes.items()}
+        found = record_of({**row, **names}, index, origin, answered=answered)
         if named and row["image"] and is_file(beside := Path(name) / row["image"]):
             return replace(found, picture=beside)
         if place is not None and found.image not in place:
@@ -133,6 +135,11 @@ def _records(
         return replace(found, picture=_row_opener(decoded, index if place is None else place[found.image]))
 
     return usable(enumerate(texts), f"{name} row", record, "mend that row, or leave it out.")
+
+
+def _class_name(classes: datasets.ClassLabel, number: int | None) -> str | None:
+    """What a number stands for in a column of classes; -1 says that nobody knows."""
+    return None if number in (None, -1) else classes.int2str(number)
 
 
 def _row_opener(rows: datasets.Dataset, index: int) -> Callable[[], Image.Image]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from aegis_eval.questions.data_sets import WHOLE, read_data_set, splits_of
-from aegis_eval.questions.records import Json, Record, Reread, field, file_name, record_of, shown, usable
+from aegis_eval.questions.records import Json, Record, Reread, field, record_of, shown, text, usable
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import is_file
 from aegis_policy.support.json_files import LineError, iterate_jsonl
@@ -75,7 +75,7 @@ def _read_folder(folder: Path, answered: bool) -> Iterator[Record]:
     mend = f'it must be {{"image": a picture file beside it, "question": text{said}.'
 
     def record(origin: str, number: int, line: Json) -> Record:
-        name = file_name(field(line, "image"), "image")
+        name = text(field(line, "image"), "image")
         if not is_file(folder / name):
             raise ValueError(f"there is no picture {shown(name)}")
         return replace(record_of(line, number - 1, origin, name, answered=answered), picture=folder / name)

@@ -206,7 +206,7 @@ def load_public(name: str, place: str | None, split: str | None, count: int, see
 
     Args:
         name: one of `PUBLIC`.
-        place: the folder with the official files and images, or a data set (`readers.read_data_set`); by default the
+        place: the folder with the official files and images, or a data set (`data_sets.read_data_set`); by default the
             data set that lmms-eval reads, if it is not one's own.
         split: by default the one that is reported.
         count: so many drawn at random, or all there are.

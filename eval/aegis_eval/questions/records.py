@@ -22,7 +22,7 @@ ONE_TYPE = "question"
 _LONGEST_TEXT = 10_000
 """Characters; a question of a book would fill the memory of whoever reads it."""
 
-_LONGEST_NAME, _LONGEST_PATH = 200, 500
+_LONGEST_NAME = 500
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def usable[Value](
         yield value
 
 
-def record_of(row: Json, index: int, origin: str, image: object = None, *, answered: bool = True) -> Record:
+def record_of(
+    row: Json, index: int, origin: str, image: str | None = None, *, answered: bool = True
+) -> Record:
     """The record of a line or row of one's own, its picture being left for others to find.
 
     Args:
@@ -100,10 +102,10 @@ def record_of(row: Json, index: int, origin: str, image: object = None, *, answe
     said = answers(row.get("answers")) or answers(row.get("answer"))
     if answered and not said:
         raise ValueError(f"{'it' if identity is None else f'question {shown(identity)}'} has no answer")
-    named = _first(row, ("imageId", "image_id", "image_source"), index if image is None else image)
+    named = _first(row, ("imageId", "image_id", "image_source"), None)
     return Record(
         id=label(index if identity is None else identity, "id"),
-        image=label(named, "image id"),
+        image=(image or str(index)) if named is None else label(named, "image id"),
         picture=Path(),
         question=text(field(row, "question"), "question"),
         answers=said,
@@ -139,7 +141,7 @@ def label(value: Any, what: str) -> str:
 def file_name(value: Any, what: str) -> str:
     """The name of a file in a folder, or below it, and nowhere else."""
     name = text(value, what)
-    if len(name) > _LONGEST_PATH:
+    if len(name) > _LONGEST_NAME:
         raise ValueError(f"its {what} has {len(name)} characters, as no file's name has")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"its {what} {shown(name)} lies outside the folder; put it, or a link to it, there")
@@ -156,7 +158,7 @@ def answers(value: Any) -> tuple[str, ...]:
         value = field(value, "answer")
     if value is None:
         return ()
-    several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    several = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
     said = tuple(_answer(each) for each in several)
     return said if any(each.strip() for each in said) else ()
 
@@ -171,7 +173,9 @@ def shown(value: Any) -> str:
 
 
 def _first(row: Json, names: Iterable[str], otherwise: object) -> object:
-    return next((row[name] for name in names if row.get(name) is not None), otherwise)
+    """What the first of some columns says that says something: neither null nor blank."""
+    said = (row.get(name) for name in names)
+    return next((each for each in said if each is not None and str(each).strip()), otherwise)
 
 
 def _answer(value: Any) -> str:

@@ -113,9 +113,8 @@ def test_what_nobody_can_say_is_refused_with_its_line(answer: Any, reason: str, 
         ({"image": "."}, 'there is no picture "."'),
         ({"image": "a\0b"}, "there is no picture"),
         ({"image": "x" * 300}, "there is no picture"),
-        ({"image": "x" * 600}, "has 600 characters"),
-        ({"image": "../own/0.png"}, "lies outside the folder"),
-        ({"image": "/etc/hostname"}, "lies outside the folder"),
+        ({"image": "x" * 600}, "there is no picture"),
+        ({"image": "../0.png"}, "there is no picture"),
         ({"id": [1]}, "its id is a list, neither text nor number"),
         ({"type": {}}, "its type is a dict, neither text nor number"),
     ],
@@ -158,6 +157,23 @@ def test_lines_may_say_an_id_a_type_and_their_image_s_name(tmp_path: Path) -> No
     assert len({each.id for each in samples}) == 4, "the same one twice, and one called like its number"
     assert [each.type for each in samples] == ["colour", "colour", "question", "question"]
     assert [each.scene for each in samples] == ["table", "table", "0.png", "0.png"]
+
+
+def test_a_blank_id_or_type_is_none(tmp_path: Path) -> None:
+    folder = write_folder(
+        tmp_path / "own", {**ROW, "id": "", "image_id": "", "category": " ", "type": "colour"}
+    )
+    ((sample,), _) = load_public("custom", str(folder), None, 10)
+    assert (sample.id, sample.scene, sample.type) == ("custom/all/0", "0.png", "colour")
+
+
+def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
+    elsewhere = tmp_path / ("deep " * 30) / ("down " * 30) / "0.png"
+    elsewhere.parent.mkdir(parents=True)
+    Image.new("RGB", (4, 3)).save(elsewhere)
+    names = [str(elsewhere), f"../{elsewhere.relative_to(tmp_path)}"]
+    folder = write_folder(tmp_path / "own", *({**ROW, "image": name} for name in names))
+    assert [each.image.shape for each in _read(folder)] == [(3, 4, 3)] * 2
 
 
 def test_a_part_is_drawn_the_same_for_every_command(tmp_path: Path) -> None:
@@ -268,6 +284,7 @@ def test_the_nearest_split_is_read(there: list[str], read: dict[str, str | None]
         ({"answer": [0, 1]}, None),
         ({"answer": [0.0, 1.0]}, None),
         ({"answer": [False, True]}, None),
+        ({"answer": [b"red", b"blue"]}, r"row 0 is not usable \(its answer holds a bytes"),
         ({"answer": [float("nan"), 1.0]}, r"row 0 is not usable \(its answer is nan"),
         ({"question": ["one?", ""]}, r"row 1 is not usable \(its question is"),
         ({"question": [1, 2]}, r"row 0 is not usable \(its question is 1, no text"),
@@ -281,6 +298,15 @@ def test_rows_are_read_as_lines_are(column: dict[str, Any], reason: str | None, 
     else:
         with pytest.raises(AegisError, match=reason):
             load_public("custom", str(tmp_path / "own"), None, 10)
+
+
+def test_classes_are_read_by_their_names(tmp_path: Path) -> None:
+    rows = _rows(answer=[1, 0], category=[0, -1])
+    for column in ("answer", "category"):
+        rows = rows.cast_column(column, datasets.ClassLabel(names=["no", "yes"]))
+    rows.to_parquet(tmp_path / "own" / "train-00000-of-00001.parquet")
+    samples, _ = load_public("custom", str(tmp_path / "own"), None, 10)
+    assert [(each.answer, each.type) for each in samples] == [("yes", "no"), ("no", "question")]
 
 
 def test_what_is_nobody_s_name_and_no_questions_is_said_in_one_sentence(tmp_path: Path) -> None:
