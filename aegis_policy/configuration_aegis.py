@@ -89,6 +89,8 @@ class AegisConfig(
         scheduler_warmup_steps: linear warm-up, at most a tenth of `--steps`, before a cosine that ends there.
         vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
             written by the policy, read from checkpoints.
+        constant_dimensions: which dimensions of `observation.state` and `action` never changed in the data; the policy
+            reads them as 0. Written and read in the same way.
         defaults_taken: the protection, and the values that its options took that the user left open. They stay with a
             checkpoint, so that another default of a later version changes no old run; under another protection (or
             anchor) these options are open again. Written by this class.
@@ -140,6 +142,7 @@ class AegisConfig(
 
     vlm_fingerprint: str | None = None
     anchor_info: dict[str, str] | None = None
+    constant_dimensions: dict[str, list[int]] | None = None
     defaults_taken: dict[str, Any] | None = None
 
     push_to_hub: bool = False

@@ -25,9 +25,9 @@ from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkp
 from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.checkpoint.published_card import keep_card
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.data.batches import check_batch, instructions
+from aegis_policy.data.batches import check_batch, instructions, read_vector
 from aegis_policy.data.checks import check_dataset, read_features
-from aegis_policy.data.statistics import check_statistics
+from aegis_policy.data.statistics import check_statistics, constant_dimensions
 from aegis_policy.model import flow_matching
 from aegis_policy.model.action_queue import ActionQueue
 from aegis_policy.model.expert import ActionExpert
@@ -76,9 +76,12 @@ class AegisPolicy(PreTrainedPolicy):
         self.protection = config.resolve_options()
         self._dataset: str | None = dataset_meta.repo_id if dataset_meta is not None else None
         if dataset_meta is not None:
+            dataset_stats = dataset_meta.stats
             enforce(check_dataset(config, dataset_meta, checkpoint))
         elif dataset_stats is not None:
             enforce(check_statistics(config, dataset_stats))
+        if dataset_stats is not None and not resuming():  # then those of the checkpoint go on to normalise
+            config.constant_dimensions = constant_dimensions(config, dataset_stats)
         config.validate_features()
         config.input_features, config.output_features = read_features(config)
 
@@ -293,13 +296,14 @@ class AegisPolicy(PreTrainedPolicy):
         if training:
             self._count_step()
         with self._own_precision():
-            chunks = ActionChunks(batch[ACTION].float(), batch.get("action_is_pad"))
+            chunks = ActionChunks(read_vector(self.config, batch, ACTION), batch.get("action_is_pad"))
             noise_NHA, time_N = self._path_points(chunks.actions_BHA, noise, time)
             inputs = self._vlm_inputs(batch)
             begin_step = self.protection.begin_step if training else _unprotected_step
             step = begin_step(self.vlm, inputs, chunks)
+            state_BS = read_vector(self.config, batch, OBS_STATE)
             loss_B = self.flow_vla.losses(
-                step.prefix, batch[OBS_STATE].float(), *chunks, noise_NHA, time_N, across_ranks=training
+                step.prefix, state_BS, *chunks, noise_NHA, time_N, across_ranks=training
             )
             mean = loss_B.mean()
             loss = mean if reduction == "mean" else loss_B
@@ -320,7 +324,7 @@ class AegisPolicy(PreTrainedPolicy):
         """Sample a chunk of normalised actions (B, H, A), from `noise` or from torch's global generator."""
         self.eval()
         check_batch(self.config, batch, with_actions=False)
-        state_BS: Tensor = batch[OBS_STATE].float()
+        state_BS = read_vector(self.config, batch, OBS_STATE)
         if noise is None:
             shape = (len(state_BS), self.config.chunk_size, self.config.action_dim)
             noise = torch.randn(shape, device=state_BS.device)

@@ -15,7 +15,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.data.statistics import check_statistics, widened
+from aegis_policy.data.statistics import check_statistics
 from aegis_policy.data.vectors import VectorsStep
 from aegis_policy.support.finding import enforce
 
@@ -31,12 +31,9 @@ def make_aegis_pre_post_processors(
     Raises:
         AegisError: the statistics do not cover a feature that is normalised.
     """
-    way_in = dataset_stats
     if dataset_stats is not None:
         enforce(each for each in check_statistics(config, dataset_stats) if each.status == "error")
-        way_in = widened(config, dataset_stats)
-    device = config.device
-    before = make_default_policy_processor_steps(config, way_in, normalizer_device=device)
+    before = make_default_policy_processor_steps(config, dataset_stats, normalizer_device=config.device)
     after = make_default_policy_processor_steps(config, dataset_stats)
     lengths = {OBS_STATE: config.state_dim, ACTION: config.action_dim}
     return make_policy_processor_pipelines(

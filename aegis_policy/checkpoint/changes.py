@@ -44,7 +44,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("optimizer_weight_decay", "optimizer_grad_clip_norm", "optimizer_bits"), Rule.IDLE),
     "scheduler_warmup_steps": Rule.IDLE,
     **dict.fromkeys(("input_features", "output_features"), Rule.DATA),
-    **dict.fromkeys(("vlm_fingerprint", "anchor_info", "defaults_taken"), Rule.WRITTEN),
+    **dict.fromkeys(
+        ("vlm_fingerprint", "anchor_info", "constant_dimensions", "defaults_taken"), Rule.WRITTEN
+    ),
     **dict.fromkeys(("replay_data", "replay_samples", "replay_batch_size"), Rule.FREE),
     **dict.fromkeys(("vqa_probe_freq", "vqa_probe_data", "vqa_probe_samples", "instruction"), Rule.FREE),
     **dict.fromkeys(("n_action_steps", "num_inference_steps"), Rule.FREE),

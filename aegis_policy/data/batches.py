@@ -6,6 +6,7 @@ Batches are checked rather than the dataset's own key list, because LeRobot appl
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
@@ -71,6 +72,15 @@ def _check_vector(key: str, given: Tensor, length: int) -> None:
             f"{key} has {given.shape[-1]} values in the data and {length} in the policy: train a "
             "new policy on this data, or use the data this checkpoint was trained for."
         )
+
+
+def read_vector(config: "AegisConfig", batch: Mapping[str, Any], key: str) -> Tensor:
+    """A batch's state or actions in float32, 0 in the dimensions that never changed in the data."""
+    vector: Tensor = batch[key].float()
+    constant = (config.constant_dimensions or {}).get(key)
+    if not constant:
+        return vector
+    return vector.index_fill(-1, torch.tensor(constant, device=vector.device), 0.0)
 
 
 def instructions(config: "AegisConfig", batch: Mapping[str, Any]) -> list[str]:

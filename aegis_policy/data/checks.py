@@ -164,6 +164,14 @@ def check_features(config: "AegisConfig", keys: Iterable[str] | None = None) -> 
                 f"{key} has shape {tuple(vector.shape)}, and the policy wants one vector",
                 "store it as one row of numbers",
             )
+        elif vector is not None:
+            constant = (config.constant_dimensions or {}).get(key, [])
+            if beyond := [index for index in constant if not 0 <= index < vector.shape[0]]:
+                yield Finding(
+                    "error",
+                    f"The policy's constant_dimensions name {beyond[0]} of {key}, which has {vector.shape[0]}",
+                    "leave --policy.constant_dimensions out, or restore config.json from where it was saved",
+                )
     yield from _check_normalization(config)
 
 

@@ -2,7 +2,7 @@
 
 The measure is the data themselves: `meta/stats.json` has their extremes, and an extreme that is many thousands once it
 is normalised would be all that a training sees. Dimensions that never change are usual (a gripper that was not used)
-and do no harm.
+and do no harm: the policy reads them as 0.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,23 +66,23 @@ def check_statistics(
             ).check()
 
 
-def widened(config: "AegisConfig", statistics: Statistics) -> dict[str, dict[str, Any]]:
-    """Statistics to normalise by in which a dimension that never changes has the spread 1.
+def constant_dimensions(config: "AegisConfig", statistics: Statistics) -> dict[str, list[int]] | None:
+    """Which dimensions of state and actions never change in the data, by key; None if all do.
 
     LeRobot divides by 1e-8 there: the last bit of the mean, or a robot that holds the joint a hair differently, would
     become a number of thousands. The way back needs no such care, for it multiplies.
+
+    Args:
+        config: which features there are and how each is normalised; what is not normalised is left out.
+        statistics: that `check_statistics` found no error in.
     """
-    found = {key: dict(each) for key, each in statistics.items()}
+    found = {}
     for key, feature in {OBS_STATE: config.robot_state_feature, ACTION: config.action_feature}.items():
         mode = _mode(config, feature.type.value) if feature is not None else NormalizationMode.IDENTITY
-        if mode not in _BOUNDS or key not in found:
-            continue
-        dimensions = _Dimensions.of(key, found[key], mode, ())
-        low, high = _BOUNDS[mode]
-        wide = 1.0 if mode is NormalizationMode.MEAN_STD else dimensions.low + 1.0
-        found[key][high] = np.where(dimensions.constant, wide, dimensions.high).astype(np.float32)
-        found[key][low] = dimensions.low.astype(np.float32)
-    return found
+        if mode in _BOUNDS and key in statistics:
+            constant = _Dimensions.of(key, statistics[key], mode, ()).constant
+            found[key] = np.flatnonzero(constant).tolist()
+    return {key: each for key, each in found.items() if each} or None
 
 
 def _mode(config: "AegisConfig", kind: str) -> NormalizationMode:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
@@ -91,22 +91,64 @@ def test_a_state_of_length_one_is_a_vector_alone_and_in_a_batch(
     assert done["observation.state"].shape == shape
 
 
+@pytest.mark.parametrize(
+    "mapping, bounds",
+    [
+        ("MEAN_STD", {"mean": torch.full((3,), 57.3000001), "std": torch.tensor([1.0, 0.0, 2.0])}),
+        ("QUANTILES", {"q01": torch.full((3,), 57.3), "q99": torch.tensor([58.0, 57.3, 59.0])}),
+        ("MIN_MAX", {}),
+    ],
+)
+@pytest.mark.parametrize("begun", ["new", "fine-tuned", "loaded"])
 def test_a_robot_that_holds_an_unmoved_joint_a_little_differently_is_no_outlier(
     make_config: Callable[..., AegisConfig],
+    tmp_path: Path,
+    mapping: str,
+    bounds: dict[str, Tensor],
+    begun: str,
 ) -> None:
-    config, _, _ = _as_lerobot_gives_it(make_config, "float32", 3, 4)
-    one = torch.ones(3)
-    for mapping, bounds in (
-        ("MEAN_STD", {"mean": one * 57.3000001, "std": torch.tensor([1.0, 0.0, 2.0])}),
-        ("QUANTILES", {"q01": one * 57.3, "q99": torch.tensor([58.0, 57.3, 59.0])}),
-        ("MIN_MAX", {}),
-    ):
-        config.normalization_mapping = {"STATE": mapping, "ACTION": mapping}
-        own = {"min": one * 57.3, "max": torch.tensor([58.0, 57.3, 59.0]), **bounds}
-        before, after = make_aegis_pre_post_processors(config, {"observation.state": own, "action": own})
-        state = before({"observation.state": torch.full((1, 3), 57.31), "task": "reach"})["observation.state"]
-        assert state.abs().max() < 2
-        torch.testing.assert_close(after(torch.rand(1, 3))[0, 1], torch.tensor(57.3), rtol=0, atol=1e-5)
+    config, others, batch = _as_lerobot_gives_it(make_config, "float32", 3, 4)
+    own = {"min": torch.full((3,), 57.3), "max": torch.tensor([58.0, 57.3, 59.0]), **bounds}
+    statistics = {"observation.state": own, "action": own}
+    modes = {"STATE": mapping, "ACTION": mapping}
+    config.normalization_mapping = {} if begun == "fine-tuned" else modes
+    first = others if begun == "fine-tuned" else statistics
+    policy = AegisPolicy(config, dataset_stats=first)
+    before, after = make_pre_post_processors(config, dataset_stats=first)
+    if begun != "new":
+        for each in (policy, before, after):
+            each.save_pretrained(tmp_path)
+        config = AegisConfig.from_pretrained(tmp_path)
+        config.normalization_mapping = modes
+        options: dict[str, Any] = {}
+        changed: dict[str, Any] = {}
+        if begun == "fine-tuned":  # as lerobot-train does
+            options["dataset_stats"] = changed["stats"] = statistics
+            changed["norm_map"] = {FeatureType(key): NormalizationMode(mode) for key, mode in modes.items()}
+        policy = AegisPolicy.from_pretrained(tmp_path, config=config, **options)
+        before, after = make_pre_post_processors(
+            config,
+            pretrained_path=str(tmp_path),
+            preprocessor_overrides={"normalizer_processor": changed},
+            postprocessor_overrides={"unnormalizer_processor": changed},
+        )
+    losses = []
+    for held in (57.3, 57.31):
+        near = torch.full((5, 4, 3), 57.5)
+        near[..., 1] = held
+        torch.manual_seed(0)
+        done = before({**batch, "observation.state": near[:, 0], "action": near})
+        losses.append(policy.eval()(done)[0].item())
+    assert losses[0] == losses[1] < 20
+    torch.testing.assert_close(after(torch.rand(1, 3))[0, 1], torch.tensor(57.3), rtol=0, atol=1e-5)
+
+
+def test_an_edited_checkpoint_names_no_dimension_that_a_vector_lacks(
+    make_config: Callable[..., AegisConfig],
+) -> None:
+    config = make_config("none", constant_dimensions={"action": [7]})
+    with pytest.raises(AegisError, match=r"constant_dimensions name 7 of action, which has 3"):
+        config.validate_features()
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.bfloat16])
