@@ -36,7 +36,7 @@ from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
 from aegis_policy.protections import Step
 from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.support import ranks
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.files import atomic_contents
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.lerobot_flags import resuming
@@ -207,9 +207,9 @@ class AegisPolicy(PreTrainedPolicy):
                 self.config.save_pretrained(folder)
                 self._save_small_files(Path(folder))
         except Exception as error:  # whatever a configuration's values or a protection's state do
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise AegisError(
-                f"No checkpoint of this policy could be saved ({reason}): mend what it names before training."
+                f"No checkpoint of this policy could be saved ({type(error).__name__}: {one_line(error)}): mend what "
+                "it names before training."
             ) from error
 
     def _state_to_save(self) -> files.TrainingState:

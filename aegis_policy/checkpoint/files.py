@@ -21,7 +21,7 @@ from aegis_policy.anchors.checks import read_anchor, refusal
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, lost_file
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.tensor_files import read_header
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -109,7 +109,7 @@ def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise AegisError(
                 f"--policy.path={name} is neither a folder nor a model that the hub gives "
-                f"({' '.join(str(error).split())}): name the `pretrained_model` folder of a checkpoint."
+                f"({one_line(error)}): name the `pretrained_model` folder of a checkpoint."
             ) from error
     return folder
 
@@ -126,7 +126,7 @@ def read_config(checkpoint: Path) -> PreTrainedConfig:
         raise AegisError(f"{checkpoint / CONFIG_FILE}: {error}") from error
     except Exception as error:  # whatever the parser does with values of other types
         raise AegisError(
-            f"{checkpoint / CONFIG_FILE} is no configuration of this policy ({' '.join(str(error).split())[:300]}): "
+            f"{checkpoint / CONFIG_FILE} is no configuration of this policy ({one_line(error)}): "
             "restore it from where the checkpoint was saved."
         ) from error
 
@@ -188,9 +188,7 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
             )
         missing, unexpected = load_model(model, file, strict=False, device=device)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise AegisError(
-            f"{file} cannot be loaded ({' '.join(str(error).split())[:300]}): {mend}."
-        ) from error
+        raise AegisError(f"{file} cannot be loaded ({one_line(error)}): {mend}.") from error
     if strict and (missing or unexpected):
         raise AegisError(
             f"{file} does not fit its configuration: it lacks {_some(missing)} and has {_some(unexpected)} too "

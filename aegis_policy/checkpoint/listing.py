@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json, write_json
 
 LIST_FILE = "saved_files.json"
@@ -93,8 +93,8 @@ def _read(checkpoint: Path) -> tuple[list[str], dict[str, bytes]]:
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise AegisError(
-            f"{path} is no list of a checkpoint's files ({type(error).__name__}: {str(error)[:200]}): restore it from "
-            "where the checkpoint was saved."
+            f"{path} is no list of a checkpoint's files ({type(error).__name__}: {one_line(error, 200)}): restore it "
+            "from where the checkpoint was saved."
         ) from error
     return names, contents
 

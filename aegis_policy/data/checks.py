@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
-from aegis_policy.data.files import dataset_option
 from aegis_policy.data.records import EDIT, check_instructions, check_records
 from aegis_policy.data.statistics import check_statistics
 from aegis_policy.data.vectors import STEP_NAME
 from aegis_policy.support.finding import Finding
+from aegis_policy.support.lerobot_flags import dataset_option
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -40,9 +40,8 @@ def check_dataset(
         meta: the dataset's.
         checkpoint: that the training goes on from.
     """
-    malformed = [*check_info(meta)]
-    yield from malformed or _check_cameras(meta)
-    if malformed:
+    yield from check_opening(meta)
+    if any(check_info(meta)):
         return
     keys = [key for key in meta.features if key not in DEFAULT_FEATURES]
     names = {key: _labels(feature.get("names")) for key, feature in meta.features.items()}

@@ -3,16 +3,14 @@
 Whatever a file holds, what cannot be read becomes one sentence that names it. Of data files only footers are read.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from lerobot.configs import parser
 from pyarrow import parquet
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 
@@ -105,8 +103,9 @@ def _read[T](
     try:
         return load()
     except Exception as error:  # of any kind: LeRobot, pandas and Arrow trust what they read
-        said = " ".join(str(error).split())[:200]
-        raise AegisError(f"{name} cannot be read ({type(error).__name__}: {said}): {mend}.") from error
+        raise AegisError(
+            f"{name} cannot be read ({type(error).__name__}: {one_line(error, 200)}): {mend}."
+        ) from error
 
 
 def episode_table(meta: "LeRobotDatasetMetadata") -> Any:
@@ -169,7 +168,7 @@ def check_files(meta: "LeRobotDatasetMetadata", episodes: Any, *, partly: bool) 
             columns = set(footer.schema.to_arrow_schema().names)
             tasks = max(tasks, *_largest(footer, "task_index"), 0)
         except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-            yield Finding("error", f"{name} cannot be read ({' '.join(str(error).split())[:200]})", restore)
+            yield Finding("error", f"{name} cannot be read ({one_line(error, 200)})", restore)
             return
         lacking = [
             key for key, each in meta.features.items() if each["dtype"] != "video" and key not in columns
@@ -220,27 +219,3 @@ def _check_videos(meta: "LeRobotDatasetMetadata", episodes: Any) -> Iterator[Fin
                 f"There is no {missing[0].relative_to(meta.root)} of {key}, and {len(missing) - 1} more are missing",
                 "fetch or record the dataset again",
             )
-
-
-def chosen_episodes() -> list[int] | None:
-    """The episodes that `--dataset.episodes` of the running command chooses; None is all of them."""
-    found = dataset_option("episodes")
-    return found if isinstance(found, list) and all(isinstance(each, int) for each in found) else None
-
-
-def dataset_option(name: str) -> Any:
-    """What the running command says by `--dataset.NAME`, or the configuration that it goes on from; None is nothing.
-
-    LeRobot tells a policy its dataset, and not how it is read.
-    """
-    given = parser.parse_arg(f"dataset.{name}")
-    config = parser.parse_arg("config_path")
-    try:
-        if given is not None:
-            return json.loads(given)
-        if config is None:
-            return None
-        path = Path(config) / "train_config.json" if Path(config).is_dir() else Path(config)
-        return read_json(path)["dataset"][name]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # a configuration of another kind, which LeRobot has read

@@ -8,8 +8,9 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from aegis_policy.data.batches import says_something
-from aegis_policy.data.files import check_files, chosen_episodes, dataset_option, episode_table
+from aegis_policy.data.files import check_files, episode_table
 from aegis_policy.support.finding import Finding
+from aegis_policy.support.lerobot_flags import chosen_episodes, dataset_option
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata

@@ -17,7 +17,7 @@ from draccus.utils import DraccusException
 
 from aegis_policy.support import opengl
 from aegis_policy.support.disk import refusal
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.files import alone, require_file
 
 _WRITTEN = {str, Path, type(None)}
@@ -120,15 +120,11 @@ def _quoted(value: str) -> str:
     return value if value == "null" else yaml.safe_dump(value, default_style='"', width=math.inf).strip()
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: Exception) -> str:
     """The first sentence of ours in the chain of causes, else what the parser says."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, AegisError):
             return str(cause)
         cause = cause.__cause__
-    return (
-        str(error)
-        if isinstance(error, DraccusException)
-        else f"a flag is no YAML: {' '.join(str(error).split())}."
-    )
+    return str(error) if isinstance(error, DraccusException) else f"a flag is no YAML: {one_line(error)}."

@@ -1,10 +1,10 @@
 """What LeRobot's command line says and its parsed configuration does not, read again as LeRobot itself does."""
 
 from pathlib import Path
+from typing import Any
 
+import yaml
 from lerobot.configs import parser
-
-from aegis_policy.support.json_files import read_json
 
 _TRAINING_CONFIG_FILE = "train_config.json"
 
@@ -21,16 +21,41 @@ def given_flags() -> set[str]:
 def resuming() -> bool:
     """Whether this process resumes a training."""
     said = parser.parse_arg("resume")
-    named = parser.parse_arg("config_path")
-    if said is None and named is not None:
-        path = Path(named)
-        said = _resume_in(path / _TRAINING_CONFIG_FILE if path.is_dir() else path)
+    if said is None:
+        said = _configured("resume")
     return str(said).lower() in ("true", "yes", "on", "1")
 
 
-def _resume_in(file: Path) -> str | None:
-    """What a training's configuration says of it, if that can be read."""
+def chosen_episodes() -> list[int] | None:
+    """The episodes that `--dataset.episodes` chooses; None is all of them."""
+    found = dataset_option("episodes")
+    return found if isinstance(found, list) and all(isinstance(each, int) for each in found) else None
+
+
+def dataset_option(name: str) -> Any:
+    """What `--dataset.NAME` says; None is nothing.
+
+    LeRobot tells a policy its dataset, and not how it is read.
+    """
+    given = parser.parse_arg(f"dataset.{name}")
+    if given is None:
+        return _configured("dataset", name)
     try:
-        return str(read_json(file).get("resume"))
-    except (OSError, ValueError, AttributeError):
+        return yaml.safe_load(given)
+    except yaml.YAMLError:
+        return None  # LeRobot says so
+
+
+def _configured(*keys: str) -> Any:
+    """What the training configuration that `--config_path` names has under these keys; None if that cannot be read."""
+    named = parser.parse_arg("config_path")
+    if named is None:
         return None
+    path = Path(named)
+    try:
+        found = yaml.safe_load((path / _TRAINING_CONFIG_FILE if path.is_dir() else path).read_text())
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return None
+    return found

@@ -12,7 +12,7 @@ import datasets
 from PIL import Image
 
 from aegis_eval.questions.records import Json, Record, Reread, record_of, usable
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.files import is_file
 from aegis_policy.vqa.examples import NoQuestionsError
 
@@ -31,7 +31,7 @@ def splits_of(name: str) -> list[str]:
     try:
         return list(_splits(name, None))
     except Exception as error:  # from `datasets`, anything
-        raise NoQuestionsError(name, _reason(error)) from error
+        raise NoQuestionsError(name, one_line(error, 200)) from error
 
 
 def read_data_set(
@@ -96,13 +96,9 @@ def _load(name: str, splits: Sequence[str], config: str | None) -> datasets.Data
         return found if _is_whole(name) else found[split]
     except Exception as error:  # from `datasets`, anything
         raise AegisError(
-            f"{name}: split {splits[0]} of it cannot be read as a data set ({_reason(error)}): name a folder or an id "
-            "that datasets.load_dataset reads."
+            f"{name}: split {splits[0]} of it cannot be read as a data set ({one_line(error, 200)}): name a folder or "
+            "an id that datasets.load_dataset reads."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _with_pictures(rows: datasets.Dataset, name: str) -> datasets.Dataset:
