@@ -37,6 +37,8 @@ from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
 
 _FREE_TOKEN = re.compile("reserved|unused")
+_OF_THE_MACHINE = re.compile("alloc|out of memory|same device|CUDA|CUBLAS|cuDNN|NCCL|MPS")
+"""What errors say that are no matter of what a model reads."""
 
 
 @dataclass(frozen=True)
@@ -349,6 +351,8 @@ class VLMBackbone(nn.Module):
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except (ValueError, TypeError, IndexError, StopIteration, RuntimeError) as error:
+            if _OF_THE_MACHINE.search(str(error)):
+                raise
             raise AegisError(
                 f"{self.name} cannot read what its own processor makes of a picture and a text ({one_line(error)}): "
                 f"{OTHER_PROCESSOR}."

@@ -212,6 +212,19 @@ def test_inputs_that_the_model_cannot_read_are_a_sentence_wherever_it_reads(
             read()
 
 
+@pytest.mark.parametrize(
+    "said", ["DefaultCPUAllocator: can't allocate memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"]
+)
+def test_a_machine_without_memory_is_not_blamed_on_the_processor(tiny_vlm_dir: Path, said: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(said)
+
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    vlm.decoder_layers[0].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match=said):
+        vlm.encode(vlm.prepare([_as_floats(_images(1))], ["red"]))
+
+
 def test_missing_processor_is_named(tiny_vlm_dir: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((tiny_vlm_dir / name).read_bytes())
