@@ -15,8 +15,8 @@ from aegis_policy.support.errors import AegisError
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
 
-_BRIGHTEST = 2.0
-"""Augmented pictures may lie a little above 1; those of 0 to 255 never stay below this."""
+_DARKEST, _BRIGHTEST = -0.5, 2.0
+"""Augmented pictures may lie a little outside of 0 to 1; those of -1 to 1 or 0 to 255 do not stay between these."""
 _AXES = {OBS_STATE: "(batch, values)", ACTION: "(batch, steps, values)"}
 
 
@@ -55,9 +55,14 @@ def _check_pictures(key: str, given: Tensor) -> None:
         raise AegisError(f"{key} has shape {tuple(given.shape)}, {wanted}: bring its channels to that place.")
     if not given.is_floating_point():
         raise AegisError(f"{key} is of dtype {given.dtype}, {wanted}: divide it by 255.")
-    if not given.numel() or not (largest := float(given.amax())) <= _BRIGHTEST:
-        found = f"holds values up to {largest:.0f}" if given.numel() else "is empty"
-        raise AegisError(f"{key} {found}, {wanted}: divide it by 255, and see that no value is NaN.")
+    if not given.numel():
+        raise AegisError(f"{key} is empty, {wanted}: give a picture.")
+    least, largest = torch.stack(given.aminmax()).tolist()
+    if not (least >= _DARKEST and largest <= _BRIGHTEST):
+        raise AegisError(
+            f"{key} holds values from {least:.1f} to {largest:.1f}, {wanted}: bring them there, and see that no value "
+            "is NaN."
+        )
 
 
 def _check_vector(key: str, given: Tensor, length: int) -> None:

@@ -336,8 +336,10 @@ def test_how_a_training_reads_the_dataset_is_taken_from_its_flags(
     "change, sentence",
     [
         (lambda image: (image * 255).byte(), r"front is of dtype torch\.uint8.*divide it by 255"),
-        (lambda image: image * 255, r"front holds values up to 2\d\d"),
-        (lambda image: image * torch.nan, "front holds values up to nan"),
+        (lambda image: image * 255, r"front holds values from 0\.\d to 25\d\.\d"),
+        (lambda image: image * 2 - 1, r"front holds values from -1\.0 to 1\.0"),
+        (lambda image: image * torch.nan, "front holds values from nan to nan"),
+        (lambda image: image[..., :0], "front is empty"),
         (lambda image: image.movedim(1, -1), r"front has shape \(4, 32, 32, 3\)"),
         (lambda image: image[:, :1], r"front has shape \(4, 1, 32, 32\)"),
         (lambda image: image[0], r"front has shape \(3, 32, 32\)"),
