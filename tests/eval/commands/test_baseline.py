@@ -1,11 +1,13 @@
 """`aegis-baseline`, and its line in the tables of success."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from aegis_envs.tabletop.baselines import ARMS, success_shares
+from aegis_envs.tabletop import baselines
+from aegis_envs.tabletop.baselines import ARMS
 from aegis_eval.commands.baseline import BaselineConfig, baseline, of_comparison
 from aegis_eval.commands.report import ReportConfig, report
 from aegis_eval.results.baselines import EXPERT, read_baselines, share_estimate
@@ -17,6 +19,13 @@ from aegis_eval.statistics.text import rate
 from aegis_policy.support.errors import AegisError
 
 _PUBLISHED = Path(__file__).parents[3] / "benchmarks" / "results" / "2026-11-29-baselines"
+success_shares = cache(baselines.success_shares)
+
+
+@pytest.fixture(autouse=True)
+def _each_scene_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tests ask for the same scenes, and a scene takes a tenth of a second."""
+    monkeypatch.setattr("aegis_eval.commands.baseline.success_shares", success_shares)
 
 
 def test_it_prints_and_writes_what_each_arm_did_in_the_scenes_that_lerobot_eval_shows(

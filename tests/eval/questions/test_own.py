@@ -187,7 +187,7 @@ def test_a_part_is_drawn_the_same_for_every_command(tmp_path: Path) -> None:
 
 
 def test_a_long_file_takes_no_more_memory_than_its_part(tmp_path: Path) -> None:
-    rows = ({**ROW, "question": f"{number} {'long ' * 100}"} for number in range(10_000))
+    rows = ({**ROW, "question": f"{number} {'long ' * 1000}"} for number in range(1_000))
     folder = write_folder(tmp_path / "own", *rows)
     tracemalloc.start()
     examples = load_vqa(str(folder), "--vqa", count=5)
