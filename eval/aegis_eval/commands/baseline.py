@@ -14,7 +14,7 @@ from aegis_envs.tabletop.env import seeded_episode
 from aegis_envs.tabletop.episodes import check_split, retarget
 from aegis_envs.tabletop.tasks import Episode, parse_tasks
 from aegis_eval.commands.swap import look_alike
-from aegis_eval.results.baselines import ABOUT, EXPERT, Baseline, share_estimate
+from aegis_eval.results.baselines import ABOUT, ABOUT_EXPERT, EXPERT, Baseline, share_estimate
 from aegis_eval.results.compared import Compared
 from aegis_eval.results.provenance import provenance
 from aegis_eval.statistics.tables import Table
@@ -60,7 +60,7 @@ def baseline(config: BaselineConfig) -> Path:
     found = {task: success_shares(task, split, seeds) for task in tasks}
     estimates = {name: {task: share_estimate(found[task][name]) for task in tasks} for name in ARMS}
     rows = [[name, *(rate(estimates[name][task]) for task in tasks)] for name in ARMS]
-    print(f"{ABOUT}\n\n{Table([f'success, {split} %', *tasks], rows).text()}\n")
+    print(f"{ABOUT} {ABOUT_EXPERT}\n\n{Table([f'success, {split} %', *tasks], rows).text()}\n")
     described = provenance(config.seed, time.monotonic() - started)
     written = {
         "split": split,

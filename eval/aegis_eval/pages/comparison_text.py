@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from aegis_eval.results.baselines import ABOUT
+from aegis_eval.results.baselines import ABOUT, UNKNOWN
 from aegis_eval.results.compared import ALL, Compared
 from aegis_eval.results.comparison import BaselineResult, Comparison, ProtectionResult
 from aegis_eval.results.verdicts import headline, verdicts
@@ -27,7 +27,6 @@ _HEADER = (
     "drift %",
     "went to the named object %",
 )
-_NO_BASELINES = "What an arm that ignores its instruction reaches is not known here: aegis-baseline says it."
 _TITLES = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
 
 
@@ -81,7 +80,7 @@ def what_was_compared(compared: Compared) -> str:
         + "".join(
             f" {names} are the same training, for vision tower and projector do not learn." for names in same
         )
-        + (f" {ABOUT}" if compared.baselines else f" {_NO_BASELINES}")
+        + (f" {ABOUT}" if compared.baselines else f" {UNKNOWN}: aegis-baseline says it.")
     )
 
 

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from aegis_eval.pages.svg import SERIES, Point, curve_figure, rate_figure
-from aegis_eval.results.baselines import ABOUT, EXPERT, Shares, share_estimate
+from aegis_eval.results.baselines import ABOUT, ABOUT_EXPERT, EXPERT, UNKNOWN, Shares, share_estimate
 from aegis_eval.results.rollouts import ALL_TASKS, Rollouts, TaskSuccess
 from aegis_eval.results.run import Json, RunSummary
 from aegis_eval.results.training_log import Curves
 from aegis_eval.statistics.resampling import Estimate
 from aegis_eval.statistics.tables import Table
 
+_NOT_KNOWN = (
+    f"{UNKNOWN}: aegis-baseline with the evaluations' task, split, episodes and seed adds it (--output=baseline.json "
+    "beside the runs), if they ran at the tabletop."
+)
 CURVES = {
     "loss": ("Task loss", "flow-matching loss", True),
     "anchor_distance": ("Drift", "squared W2 distance to the anchor", True),
@@ -131,8 +135,12 @@ def success(runs: Sequence[RunSummary], baselines: Shares) -> Rates | None:
         return None
     by_task = {name: {each.task: each for each in _tasks(rollouts)} for name, rollouts in rolled.items()}
     tasks = list(dict.fromkeys(task for found in by_task.values() for task in found))
-    held = {arm: _estimates(shares, tasks) for arm, shares in baselines.items()}
-    strongest = next((arm for arm in held if arm != EXPERT), None)
+    held = {arm: found for arm, shares in baselines.items() if (found := _estimates(shares, tasks))}
+    strongest = max(
+        (arm for arm in held if arm != EXPERT),
+        key=lambda arm: sum(each.value for each in held[arm].values()),
+        default=None,
+    )
     figure = rate_figure(
         tasks,
         {
@@ -153,7 +161,9 @@ def success(runs: Sequence[RunSummary], baselines: Shares) -> Rates | None:
         for task in tasks
     ]
     return Rates(
-        figure, Table(["task", *by_task, *held], rows, total="all" in tasks), about=_held_against(held)
+        figure,
+        Table(["task", *by_task, *held], rows, total="all" in tasks),
+        about=f"{ABOUT} {ABOUT_EXPERT}" if held else _NOT_KNOWN,
     )
 
 
@@ -163,15 +173,6 @@ def _estimates(shares: Mapping[str, Sequence[float]], tasks: Sequence[str]) -> d
     if len(known) == len([task for task in tasks if task != ALL_TASKS]):
         known[ALL_TASKS] = [share for each in known.values() for share in each]
     return {task: share_estimate(known[task]) for task in tasks if task in known}
-
-
-def _held_against(held: Mapping[str, object]) -> str:
-    if held:
-        return ABOUT
-    return (
-        "What an arm that ignores its instruction reaches is not known here: aegis-baseline with the evaluations' "
-        "task, split, episodes and seed adds it (--output=baseline.json beside the runs), if they ran at the tabletop."
-    )
 
 
 def _tasks(rollouts: Rollouts) -> list[TaskSuccess]:

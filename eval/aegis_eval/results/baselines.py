@@ -19,11 +19,13 @@ ABOUT = (
     "Arms that ignore their instruction, in the same scenes: nearest object goes to the one nearest the table's "
     "centre, any object to each with equal chances."
 )
+UNKNOWN = "What an arm that ignores its instruction reaches is not known here"
+ABOUT_EXPERT = "expert is the scripted arm, which hears it."
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One such arm.
+    """An arm that ignores its instruction.
 
     Attributes:
         name: of the arm.
