@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from aegis_eval.questions.public import PUBLIC
+from aegis_eval.questions.sample import Drawn
+
 COLOURS = {1: "red", 2: "green", 3: "blue"}
 """Number of an image -> what it shows."""
 
@@ -106,3 +109,9 @@ def write_pope(root: Path) -> Path:
         path = root / f"coco_pope_{kind}.json"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
+
+
+def load_public(name: str, place: str | None, split: str | None, count: int, seed: int = 0) -> Drawn:
+    """Questions of one of `PUBLIC` as `aegis-vqa` draws them: of the reported split unless another is named."""
+    benchmark = PUBLIC[name]
+    return benchmark.draw(place, split or benchmark.reported, count, seed)

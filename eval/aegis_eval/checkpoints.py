@@ -56,6 +56,8 @@ def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[An
             pretrained_path=folder,
             preprocessor_overrides={"device_processor": {"device": device}},
         )
+    except AegisError:
+        raise
     except Exception as error:  # whatever LeRobot's steps do with values of other types
         raise AegisError(
             f"{folder} holds no policy_preprocessor.json and policy_postprocessor.json with their files that can be "

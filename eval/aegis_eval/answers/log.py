@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,9 @@ class AnswerLog:
 def _whole(path: Path) -> list[Any]:
     """The lines up to one that is not JSON: it was being written when the command ended."""
     values = []
-    try:
+    with suppress(LineError):
         for _, value in iterate_jsonl(path):
             values.append(value)
-    except LineError:
-        pass
     return values
 
 

@@ -1,6 +1,7 @@
-"""What `aegis-doctor` reads in files: datasets, checkpoints, anchors, VLMs. Standard library only.
+"""What `aegis-doctor` says of files: datasets, checkpoints, anchors, VLMs.
 
-Only headers and JSON are read, never weights.
+The checks are those of a training (`checks` modules of `aegis_policy`), imported where they are called: importing this
+module takes the standard library alone, for the installation may be broken. Only the anchor's check reads weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,14 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 from aegis_policy.support.tensor_files import read_header
 
-Json = dict[str, Any]
 _IMAGES = "observation.images."
 _INSTRUCTION = "--instruction="
 _FROZEN = ("freeze", "stop_gradient", "lora")
@@ -55,10 +54,11 @@ def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] =
         found = [*check_dataset(config, meta, policy)]
     yield from found
     if not any(each.status == "error" for each in found):
+        cameras = ", ".join(name.removeprefix(_IMAGES) for name in meta.camera_keys)
         yield Finding(
             "ok",
             f"{root}: {meta.total_episodes} episodes, {meta.total_frames} frames at {meta.fps} a second, "
-            f"cameras {', '.join(_short(meta.camera_keys))}, state {config.state_dim}, "
+            f"cameras {cameras}, state {config.state_dim}, "
             f"action {config.action_dim}",
         )
 
@@ -198,11 +198,3 @@ def _less(training: Training) -> str:
 def _learns(name: str) -> bool:
     """Whether a weight is of a decoder layer: those train, vision tower and embeddings do not."""
     return ".layers." in name and not any(part in name for part in ("vision", "visual", "encoder"))
-
-
-def _cameras(features: Json) -> list[str]:
-    return [name for name in features if name.startswith(_IMAGES) or name == "observation.image"]
-
-
-def _short(cameras: list[str]) -> list[str]:
-    return [name.removeprefix(_IMAGES) for name in cameras]

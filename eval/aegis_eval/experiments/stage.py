@@ -281,8 +281,8 @@ def _last_checkpoint(checkpoints: Path) -> Path | None:
     last = checkpoints / "last"
     if (last / "pretrained_model" / "train_config.json").is_file():
         return last
-    written_last = sorted(checkpoints.glob("[0-9]*/training_state/scheduler_state.json"))
-    return written_last[-1].parents[1] if written_last else None
+    whole = sorted(checkpoints.glob("[0-9]*/training_state/scheduler_state.json"))  # what LeRobot writes last
+    return whole[-1].parents[1] if whole else None
 
 
 def _now() -> str:

@@ -11,7 +11,7 @@ from aegis_eval.questions.official_scores import canonical, matches, says, vqa_a
 from aegis_eval.questions.own import find_split, read_own
 from aegis_eval.questions.readers import Reader, read_coco, read_gqa, read_pope, read_textvqa
 from aegis_eval.questions.records import Record, Reread
-from aegis_eval.questions.sample import Drawn, Sample
+from aegis_eval.questions.sample import Sample
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import is_file
 from aegis_policy.vqa.examples import VQAExample
@@ -199,24 +199,6 @@ PUBLIC: dict[str, PublicBenchmark | OwnQuestions] = {
         OwnQuestions("custom", lmms_eval_task="custom"),
     )
 }
-
-
-def load_public(name: str, place: str | None, split: str | None, count: int, seed: int = 0) -> Drawn:
-    """Questions of a public benchmark, or of one's own, in the order of their source.
-
-    Args:
-        name: one of `PUBLIC`.
-        place: the folder with the official files and images, or a data set (`data_sets.read_data_set`); by default the
-            data set that lmms-eval reads, if it is not one's own.
-        split: by default the one that is reported.
-        count: so many drawn at random, or all there are.
-        seed: of the draw.
-
-    Raises:
-        AegisError: the questions are not there, or not as they should be.
-    """
-    benchmark = PUBLIC[name]
-    return benchmark.draw(place, split or benchmark.reported, count, seed)
 
 
 def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:

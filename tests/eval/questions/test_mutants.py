@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from mutants import mutate_bytes, mutate_json, mutate_text
-from official_files import write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
+from official_files import load_public, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
 from random_data import write_random_questions
 
 from aegis_eval.questions.from_records import require_decoded
-from aegis_eval.questions.public import load_public
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import load_vqa
 

@@ -8,11 +8,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from official_files import load_public
 from PIL import Image
 
 from aegis_eval.commands.anchor import AnchorConfig, make_anchor
 from aegis_eval.commands.vqa import QuestionSource, VqaConfig, evaluate
-from aegis_eval.questions.public import load_public
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample, load_vqa
 

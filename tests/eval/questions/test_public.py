@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from official_files import COLOURS, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
+from official_files import COLOURS, load_public, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
 from PIL import Image
 
 from aegis_eval.commands.anchor import AnchorConfig, make_anchor
 from aegis_eval.commands.vqa import QuestionSource, VqaConfig, evaluate
-from aegis_eval.questions.public import load_public, yes_no_figures
+from aegis_eval.questions.public import yes_no_figures
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import load_vqa

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from official_files import load_public
 from PIL import Image
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
-from aegis_eval.questions.public import load_public
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
 
