@@ -3,7 +3,7 @@
 The model card is in `card`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +21,7 @@ from aegis_policy.anchors.checks import read_anchor, refusal
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, lost_file
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections import Protection
-from aegis_policy.support.errors import AegisError, one_line
+from aegis_policy.support.errors import AegisError, one_line, some
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.tensor_files import read_header
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -183,7 +183,7 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
         if others := [name for name, shape in own.items() if held.get(name, shape) != shape]:
             name = others[0]
             raise AegisError(
-                f"{file} does not fit its configuration: it holds {_some(others)} with other shapes, the first "
+                f"{file} does not fit its configuration: it holds {some(others)} with other shapes, the first "
                 f"{held[name]} instead of {own[name]}: {mend}."
             )
         missing, unexpected = load_model(model, file, strict=False, device=device)
@@ -191,16 +191,9 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
         raise AegisError(f"{file} cannot be loaded ({one_line(error)}): {mend}.") from error
     if strict and (missing or unexpected):
         raise AegisError(
-            f"{file} does not fit its configuration: it lacks {_some(missing)} and has {_some(unexpected)} too "
+            f"{file} does not fit its configuration: it lacks {some(missing)} and has {some(unexpected)} too "
             f"many: {mend}."
         )
-
-
-def _some(names: Collection[str]) -> str:
-    """The first of some names, and how many there are."""
-    if len(names) < 2:
-        return next(iter(names), "nothing")
-    return f"{min(names)} and {len(names) - 1} more"
 
 
 def find_anchor(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from aegis_policy.support.errors import AegisError, one_line
+from aegis_policy.support.errors import AegisError, one_line, some
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 
@@ -216,6 +216,6 @@ def _check_videos(meta: "LeRobotDatasetMetadata", episodes: Any) -> Iterator[Fin
         if missing:
             yield Finding(
                 "error",
-                f"There is no {missing[0].relative_to(meta.root)} of {key}, and {len(missing) - 1} more are missing",
+                f"The dataset lacks videos of {key}: {some([str(path.relative_to(meta.root)) for path in missing])}",
                 "fetch or record the dataset again",
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, AnchorError, LowRankProjector, select_blocks
 from aegis_policy.protections.anchor_kind import AnchorKind, Figures, Gradient
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, some
 from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
@@ -191,8 +191,7 @@ def _require_factors(layers: Mapping[str, nn.Linear], anchor: Anchor) -> None:
     mend = "rebuild it from this VLM with aegis-anchor"
     if missing := sorted(layers.keys() - anchor.factors.keys()):
         raise AnchorError(
-            f"The anchor says nothing about {missing[0]} and {len(missing) - 1} more layers that would learn "
-            "unprotected",
+            f"The anchor says nothing about {some(missing)}, which would learn unprotected",
             mend,
         )
     for name, layer in layers.items():

@@ -15,7 +15,7 @@ from aegis_policy.protections.base import (
     PenaltyOptions,
     Protection,
 )
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, some
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import Prefix, VLMBackbone
@@ -76,8 +76,8 @@ class L2SP(Protection):
         }
         if missing := sorted(self._parameters.keys() - reference.keys()):
             raise AegisError(
-                f"This checkpoint does not know the pretrained value of {missing[0]} and {len(missing) - 1} more "
-                "weights, which did not learn when it was trained: leave --policy.train_vision_tower and "
+                f"This checkpoint does not know the pretrained value of {some(missing)}, "
+                "which did not learn when it was trained: leave --policy.train_vision_tower and "
                 "--policy.train_projector as they were."
             )
         device = vlm.device
@@ -115,7 +115,7 @@ class EWC(L2SP):
             if name not in anchor.importance or anchor.importance[name].shape != p.shape
         ]:
             raise AnchorError(
-                f"The anchor's Fisher information is not of {unfit[0]} and {len(unfit) - 1} more weights that learn",
+                f"The anchor's Fisher information is not of {some(unfit)}, which would learn",
                 mend,
             )
 

@@ -25,16 +25,10 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
 from aegis_policy.vlm.generation import greedy
-from aegis_policy.vlm.loading import (
-    build_model,
-    load_model,
-    longest_prompt,
-    read_files,
-    require_shapes,
-    resolve,
-)
+from aegis_policy.vlm.loading import longest_prompt, read_files, resolve
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
+from aegis_policy.vlm.weights import build_model, load_model, require_shapes
 
 _FREE_TOKEN = re.compile("reserved|unused")
 _OF_THE_MACHINE = re.compile("alloc|out of memory|same device|CUDA|CUBLAS|cuDNN|NCCL|MPS")

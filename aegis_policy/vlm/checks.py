@@ -12,9 +12,10 @@ from transformers import AutoModelForImageTextToText
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.loading import VLMFiles, load_model, read_files, resolve
+from aegis_policy.vlm.loading import VLMFiles, read_files, resolve
 from aegis_policy.vlm.processor_checks import SENTENCE, check_files, picture, views
 from aegis_policy.vlm.prompts import Prompts, beginning
+from aegis_policy.vlm.weights import load_model
 
 _SMALL = 2**31
 """Bytes of weights up to which `check_vlm` reads them too."""

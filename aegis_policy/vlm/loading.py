@@ -1,18 +1,15 @@
-"""Finding a VLM: what a name stands for, its configuration, its processor, how it generates, its weights.
+"""Finding a VLM: what a name stands for, its configuration, its processor, how it generates.
 
-Nothing of a model's folder is run: neither its own code nor pickled weights are loaded. `checks` says whether what was
-found can be trained.
+No code of a model's folder is run. Its weights are read in `weights`; `checks` says whether what was found can be
+trained.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -20,13 +17,11 @@ from transformers import (
     AutoProcessor,
     GenerationConfig,
     PreTrainedConfig,
-    PreTrainedModel,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import cached_file
 
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
-from aegis_policy.support.json_files import read_json
 from aegis_policy.vlm.families import FAMILIES, Family, family_of
 from aegis_policy.vlm.generation import IF_THERE, load_generation
 from aegis_policy.vlm.prompts import Prompts
@@ -35,7 +30,6 @@ EMBEDDED_VLM = "embedded"
 """The value of `--policy.vlm` that names the model shipped inside this package."""
 
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "pretrained" / "tabletop-vlm"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def embedded_anchor() -> Path:
@@ -101,119 +95,6 @@ def read_files(source: str, named: str) -> VLMFiles:
     processor = load_processor(source, named)
     generation, findings = load_generation(source, named, config)
     return VLMFiles(source, named, config, family, processor, generation, tuple(findings))
-
-
-def load_model(files: VLMFiles, **options: Any) -> tuple[PreTrainedModel, list[Finding]]:
-    """The model with its weights, of safetensors files only, and a warning if they hold more than it uses.
-
-    Args:
-        files: what it is.
-        options: of transformers' `from_pretrained`, such as `dtype`; `device_map="meta"` reads no values.
-
-    Raises:
-        AegisError: the weights are not there, cannot be read, or are not those of this configuration.
-    """
-    again = "download the model again or name another directory"
-    try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
-            files.source,
-            config=files.config,
-            generation_config=files.generation,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are named below
-            output_loading_info=True,
-            **options,
-        )
-    except ImportError as error:
-        raise AegisError(
-            f"{files.named} needs what is not installed ({one_line(error)}): install it, or take it out of config.json."
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever transformers makes of broken files
-        pickled = _pickled_weights(files.source)
-        if pickled is not None:
-            raise AegisError(
-                f"{files.named} has no safetensors weights, only {pickled}, a pickle, which could run code and is "
-                "never loaded: convert it where you trust it, with transformers' save_pretrained."
-            ) from error
-        reason = _unreadable_weights(files.source) or one_line(error)
-        raise AegisError(
-            f"{files.named} has a configuration but no readable safetensors weights ({reason}): {again}."
-        ) from error
-    if missing := sorted(found["missing_keys"]):
-        raise AegisError(
-            f"{files.named} lacks weights of its own architecture ({_and_more(missing)}): {again}."
-        )
-    if mismatched := sorted(found["mismatched_keys"]):
-        name, there, wanted = mismatched[0]
-        raise AegisError(
-            f"{files.named} has weights of other shapes than its config.json says ({name} is {tuple(there)}, not "
-            f"{tuple(wanted)}): {again}."
-        )
-    findings = []
-    if unused := sorted(found["unexpected_keys"]):
-        what = f"{files.named} holds weights that its config.json has no place for ({_and_more(unused)})"
-        findings.append(
-            Finding("warning", what, "they are left out; see that the configuration is the model's")
-        )
-    return model, findings
-
-
-def require_shapes(files: VLMFiles, shapes: Mapping[str, Sequence[int]]) -> None:
-    """See that a configuration is that of some weights, before a model of it takes time and memory.
-
-    Args:
-        files: whose configuration it is.
-        shapes: of the weights, by their names in the model; adapters may be among them.
-
-    Raises:
-        AegisError: it is another's.
-    """
-    try:
-        if (most := _most_layers(files.config.to_dict())) > len(shapes):
-            raise ValueError(f"{most} layers, and {len(shapes)} weights")
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(files.config)
-        held = {name.replace(".base_layer.", "."): tuple(shape) for name, shape in shapes.items()}
-        known = set(held.values())  # of two names of one weight, a file has one
-        for name, parameter in model.named_parameters():
-            if held.get(name, parameter.shape) != parameter.shape or parameter.shape not in known:
-                raise ValueError(f"{name} would be {tuple(parameter.shape)}, and is {held.get(name)}")
-    except Exception as error:  # whatever the modelling code does with the configuration's values
-        raise AegisError(
-            f"{files.named} has a config.json that is not of the weights ({one_line(error)}): restore it from where "
-            "the checkpoint was saved."
-        ) from error
-
-
-def _most_layers(config: Mapping[str, Any]) -> int:
-    """The largest number that a configuration gives for layers, of which each takes time to build."""
-    found = [0]
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found.append(_most_layers(value))
-        elif isinstance(value, int) and re.fullmatch("num_.*layers|depth", str(name)):
-            found.append(value)
-    return max(found)
-
-
-def build_model(files: VLMFiles) -> PreTrainedModel:
-    """The model with random weights, in float32.
-
-    Raises:
-        AegisError: no model can be built of its configuration.
-    """
-    try:
-        model = AutoModelForImageTextToText.from_config(files.config, dtype=torch.float32)
-    except Exception as error:  # whatever the modelling code does with the configuration's values
-        raise AegisError(
-            f"{files.named} has a config.json that no model can be built of ({one_line(error)}): take it from where "
-            "the model came."
-        ) from error
-    model.generation_config = files.generation
-    return model
 
 
 def load_config(source: str, named: str) -> tuple[Any, Family]:
@@ -332,31 +213,3 @@ def _method(key: str, value: Any) -> Any:
 
 def _foreign_attention(key: str, value: Any) -> Any:
     return key.endswith("attn_implementation") and isinstance(value, str) and "/" in value and value
-
-
-def _pickled_weights(source: str) -> str | None:
-    """A file of pickled weights in a folder that has no others."""
-    folder = Path(source)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return None
-    return next((each.name for each in sorted(folder.iterdir()) if each.suffix in _PICKLED), None)
-
-
-def _unreadable_weights(source: str) -> str | None:
-    """The first of a folder's weight files that is absent or not whole."""
-    folder = Path(source)
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    names = [each.name for each in folder.glob(SAFE_WEIGHTS_NAME)]
-    try:
-        if not names and index.is_file():
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        for name in names:
-            with safe_open(folder / name, "pt"):
-                pass
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        return f"{name if names else index.name}: {one_line(error)}"
-    return None
-
-
-def _and_more(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
