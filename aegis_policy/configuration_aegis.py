@@ -17,7 +17,7 @@ from aegis_policy.protections.penalties import AnchoredPenaltyOptions
 from aegis_policy.protections.replay import ReplayOptions
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
-from aegis_policy.support.lerobot_flags import given_flags, resuming
+from aegis_policy.support.lerobot_flags import given_flags, resuming, typed
 
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
 _RANGES: dict[str, tuple[float, float]] = {
@@ -148,6 +148,8 @@ class AegisConfig(
     push_to_hub: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("vlm", "anchor_path", "instruction", "replay_data", "vqa_probe_data"):
+            setattr(self, name, typed(name, getattr(self, name)))
         super().__post_init__()
         protection = self.resolve_options()
         self._refuse_what_changes_nothing(protection)

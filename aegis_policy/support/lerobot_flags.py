@@ -14,8 +14,21 @@ def given_flags() -> set[str]:
 
     A field alone does not tell a value that was given from the same value in a checkpoint.
     """
-    flags = [*parser.get_yaml_overrides("policy"), *(parser.get_cli_overrides("policy") or [])]
-    return {flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")}
+    return set(_given())
+
+
+def typed(name: str, value: Any) -> Any:
+    """A text or path of the policy as it was typed, where `value` is what YAML, as which LeRobot reads flags, made of
+    it: `pick # up` would be `pick`, and `pick: up` a mapping. What is quoted for YAML, or empty to it (`null`), stays.
+    """
+    said = _given().get(name)
+    if said is None or str(value) == said or said[:1] in ("'", '"') or said.lower() in ("", "~", "null"):
+        return value
+    try:
+        made = yaml.safe_load(said)
+    except yaml.YAMLError:
+        return value
+    return said if str(made) == str(value) else value
 
 
 def resuming() -> bool:
@@ -44,6 +57,17 @@ def dataset_option(name: str) -> Any:
         return yaml.safe_load(given)
     except yaml.YAMLError:
         return None  # LeRobot says so
+
+
+def _given() -> dict[str, str]:
+    """What is given for fields of the policy, by name, as text."""
+    found, name = {}, None
+    for argument in [*parser.get_yaml_overrides("policy"), *(parser.get_cli_overrides("policy") or [])]:
+        if argument.startswith("--"):
+            name, _, found[name] = argument.removeprefix("--").partition("=")
+        elif name is not None:
+            found[name] = argument
+    return found
 
 
 def _configured(*keys: str) -> Any:

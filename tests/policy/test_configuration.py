@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import draccus
 import pytest
 from lerobot.configs import PreTrainedConfig, parser
 
@@ -251,3 +252,41 @@ def test_what_was_given_is_refused_under_a_protection_that_does_not_know_it(
     default = sentence.rpartition(" ")[2]
     reloaded = _reloaded(config, tmp_path, f"--protection={protection}", f"--{name}={default}")
     assert reloaded.protection == protection, "as the sentence says"
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        ("pick: the cube", "pick: the cube"),
+        ("pick #2 up", "pick #2 up"),
+        ("# all", "# all"),
+        ("on", "on"),
+        ("007", "007"),
+        ("[left]", "[left]"),
+        ("pick it up", "pick it up"),
+        ("null", None),
+    ],
+)
+def test_a_text_is_what_was_typed_and_not_what_yaml_makes_of_it(
+    said: str,
+    taken: str | None,
+    make_config: Callable[..., AegisConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    saved = make_config("none", instruction="reach")
+    saved.save_pretrained(tmp_path)
+    for given in ([f"--policy.instruction={said}"], ["--policy.instruction", said]):
+        monkeypatch.setattr(sys, "argv", ["lerobot-train", *given])
+        flags = [each.replace("policy.", "") for each in given]
+        assert draccus.parse(AegisConfig, args=["--device=cpu", *flags]).instruction == taken
+        assert PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=flags).instruction == taken
+        assert PreTrainedConfig.from_pretrained(tmp_path).instruction == "reach", "another policy's own"
+
+
+def test_a_text_may_be_quoted_for_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lerobot-train", "--policy.instruction='pick: up'"])
+    assert (
+        draccus.parse(AegisConfig, args=["--device=cpu", "--instruction='pick: up'"]).instruction
+        == "pick: up"
+    )
