@@ -91,10 +91,12 @@ def select_blocks(
         Blocks by layer; a layer without a protected component has none.
 
     Raises:
-        ValueError: the eigenpairs kept hold less than `energy`, or output factors are missing.
+        ValueError: the eigenpairs kept hold less than `energy`, or factors are missing.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy} must lie between 0 and 1.")
+    if unknown := sorted({name for names in groups for name in names} - factors.keys()):
+        raise ValueError(f"There are no factors of {', '.join(unknown)}: gather them, or leave them out.")
     blocks = {}
     for names in groups:
         weights = {name: _weights(name, factors[name], use_outputs) for name in names}

@@ -36,12 +36,20 @@ class FactorAccumulator:
         rank: eigenpairs kept a factor.
         outputs: gather the output factor too: run a backward pass inside `collect`.
         seed: of the sketches' test matrices.
+
+    Raises:
+        ValueError: a layer is not linear, or the rank is not positive.
     """
 
     def __init__(
         self, layers: Mapping[str, nn.Linear], rank: int, *, outputs: bool = True, seed: int = 0
     ) -> None:
         self.layers = dict(layers)
+        for name, layer in layers.items():
+            if not isinstance(getattr(layer, "in_features", None), int):
+                raise ValueError(
+                    f"Layer {name} is {type(layer).__name__}, and only linear layers have these factors: leave it out."
+                )
         self.inputs = {
             name: CovarianceSketch(layer.in_features, rank, seed) for name, layer in layers.items()
         }
@@ -72,6 +80,16 @@ class FactorAccumulator:
         """
         factors = {}
         for name in self.layers:
+            if not self.inputs[name].weight > 0:
+                raise ValueError(
+                    f"Layer {name} never ran inside collect(): run it, or leave it out if something else reads its "
+                    "weight, as nn.MultiheadAttention does."
+                )
+            if self.outputs and not self.outputs[name].weight > 0:
+                raise ValueError(
+                    f"Layer {name} never had a gradient of its outputs: run a backward pass inside collect(), to a "
+                    "parameter or an input that requires gradients below this layer, or gather with outputs=False."
+                )
             try:
                 inputs = self.inputs[name].spectrum().scaled(1 / float(self.inputs[name].weight))
                 factors[name] = LinearFactors(inputs, self.outputs[name].spectrum() if self.outputs else None)

@@ -56,6 +56,8 @@ class CovarianceSketch:
     """
 
     def __init__(self, width: int, rank: int, seed: int = 0) -> None:
+        if rank < 1:
+            raise ValueError(f"rank={rank} must be at least 1.")
         size = min(width, 2 * rank)
         self.rank = min(width, rank)
         if size == width:

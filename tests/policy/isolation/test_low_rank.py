@@ -82,8 +82,39 @@ def test_gathering_continues_from_its_state(setting):
 
 def test_a_layer_that_never_ran_is_named(setting):
     accumulator = FactorAccumulator(linears(setting), RANK)
-    with pytest.raises(ValueError, match=r"Layer 0\.up: .*no row"):
+    with pytest.raises(ValueError, match=r"Layer 0\.up never ran"):
         accumulator.factors()
+
+
+def test_a_layer_that_another_module_reads_without_running_it_is_named():
+    attention, x_BTD = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 3, 8)
+    accumulator = FactorAccumulator({"out": attention.out_proj}, RANK)
+    with accumulator.collect():
+        attention(x_BTD, x_BTD, x_BTD)[0].sum().backward()
+    with pytest.raises(ValueError, match=r"Layer out never ran .*MultiheadAttention"):
+        accumulator.factors()
+
+
+def test_a_layer_below_all_that_requires_gradients_is_named():
+    model = nn.Sequential(nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 4))
+    accumulator = FactorAccumulator({"0": model[0], "1": model[1]}, RANK)
+    with accumulator.collect():
+        model(torch.randn(3, 8)).sum().backward()
+    with pytest.raises(ValueError, match="Layer 0 never had a gradient"):
+        accumulator.factors()
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 8, 3), nn.Embedding(10, 8), nn.LayerNorm(8)])
+def test_a_layer_that_is_not_linear_is_named(layer):
+    with pytest.raises(ValueError, match=f"Layer a is {type(layer).__name__}, and only linear"):
+        FactorAccumulator({"a": layer}, RANK)
+
+
+def test_a_group_without_factors_and_a_rank_of_nothing_are_named(setting):
+    with pytest.raises(ValueError, match="no factors of b, c"):
+        select_blocks(gather(setting).factors(), [["c"], ["b"]], 0.9, use_outputs=True)
+    with pytest.raises(ValueError, match="rank=0"):
+        FactorAccumulator(linears(setting), 0)
 
 
 def test_the_block_is_the_lightest_set_of_components_that_holds_the_energy(setting):
