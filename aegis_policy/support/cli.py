@@ -42,6 +42,7 @@ def run[Config](
     opengl.chosen()
     try:
         config = draccus.parse(config_class=config_class, args=_spelled_out(config_class, sys.argv[1:]))
+        _require_values(config)
         with ExitStack() as held:
             if file is not None:
                 require_file(getattr(config, file), f"--{file}")
@@ -83,22 +84,62 @@ def shrink(config: Any, **small: Any) -> None:
 def _spelled_out(config_class: type, arguments: Sequence[str]) -> list[str]:
     """The arguments as draccus wants them, which reads them all as YAML.
 
-    `--flag` alone of a flag that is a yes or no becomes `--flag=true`. What a text or a path is given becomes a quoted
-    scalar, or a folder called `a #b`, `007` or `[new]` would be another one; `null` still leaves it open.
+    `--flag` alone of a flag that is a yes or no becomes `--flag=true`, and `a,b` of one that is a list `[a,b]`. What a
+    text or a path is given becomes a quoted scalar, or a folder called `a #b`, `007` or `[new]` would be another one;
+    `null` still leaves it open, if it may be.
+
+    Raises:
+        AegisError: a flag is given nothing.
     """
-    switches = {name for name, kind in _flags(config_class) if kind is bool}
-    texts = {name for name, kind in _flags(config_class) if _choices(kind) <= _WRITTEN}
+    kinds = dict(_flags(config_class))
     spelled, behind = [], ""
     for argument, following in zip_longest(arguments, arguments[1:]):
         flag, equals, value = argument.partition("=")
-        if argument in switches and (following is None or following.startswith("--")):
+        if kinds.get(argument) is bool and (following is None or following.startswith("--")):
             spelled.append(f"{argument}=true")
-        elif flag in texts and equals:
-            spelled.append(f"{flag}={_quoted(value)}")
+        elif flag in kinds:
+            spelled.append(f"{flag}={_as_yaml(flag, kinds[flag], value)}" if equals else flag)
         else:
-            spelled.append(_quoted(argument) if behind in texts and flag not in texts else argument)
+            spelled.append(_as_yaml(behind, kinds[behind], argument) if behind in kinds else argument)
         behind = argument
     return spelled
+
+
+def _as_yaml(flag: str, kind: Any, value: str) -> str:
+    """What a flag of this type was given, as YAML.
+
+    Raises:
+        AegisError: nothing, as a shell's variable that is not set gives.
+    """
+    if not value.strip():
+        raise AegisError(f"{flag} has an empty value: give it one, or leave it out.")
+    if get_origin(kind) is list:
+        return value if value.lstrip()[0] in "[-" else f"[{value}]"
+    choices = _choices(kind)
+    if not choices <= _WRITTEN or (value == "null" and type(None) in choices):
+        return value
+    # As YAML that is nothing but this text.
+    return yaml.safe_dump(value, default_style='"', width=math.inf).strip()
+
+
+def _require_values(config: Any, above: str = "--") -> None:
+    """Refuse a flag that has no value, or one that is no number, where its type wants one.
+
+    Raises:
+        AegisError: names the first.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            _require_values(value, f"{above}{name}.")
+        elif value is None and type(None) not in _choices(kind):
+            raise AegisError(f"{above}{name}=null: give it a value, or leave it out.")
+        elif any(isinstance(each, float) and not math.isfinite(each) for each in _each(value)):
+            raise AegisError(f"{above}{name}={value} must be finite.")
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _flags(config_class: type, above: str = "--") -> Iterator[tuple[str, Any]]:
@@ -115,11 +156,6 @@ def _choices(kind: Any) -> set[Any]:
     return set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
 
 
-def _quoted(value: str) -> str:
-    """A text as YAML that is nothing but this text."""
-    return value if value == "null" else yaml.safe_dump(value, default_style='"', width=math.inf).strip()
-
-
 def _sentence(error: Exception) -> str:
     """The first sentence of ours in the chain of causes, else what the parser says."""
     cause: BaseException | None = error
@@ -127,4 +163,5 @@ def _sentence(error: Exception) -> str:
         if isinstance(cause, AegisError):
             return str(cause)
         cause = cause.__cause__
-    return str(error) if isinstance(error, DraccusException) else f"a flag is no YAML: {one_line(error)}."
+    said = one_line(error)
+    return said if isinstance(error, DraccusException) else f"a flag is no YAML: {said}."

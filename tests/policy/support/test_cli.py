@@ -34,6 +34,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Flags:
         (["--quick", "--dry_run", "false"], Flags(quick=True, dry_run=False)),
         (["--kinds=[a,b]"], Flags(kinds=["a", "b"])),
         (["--kinds", "[a]"], Flags(kinds=["a"])),
+        (["--kinds=a"], Flags(kinds=["a"])),
+        (["--kinds", "a,b"], Flags(kinds=["a", "b"])),
+        (["--name=null"], Flags(name="null")),
         (["--seeds", "2", "--quick=true", "--name=--quick"], Flags(quick=True, seeds=2, name="--quick")),
     ],
 )
@@ -102,6 +105,35 @@ def test_a_path_is_what_was_typed(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sys.argv", ["aegis-test", "--vqa.path=null", "--runs=null"])
     cli.run(Places, found.append)
     assert found[-1] == Places()
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--name="], "--name has an empty value"),
+        (["--name", ""], "--name has an empty value"),
+        (["--name= "], "--name has an empty value"),
+        (["--seeds="], "--seeds has an empty value"),
+        (["--kinds="], "--kinds has an empty value"),
+        (["--seeds=null"], "--seeds=null"),
+        (["--seeds=~"], "--seeds=null"),
+        (["--rate=nan"], "--rate=nan must be finite"),
+        (["--rate=.inf"], "--rate=inf must be finite"),
+        (["--rates=[0.1,nan]"], "--rates=[0.1, nan] must be finite"),
+    ],
+)
+def test_a_flag_without_a_usable_value_is_named(arguments, named, monkeypatch, capsys):
+    @dataclass
+    class Numbers(Flags):
+        rate: float = 0.1
+        rates: list[float] = field(default_factory=list)
+
+    monkeypatch.setattr("sys.argv", ["aegis-test", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(Numbers, print)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {named}") and len(printed.splitlines()) == 1
 
 
 def test_a_flag_that_is_no_yaml_ends_with_one_sentence(monkeypatch, capsys):
