@@ -92,6 +92,8 @@ def load_vqa(
     Raises:
         AegisError: there is no such source, it is empty, or a line of it cannot be used.
     """
+    if not source.strip():
+        raise AegisError(f"{flag} is empty: name where its questions come from.")
     sources = offered()
     name, place = parse_source(source, sources)
     asked = f"{name or _OWN}:{place}" if place else str(name)

@@ -98,8 +98,12 @@ def make_anchor(config: AnchorConfig) -> Anchor:
             f"--vqa is missing: say what {config.vlm} must go on answering, with --vqa=FOLDER (a questions.jsonl with "
             "its pictures) or --vqa=vqav2:FOLDER (a benchmark's official files)."
         )
-    config = replace(config, vqa=config.vqa or "tabletop")
+    config = replace(config, vqa="tabletop" if config.vqa is None else config.vqa)
     sources = split_sources(str(config.vqa))
+    if "" in sources:
+        raise AegisError(
+            f"--vqa={config.vqa} names no source, or none beside a +: name one, or leave the + out."
+        )
     asking = [kind for kind in config.kinds if KINDS[kind].asks]
     if asking and all(_is_dataset(source) for source in sources):
         raise AegisError(

@@ -76,6 +76,13 @@ def measure_drift(config: DriftConfig) -> Path:
     if original is None:
         raise AegisError(reason)
     tuned = policy.vlm.to(device).eval()
+    of_each = [(vlm.model.config.model_type, vlm.num_layers, vlm.hidden_size) for vlm in (tuned, original)]
+    if of_each[0] != of_each[1]:
+        described = [f"{kind} with {layers} layers of {width}" for kind, layers, width in of_each]
+        raise AegisError(
+            f"--pretrained={original.name} is a {described[1]}, and the policy's VLM a {described[0]}: name the one it "
+            "was made from."
+        )
     original.to(device).eval()
     samples = load_samples(
         config.benchmark, config.split, config.samples, config.seed, cache_dir=config.cache_dir

@@ -97,6 +97,10 @@ def test_input_covariances_are_those_of_question_and_own_answer_without_padding(
         ({"rank": 0}, "--rank=0 must be at least 1"),
         ({"kinds": []}, r"--kinds=\[\] must name one or more of gaussian"),
         ({"kinds": ["anchor"]}, r"--kinds=\['anchor'\] must name"),
+        *(
+            ({"vqa": vqa}, "names no source, or none beside a +")
+            for vqa in ("", "+", "tabletop+", "+tabletop", "tabletop++tabletop")
+        ),
     ],
 )
 def test_flags_that_cannot_be_are_named(

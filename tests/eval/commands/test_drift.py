@@ -66,3 +66,10 @@ def test_what_cannot_be_measured_is_named(options, sentence):
 def test_a_benchmark_that_does_not_exist_is_named(tiny_checkpoint: Path, tmp_path: Path):
     with pytest.raises(AegisError, match="--benchmark=trivia is not known"):
         measure(tiny_checkpoint, tmp_path, benchmark="trivia")
+
+
+def test_another_model_than_the_one_of_the_policy_is_named(tiny_checkpoint: Path, tmp_path: Path):
+    with pytest.raises(
+        AegisError, match=r"--pretrained=embedded is a paligemma .* name the one it was made from"
+    ):
+        measure(tiny_checkpoint, tmp_path, pretrained="embedded")
