@@ -15,6 +15,7 @@ from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 from aegis_policy.data.records import EDIT, check_instructions, check_records
 from aegis_policy.data.statistics import check_statistics
 from aegis_policy.data.vectors import STEP_NAME
+from aegis_policy.support.errors import shortened
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.lerobot_flags import dataset_option
 
@@ -91,7 +92,9 @@ def _check_counts(info: Any) -> Iterator[Finding]:
         count = getattr(info, name)
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             yield Finding(
-                "error", f"meta/info.json says {name}={_short(count)}, which is no count", "restore the file"
+                "error",
+                f"meta/info.json says {name}={shortened(count)}, which is no count",
+                "restore the file",
             )
         elif count == 0:
             what = {"total_tasks": "has no tasks, and LeRobot looks one up for every frame"}.get(
@@ -107,7 +110,7 @@ def _malformed(feature: Any) -> str:
         return "has no dtype"
     shape = feature.get("shape")
     if not isinstance(shape, tuple) or not all(_is_length(each) for each in shape):
-        return f"has the shape {_short(shape)}, and not the lengths of its axes"
+        return f"has the shape {shortened(shape)}, and not the lengths of its axes"
     if not all(isinstance(feature.get(name) or {}, Mapping) for name in ("info", "video_info")):
         return "has an `info` that is no mapping"
     if feature["dtype"] in _PICTURES:
@@ -121,14 +124,6 @@ def _malformed(feature: Any) -> str:
 
 def _is_length(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _short(value: Any) -> str:
-    try:
-        said = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
-        return "a value too long to print"
-    return said if len(said) <= 40 else f"{said[:40]}..."
 
 
 def check_features(config: "AegisConfig", keys: Iterable[str] | None = None) -> Iterator[Finding]:

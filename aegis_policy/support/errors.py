@@ -15,6 +15,17 @@ def one_line(error: Exception, most: int = 300) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+def shortened(value: object, most: int = 60) -> str:
+    """A value as Python writes it, cut after so many characters."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= most else f"{value[:most]}...")
+    try:
+        said = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
+        return "a value too long to print"
+    return said if len(said) <= most else f"{said[:most]}..."
+
+
 def some(names: Collection[str]) -> str:
     """The first of some names, and how many more there are."""
     return min(names, default="nothing") + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from aegis_policy.support.errors import AegisError, one_line
+from aegis_policy.support.errors import AegisError, one_line, shortened
 from aegis_policy.support.finding import Finding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import VLMFiles, read_files, resolve
 from aegis_policy.vlm.processor_checks import SENTENCE, check_files, picture, views
-from aegis_policy.vlm.prompts import Prompts, beginning
+from aegis_policy.vlm.prompts import Prompts
 from aegis_policy.vlm.weights import load_model
 
 _SMALL = 2**31
@@ -82,13 +82,13 @@ def check_texts(prompts: Prompts, texts: Collection[str]) -> Iterator[Finding]:
     refused = {text: reason for text in texts if (reason := prompts.refuses(text)) is not None}
     for text, reason in refused.items():
         others = f" (and {len(refused) - 1} more of {len(texts)} instructions)" if len(refused) > 1 else ""
-        yield Finding("error", f"The instruction {beginning(text)}{others} {reason}")
+        yield Finding("error", f"The instruction {shortened(text)}{others} {reason}")
         break
     if unknown := [text for text in texts if text not in refused and prompts.has_unknown(text)]:
         yield Finding(
             "warning",
             f"{len(unknown)} of {len(texts)} instructions hold letters that {prompts.name} does not know and takes for "
-            f"one and the same, such as {beginning(unknown[0])}",
+            f"one and the same, such as {shortened(unknown[0])}",
             "say it in letters that the VLM was trained on, or choose another VLM",
         )
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from aegis_policy.support.errors import AegisError, one_line
+from aegis_policy.support.errors import AegisError, one_line, shortened
 from aegis_policy.vlm.families import Family
 from aegis_policy.vlm.plain_text import PlainText
 
@@ -30,8 +30,6 @@ _ONE_AT_A_TIME = Lock()
 """Held by the thread that tokenizes: a fast tokenizer is set to pad, or not, by each call."""
 _LONGEST = 100
 """Times a picture may be longer than it is wide. Qwen's processor refuses 200."""
-_SHOWN = 60
-"""Characters of a text that errors quote."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Prompts:
             AegisError: it refuses it.
         """
         if (reason := self.refuses(text)) is not None:
-            raise AegisError(f"The text {beginning(text)} {reason}.")
+            raise AegisError(f"The text {shortened(text)} {reason}.")
         return self._plain(text)
 
     def _question(self, text: str) -> str:
@@ -158,7 +156,7 @@ class Prompts:
             except Exception as error:  # whatever a processor does
                 raise AegisError(
                     f"{self.name} cannot read pictures of {_sizes(samples)} pixels with the prompt "
-                    f"{beginning(prompts[0])} ({one_line(error)}): give others."
+                    f"{shortened(prompts[0])} ({one_line(error)}): give others."
                 ) from error
         self._require_room(inputs["attention_mask"], prompts)
         if not options.get("suffix"):
@@ -169,7 +167,7 @@ class Prompts:
         tokens_N = mask_NT.sum(1)
         if self.longest is not None and int(tokens_N.max()) > self.longest:
             raise AegisError(
-                f"The prompt {beginning(prompts[int(tokens_N.argmax())])} makes {int(tokens_N.max())} tokens with its "
+                f"The prompt {shortened(prompts[int(tokens_N.argmax())])} makes {int(tokens_N.max())} tokens with its "
                 f"pictures, and {self.name} reads {self.longest} at most: shorten it, or give fewer pictures."
             )
 
@@ -209,8 +207,3 @@ def _sizes(samples: list[list[Any]]) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def beginning(text: str) -> str:
-    """A text in quotation marks, cut where it gets long."""
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

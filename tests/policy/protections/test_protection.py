@@ -198,9 +198,7 @@ def test_a_part_that_begins_to_learn_after_a_checkpoint_has_no_pretrained_weight
     make_policy("l2_sp").save_pretrained(tmp_path)
     config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--train_projector=true"])
     policy = AegisPolicy.from_pretrained(tmp_path, config=config)
-    with pytest.raises(
-        AegisError, match=r"pretrained value of .*projector.* more.*--policy.train_projector"
-    ):
+    with pytest.raises(AegisError, match=r"pretrained value of .*projector.* more.*--policy.train_projector"):
         policy.get_optim_params()
 
 
