@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import draccus
 from lerobot.configs import PreTrainedConfig
 
-from aegis_policy.checkpoint.checks import CONFIG_FILE, TRAINING_CONFIG_FILE, check_resumable, check_sizes
-from aegis_policy.protections import OPTIONS, PROTECTIONS
+from aegis_policy.checkpoint.checks import (
+    CONFIG_FILE,
+    REFERENCE_FILE,
+    TRAINING_CONFIG_FILE,
+    check_resumable,
+    check_sizes,
+)
+from aegis_policy.protections import OPTIONS, PROTECTIONS, Protection
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 from aegis_policy.support.lerobot_flags import resuming
@@ -97,11 +103,11 @@ def check_changes(checkpoint: Path, config: "AegisConfig", resumed: bool) -> Ite
         resumed: a training goes on, with the state of its optimizer.
     """
     changed = _changed(read_json(checkpoint / CONFIG_FILE), config)
-    if "protection" in changed and _adapts(changed["protection"][0]) != _adapts(config.protection):
+    if "protection" in changed and (why := _unfit(checkpoint, changed["protection"][0], config.protection)):
         yield Finding(
             "error",
             f"--policy.protection={config.protection} does not fit the weights of {checkpoint}, which were trained "
-            f"with {changed['protection'][0]}: one of the two has adapters",
+            f"with {changed['protection'][0]}: {why}",
             f"make a VLM of them with aegis-export --policy.path={checkpoint} --output_dir=DIR and train a new policy "
             "with --policy.vlm=DIR",
         )
@@ -173,10 +179,15 @@ def _changed(before: Mapping[str, Any], config: "AegisConfig") -> dict[str, tupl
     }
 
 
-def _adapts(protection: Any) -> Any:
-    """How a protection changes the VLM's architecture."""
-    known = PROTECTIONS.get(protection) if isinstance(protection, str) else None
-    return known.adapt if known is not None else None
+def _unfit(checkpoint: Path, before: Any, now: str) -> str | None:
+    """Why no protection `now` can go on from the weights of a checkpoint that another one trained; None if it can."""
+    known = PROTECTIONS.get(before, Protection) if isinstance(before, str) else Protection
+    wanted = PROTECTIONS[now]
+    if known.adapt is not wanted.adapt:
+        return "one of the two has adapters"
+    if wanted.needs_reference and not known.needs_reference and not (checkpoint / REFERENCE_FILE).is_file():
+        return f"{now} compares with the pretrained weights, and only checkpoints of its kind keep those"
+    return None
 
 
 def _training_config(checkpoint: Path) -> dict[str, Any]:

@@ -145,6 +145,17 @@ def test_adapters_come_and_go_by_way_of_an_export(
     assert "aegis-export --policy.path=" in found
 
 
+@pytest.mark.parametrize("now", ["l2_sp", "ewc"])
+def test_pretrained_weights_that_were_never_kept_are_not_to_be_restored(
+    saved: Saved, make_config: MakeConfig, now: str
+) -> None:
+    folder = saved("freeze")
+    found = told(check_changes(folder, make_config(now), resumed=False))
+    assert found.count("error") == 1 and f"{now} compares with the pretrained weights, and only" in found
+    assert f"aegis-export --policy.path={folder}" in found
+    assert told(check_changes(saved("l2_sp"), make_config("ewc"), resumed=False)) == ""
+
+
 def test_a_checkpoint_of_a_former_version_has_changed_nothing(saved: Saved) -> None:
     folder = saved("aegis", anchor="subspace")
     config = read_json(folder / "config.json")
