@@ -1,12 +1,12 @@
 """What `lerobot-eval` left behind: success per task with intervals, and its videos."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aegis_eval.statistics.intervals import Interval, wilson_interval
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json
 
 ALL_TASKS = "all"
 
@@ -69,7 +69,7 @@ def read_rollouts(directory: Path | str) -> Rollouts:
     directory = Path(directory)
     source = directory / "eval_info.json"
     try:
-        entries = json.loads(source.read_text())["per_task"]
+        entries = read_json(source)["per_task"]
         groups: dict[str, list[bool]] = {}
         videos: list[EpisodeVideo] = []
         for entry in entries:

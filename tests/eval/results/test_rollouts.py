@@ -31,7 +31,9 @@ def test_videos_are_found_after_the_folder_moved_and_know_how_they_ended(finishe
 
 
 @pytest.mark.parametrize(
-    "content", [None, "{", "{}", '{"per_task": [{"task_group": "reach"}]}', '{"per_task": []}']
+    "content",
+    [None, "{", "{}", "[" * 100_000, '{"per_task": [{"task_group": "reach"}]}', '{"per_task": []}'],
+    ids=["none", "half", "empty", "deep", "no metrics", "no tasks"],
 )
 def test_a_folder_that_is_no_evaluation_is_named(tmp_path: Path, content: str | None):
     if content is not None:
