@@ -59,10 +59,16 @@ def read_baselines(file: Path | str) -> Shares:
     try:
         arms = read_json(file)["arms"]
         return {
-            name: {task: [float(share) for share in shares] for task, shares in tasks.items()}
+            name: {task: list(map(_share, shares)) for task, shares in tasks.items()}
             for name, tasks in arms.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AegisError(
             f"{file} is not what aegis-baseline writes ({type(error).__name__}: {error}): name its --output."
         ) from error
+
+
+def _share(value: float) -> float:
+    if not 0.0 <= value <= 1.0:  # nor is NaN
+        raise ValueError(f"{value} is no share")
+    return float(value)

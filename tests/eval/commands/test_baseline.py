@@ -126,8 +126,10 @@ def test_a_page_of_runs_has_the_arms_of_a_file_beside_them_if_it_is_of_as_many_s
         report(ReportConfig(tmp_path))
 
 
-def test_what_is_no_output_of_it_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "baseline.json").write_text('{"arms": [1]}')
+@pytest.mark.parametrize("shares", ["[1]", "[0.5, NaN]", "[2.0]", '["1"]', "null", "3"])
+def test_what_is_no_output_of_it_is_refused(shares: str, tmp_path: Path) -> None:
+    arms = shares if shares == "[1]" else f'{{"nearest object": {{"reach": {shares}}}}}'
+    (tmp_path / "baseline.json").write_text(f'{{"arms": {arms}}}')
     with pytest.raises(AegisError, match="not what aegis-baseline writes"):
         read_baselines(tmp_path / "baseline.json")
 
