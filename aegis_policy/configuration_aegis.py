@@ -1,14 +1,13 @@
 """What a user can set with `--policy.*`."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 
 from aegis_policy.data.checks import check_features
-from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig
+from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig, check_betas, check_bits
 from aegis_policy.protections import CHOICES, OPTIONS, Protection, protection_named
 from aegis_policy.protections.aegis import AegisOptions
 from aegis_policy.protections.knowledge_insulation import KnowledgeInsulationOptions
@@ -18,9 +17,10 @@ from aegis_policy.protections.replay import ReplayOptions
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.lerobot_flags import given_flags, resuming, typed
+from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
 
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
-_RANGES: dict[str, tuple[float, float]] = {
+_RANGES: Ranges = {
     "chunk_size": (1, 10_000),
     "num_inference_steps": (1, 10_000),
     "flow_samples": (1, 10_000),
@@ -29,7 +29,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "expert_heads": (1, 100_000),
     "lora_rank": (1, 100_000),
     "lora_alpha": (1, 1_000_000),
-    "replay_batch_size": (1, math.inf),
+    "penalty": (0, 1_000_000),
+    "anchor_restoring": (0, 1_000_000),
+    "replay_batch_size": (1, 100_000),
     "replay_samples": (1, math.inf),
     "action_bins": (1, math.inf),
     "vqa_probe_freq": (0, math.inf),
@@ -41,7 +43,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optimizer_grad_clip_norm": (0, math.inf),
     "scheduler_warmup_steps": (0, math.inf),
 }
-"""Field -> least and greatest value. What takes memory or time, whatever the data, has an end."""
+"""What takes memory or time, whatever the data, has an end."""
 
 
 @PreTrainedConfig.register_subclass("aegis")
@@ -102,7 +104,7 @@ class AegisConfig(
     vqa_probe_freq: int = 0
     vqa_probe_data: str = "tabletop"
     vqa_probe_samples: int = 100
-    instruction: str | None = None
+    instruction: Any = None  # a text; of one that YAML reads as another thing, draccus would make its repr
     train_vision_tower: bool = False
     train_projector: bool = False
 
@@ -151,6 +153,7 @@ class AegisConfig(
         for name in ("vlm", "anchor_path", "instruction", "replay_data", "vqa_probe_data"):
             setattr(self, name, typed(name, getattr(self, name)))
         super().__post_init__()
+        refuse_null(self, "--policy.")
         protection = self.resolve_options()
         self._refuse_what_changes_nothing(protection)
         protection.check_options()
@@ -173,29 +176,24 @@ class AegisConfig(
                 )
 
     def _check_ranges(self) -> None:
-        for each in fields(self):
-            if not all(map(math.isfinite, _floats(getattr(self, each.name)))):
-                raise AegisError(
-                    f"--policy.{each.name}={getattr(self, each.name)} is not finite: give a number."
-                )
-        for name, (least, greatest) in _RANGES.items():
-            if not least <= getattr(self, name) <= greatest:
-                end = f"between {least} and {greatest}" if greatest < math.inf else f"at least {least}"
-                raise AegisError(f"--policy.{name}={getattr(self, name)} must be {end}.")
-        if not all(0 <= beta < 1 for beta in self.optimizer_betas):
-            raise AegisError(
-                f"--policy.optimizer_betas={self.optimizer_betas} must be two numbers from 0 on and below 1."
-            )
+        check_ranges(self, "--policy.", _RANGES)
+        check_betas("--policy.optimizer_betas", self.optimizer_betas)
+        check_bits("--policy.optimizer_bits", self.optimizer_bits)
+        if self.instruction is not None and not isinstance(self.instruction, str):
+            raise AegisError(f"--policy.instruction is no text but {self.instruction}: put it in quotes.")
         if self.instruction is not None and not self.instruction.encode(errors="ignore").strip():
             raise AegisError("--policy.instruction says nothing: give it a text, or leave it out.")
+        if unknown := self.normalization_mapping.keys() - FeatureType.__members__.keys():
+            raise AegisError(
+                f"--policy.normalization_mapping has {sorted(unknown)[0]!r}: its keys are of "
+                f"{', '.join(FeatureType.__members__)}."
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")
         if self.frozen_dtype not in ("float32", self.dtype):
             raise AegisError(
                 f"--policy.frozen_dtype={self.frozen_dtype} must be float32, or bfloat16 with --policy.dtype=bfloat16."
             )
-        if self.optimizer_bits not in (8, 32):
-            raise AegisError(f"--policy.optimizer_bits={self.optimizer_bits} is unknown: choose 8 or 32.")
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise AegisError(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
@@ -203,10 +201,10 @@ class AegisConfig(
             )
         if self.n_obs_steps != 1:
             raise AegisError(f"--policy.n_obs_steps={self.n_obs_steps}: this policy reads one observation.")
-        if min(self.time_alpha, self.time_beta) <= 0 or not 0 < self.time_max <= 1:
+        if not (0 < self.time_alpha <= 1_000 and 0 < self.time_beta <= 1_000 and 0 < self.time_max <= 1):
             raise AegisError(
-                f"--policy.time_alpha={self.time_alpha} and --policy.time_beta={self.time_beta} must be positive, "
-                f"--policy.time_max={self.time_max} between 0 and 1."
+                f"--policy.time_alpha={self.time_alpha} and --policy.time_beta={self.time_beta} must lie between 0 and "
+                f"1000, --policy.time_max={self.time_max} between 0 and 1."
             )
         if self.expert_width % self.expert_heads:
             raise AegisError(
@@ -229,7 +227,9 @@ class AegisConfig(
         protection = protection_named(self.protection)(self)
         taken = dict(self.defaults_taken or {})
         chosen = {name: taken.pop(name, None) for name in CHOICES}
-        taken = {name: value for name, value in taken.items() if getattr(self, name) == value}
+        taken = {
+            name: value for name, value in taken.items() if name in OPTIONS and getattr(self, name) == value
+        }
         if any(getattr(self, name) != chosen[name] for name in protection.chosen_by):
             for name in taken.keys() - given_flags():
                 setattr(self, name, None)
@@ -300,14 +300,3 @@ class AegisConfig(
     @property
     def reward_delta_indices(self) -> None:
         return None
-
-
-def _floats(value: Any) -> Iterator[float]:
-    """The numbers with a point in a field's value."""
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _floats(tuple(value.values()))
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _floats(each)

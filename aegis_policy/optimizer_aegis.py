@@ -1,6 +1,7 @@
 """The optimizer LeRobot builds for the policy, AdamW that projects in `step()` where the protection asks, and its
 schedule."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from aegis_policy.isolation import ProjectedAdamW, ProjectedStep, Projector
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
 
 
 class PolicyParameters(list[dict[str, Any]]):
@@ -50,6 +52,34 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+_RANGES: Ranges = {
+    "lr": (0, 1_000),
+    "eps": (0, 1),
+    "weight_decay": (0, 1_000),
+    "grad_clip_norm": (0, math.inf),
+}
+
+
+def check_betas(flag: str, betas: tuple[float, float]) -> None:
+    """Make sure that they are decays of averages.
+
+    Raises:
+        AegisError: one is not.
+    """
+    if not all(0 <= beta < 1 for beta in betas):
+        raise AegisError(f"{flag}={betas} must be two numbers from 0 on and below 1.")
+
+
+def check_bits(flag: str, bits: int) -> None:
+    """Make sure that there are moments of this size.
+
+    Raises:
+        AegisError: there are none.
+    """
+    if bits not in (8, 32):
+        raise AegisError(f"{flag}={bits} is unknown: choose 8 or 32.")
+
+
 @OptimizerConfig.register_subclass("aegis_adamw")
 @dataclass
 class AegisAdamWConfig(OptimizerConfig):
@@ -62,6 +92,12 @@ class AegisAdamWConfig(OptimizerConfig):
     grad_clip_norm: float = 1.0
     bits: int = 32
     """Size of the two moments of every weight: 32, or 8 (bitsandbytes)."""
+
+    def __post_init__(self) -> None:
+        refuse_null(self, "--optimizer.")
+        check_ranges(self, "--optimizer.", _RANGES)
+        check_betas("--optimizer.betas", self.betas)
+        check_bits("--optimizer.bits", self.bits)
 
     def build(self, params: Any) -> torch.optim.Optimizer:
         """Make the optimizer.
@@ -139,7 +175,10 @@ def adamw_8bit() -> type[ProjectedStep]:
 class AegisCosineConfig(CosineAnnealingWithWarmupSchedulerConfig):
     """LeRobot's cosine that ends at `--steps`, with a warm-up of at most a tenth of them."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "--scheduler.", {"num_warmup_steps": (0, math.inf)})
+
     def build(self, optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
         """The schedule for `num_training_steps` steps."""
-        warmup = min(self.num_warmup_steps, num_training_steps // 10)
+        warmup = min(self.num_warmup_steps or 0, num_training_steps // 10)
         return CosineAnnealingWithWarmupSchedulerConfig(warmup).build(optimizer, num_training_steps)

@@ -49,7 +49,7 @@ class BlockKind(AnchorKind):
 
     def check_options(self) -> None:
         energy = self.option("anchor_energy")
-        if not 0 < energy <= 1:
+        if energy is None or not 0 < energy <= 1:
             raise AegisError(f"--policy.anchor_energy={energy} must lie between 0 and 1.")
 
     def held_by(self, anchor: Anchor) -> bool:

@@ -58,12 +58,14 @@ class LazyAsyncVectorEnv(VectorEnv):
             self._running = None
 
 
-def one_task_at_a_time(max_parallel_tasks: int) -> None:
+def one_task_at_a_time(max_parallel_tasks: int | None) -> None:
     """Refuse LeRobot's threads that share one policy: its queue and its processors' state are those of one rollout.
 
     Raises:
-        SimulatorError: more than one is asked for.
+        SimulatorError: more than one is asked for, or none.
     """
+    if max_parallel_tasks is None or max_parallel_tasks < 1:
+        raise SimulatorError(f"--env.max_parallel_tasks={max_parallel_tasks}: leave it at 1.")
     if max_parallel_tasks > 1:
         raise SimulatorError(
             f"--env.max_parallel_tasks={max_parallel_tasks}: LeRobot would run tasks in threads that share one "

@@ -45,6 +45,12 @@ def _values(config: AegisConfig) -> dict[str, Any]:
         ({"n_obs_steps": 2}, "--policy.n_obs_steps=2"),
         ({"expert_heads": 3}, "--policy.expert_heads=3"),
         ({"vqa_probe_freq": -1}, "--policy.vqa_probe_freq=-1"),
+        ({"optimizer_lr": None}, "--policy.optimizer_lr is null: give a value"),
+        ({"optimizer_betas": (None, 0.9)}, "--policy.optimizer_betas is null"),
+        ({"time_alpha": 1e300}, "--policy.time_alpha=1e"),
+        ({"normalization_mapping": {"action": "MEAN_STD"}}, "normalization_mapping has 'action'"),
+        ({"instruction": {"Task": "pick"}}, "instruction is no text but {'Task': 'pick'}: put it in quotes"),
+        ({"instruction": True}, "instruction is no text but True"),
         (
             {"vqa_probe_samples": 5},
             "vqa_probe_samples changes nothing unless --policy.vqa_probe_freq is given",

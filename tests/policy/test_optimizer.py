@@ -17,7 +17,12 @@ from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.isolation import LowRankProjector
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.optimizer_aegis import PolicyParameters, adamw_8bit
+from aegis_policy.optimizer_aegis import (
+    AegisAdamWConfig,
+    AegisCosineConfig,
+    PolicyParameters,
+    adamw_8bit,
+)
 from aegis_policy.support.errors import AegisError
 
 
@@ -166,3 +171,23 @@ def test_what_lerobot_restores_may_not_be_told_anew(make_policy: MakePolicy, nam
         AegisError, match=rf"--optimizer\.{name}=.* changes nothing when a training is resumed"
     ):
         replace(config, **{name: value}).build(PolicyParameters(groups, (), begun))
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"lr": -1.0}, "--optimizer.lr=-1.0 must be between 0 and 1000"),
+        ({"lr": None}, "--optimizer.lr is null"),
+        ({"grad_clip_norm": float("nan")}, "--optimizer.grad_clip_norm=nan is not finite"),
+        ({"betas": (0.9, 1.0)}, "--optimizer.betas"),
+        ({"bits": 16}, "--optimizer.bits=16 is unknown"),
+    ],
+)
+def test_impossible_options_of_the_optimizer_are_named(option: dict[str, Any], named: str) -> None:
+    with pytest.raises(AegisError, match=named):
+        AegisAdamWConfig(**option)
+
+
+def test_a_warm_up_of_less_than_no_steps_is_named() -> None:
+    with pytest.raises(AegisError, match=r"--scheduler.num_warmup_steps=-1 must be at least 0"):
+        AegisCosineConfig(-1)

@@ -16,6 +16,9 @@ from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ, IMAGE_SIZE
 from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_envs.vector import make_vector, one_task_at_a_time
 
+_IMAGE_SIZES = range(1, 4_097)
+_EPISODE_LENGTHS = range(1, 100_001)
+
 
 @EnvConfig.register_subclass("aegis_tabletop")
 @dataclass
@@ -47,9 +50,14 @@ class AegisTabletopEnv(EnvConfig):
             raise TabletopError(
                 f"--env.fps={self.fps}: the arm is controlled {CONTROL_HZ} times a second, always."
             )
-        for name in ("image_size", "episode_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise TabletopError(f"--env.{name}={getattr(self, name)} must be at least 1.")
+        if self.image_size not in _IMAGE_SIZES:
+            raise TabletopError(
+                f"--env.image_size={self.image_size} must be from {_IMAGE_SIZES[0]} to {_IMAGE_SIZES[-1]} pixels."
+            )
+        if self.episode_length is not None and self.episode_length not in _EPISODE_LENGTHS:
+            raise TabletopError(
+                f"--env.episode_length={self.episode_length} must be from 1 to {_EPISODE_LENGTHS[-1]} steps."
+            )
         shape = (self.image_size, self.image_size, 3)
         self.features = {
             ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(ACTION_DIM,)),

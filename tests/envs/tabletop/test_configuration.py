@@ -80,6 +80,8 @@ def test_success_reaches_the_place_where_lerobot_looks_for_it():
         ({"split": "validation"}, r"--env\.split=validation"),
         ({"fps": 30}, r"--env\.fps=30: the arm is controlled 10 times a second"),
         ({"image_size": 0}, r"--env\.image_size=0"),
+        ({"image_size": 2**31}, r"--env\.image_size=2147483648 must be from 1 to 4096"),
+        ({"max_parallel_tasks": 0}, r"--env\.max_parallel_tasks=0: leave it at 1"),
         ({"episode_length": 0}, r"--env\.episode_length=0"),
     ],
 )
