@@ -88,6 +88,18 @@ def frames(edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Break:
     return lambda root: _rewrite(root / "data", edit)
 
 
+def vectors(key: str, **changes: Any) -> Break:
+    """Vectors replaced in the table of frames; `at_7` is row 7."""
+
+    def edit(held: pd.DataFrame) -> pd.DataFrame:
+        rows = list(held[key])
+        for name, new in changes.items():
+            rows[int(name.removeprefix("at_"))] = new
+        return held.assign(**{key: rows})
+
+    return frames(edit)
+
+
 def cut(name: str) -> Break:
     """A file of which the second half is lost."""
 

@@ -1,7 +1,7 @@
 """What a dataset must be for a policy to learn from it: the checks of a training's start, and of `aegis-doctor`.
 
-They read metadata, which LeRobot has loaded, and never frames. Statistics have a module of their own, `statistics`, and
-so have tasks and episodes, `records`.
+They read metadata, which LeRobot has loaded, and of frames state and actions (`frames`). Statistics have a module of
+their own, `statistics`, and so have tasks and episodes, `records`.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
+from aegis_policy.data.frames import check_frames
 from aegis_policy.data.records import EDIT, check_instructions, check_records
 from aegis_policy.data.statistics import check_statistics
 from aegis_policy.data.vectors import STEP_NAME
@@ -48,6 +49,7 @@ def check_dataset(
     names = {key: _labels(feature.get("names")) for key, feature in meta.features.items()}
     yield from check_features(config, keys)
     yield from check_vectors(meta, checkpoint)
+    yield from check_frames(meta)
     yield from check_statistics(config, meta.stats, names)
     yield from check_records(meta)
     yield from check_instructions(meta, config.instruction)
@@ -145,11 +147,17 @@ def check_features(config: "AegisConfig", keys: Iterable[str] | None = None) -> 
             )
     for key, feature in config.image_features.items():
         if len(feature.shape) != 3 or feature.shape[0] != 3:
+            leave_out = (
+                f"leave that camera out of the dataset ({EDIT}remove_feature "
+                f"--operation.feature_names='[\"{key}\"]'), or out of --policy.input_features"
+            )
+            rename = (
+                'name its axes `["height", "width", "channels"]` in meta/info.json, as LeRobot reads them'
+            )
             yield Finding(
                 "error",
                 f"Camera {key} has shape {tuple(feature.shape)}, and the VLM wants colour images (3, height, width)",
-                f"leave that camera out of the dataset ({EDIT}remove_feature "
-                f"--operation.feature_names='[\"{key}\"]'), or out of --policy.input_features",
+                rename if feature.shape[-1:] == (3,) else leave_out,
             )
     for key, vector in vectors.items():
         if vector is not None and (len(vector.shape) != 1 or vector.shape[0] < 1):

@@ -124,6 +124,8 @@ def _culprit(name: str, found: _Vector | None, shape: tuple[int, ...]) -> str:
 
 def _numbers(value: Any) -> _Vector | None:
     """Values as the normaliser has them, in float32 (but computed with in float64); None of what are no numbers."""
+    if value is None:  # which numpy takes for a NaN
+        return None
     try:
         with np.errstate(over="ignore"):
             return np.asarray(value, dtype=np.float64).astype(np.float32).astype(np.float64)

@@ -21,6 +21,7 @@ from broken_datasets import (
     plain,
     statistics,
     tasks,
+    vectors,
     without_feature,
     without_statistics,
 )
@@ -158,7 +159,28 @@ def faults() -> Iterator[tuple[str, list[broken_datasets.Break], str, str]]:
     yield "no action", [without_feature(action)], "gives this policy no action", e
     yield "depth", [feature(camera, shape=[32, 32, 1])], r"front has shape \(1, 32, 32\).*remove_feature", e
     yield "transparency", [feature(camera, shape=[32, 32, 4])], r"front has shape \(4, 32, 32\)", e
-    yield "axes by other names", [feature(camera, names=["h", "w", "rgb"])], r"has shape \(32, 32, 3\)", e
+    yield (
+        "axes by other names",
+        [feature(camera, names=["h", "w", "rgb"])],
+        r"has shape \(32, 32, 3\).*: name its axes",
+        e,
+    )
+    yield "no quantiles", [statistics(action, mean=None)], r"shape \(3,\): name", e
+    yield (
+        "NaN in a frame",
+        [vectors(state, at_7=[0, nan, 0, 0, 0])],
+        r"observation.state is no vector of 5 finite numbers in 1 frame \(episode 1, frame 1\).*indices='\[1\]'",
+        e,
+    )
+    yield (
+        "infinity in frames",
+        [vectors(action, at_0=[0, inf, 0], at_17=[-inf, 0, 0])],
+        r"action is no .* in 2 frames \(episode 0, frame 0; episode 2, frame 5\).*indices='\[0, 2\]'",
+        e,
+    )
+    yield "a short vector", [vectors(action, at_3=[1.0, 2.0])], r"in 1 frame \(episode 0, frame 3\)", e
+    yield "no vector", [vectors(action, at_3=None)], r"in 1 frame \(episode 0, frame 3\)", e
+    yield "half a vector", [vectors(action, at_3=[1.0, None, 2.0])], r"in 1 frame \(episode 0, frame 3\)", e
     yield (
         "square actions",
         [feature(action, shape=[1, 3])],
@@ -313,6 +335,12 @@ def test_a_blank_task_of_an_episode_that_is_left_out_does_no_harm(
     "flag, fault, sentence",
     [
         ("--dataset.episodes=[0,3]", [], "names 3, and the dataset has 3 episodes"),
+        ("--dataset.episodes=[0,2]", [vectors("action", at_7=[0, nan, 0])], ""),
+        (
+            "--dataset.episodes=[0,1]",
+            [vectors("action", at_7=[0, nan, 0])],
+            "in 1 frame (episode 1, frame 1)",
+        ),
         ("--dataset.streaming=true", [lost("data")], ""),
         ("--dataset.streaming=false", [lost("data")], "data/ holds 0 frames"),
         ("--dataset.use_imagenet_stats=false", [without_statistics("observation.images.front")], ""),
