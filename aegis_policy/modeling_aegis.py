@@ -21,7 +21,7 @@ from torch import Tensor
 from aegis_policy.checkpoint import files
 from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
 from aegis_policy.checkpoint.changes import check_use, optimizer_begun
-from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkpoint
+from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkpoint, check_upload
 from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.checkpoint.published_card import keep_card
 from aegis_policy.configuration_aegis import AegisConfig
@@ -78,6 +78,8 @@ class AegisPolicy(PreTrainedPolicy):
         if dataset_meta is not None:
             dataset_stats = dataset_meta.stats
             enforce(check_dataset(config, dataset_meta, checkpoint))
+            if config.push_to_hub:
+                enforce(check_upload(str(config.repo_id)))
         elif dataset_stats is not None:
             enforce(check_statistics(config, dataset_stats))
         if dataset_stats is not None and not resuming():  # then those of the checkpoint go on to normalise

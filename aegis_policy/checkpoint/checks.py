@@ -83,6 +83,26 @@ def check_resumable(folder: Path) -> Iterator[Finding]:
     yield from _told(_check_state, folder.parent / STATE_FOLDER)
 
 
+def check_upload(repo_id: str) -> Iterator[Finding]:
+    """Whether a policy can be uploaded when its training ends, as far as this is known before."""
+    from huggingface_hub import constants, get_token
+
+    flag = f"--policy.push_to_hub=true, to {repo_id},"
+    mend = "leave it out and upload the last checkpoint with hf upload"
+    if constants.HF_HUB_OFFLINE:
+        yield Finding(
+            "error",
+            f"{flag} would fail when the training ends: HF_HUB_OFFLINE is set",
+            f"unset it, or {mend}",
+        )
+    elif get_token() is None:
+        yield Finding(
+            "warning",
+            f"{flag} will fail unless the hub knows you when the training ends",
+            f"hf auth login, or {mend}",
+        )
+
+
 def check_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> Iterator[Finding]:
     """Whether a dataset has what a checkpoint looks at.
 

@@ -127,7 +127,7 @@ def read_config(checkpoint: Path) -> PreTrainedConfig:
     except Exception as error:  # whatever the parser does with values of other types
         raise AegisError(
             f"{checkpoint / CONFIG_FILE} is no configuration of this policy ({one_line(error)}): "
-            "restore it from where the checkpoint was saved."
+            "restore it from where the checkpoint was saved, or update lerobot_policy_aegis, if that was a later one."
         ) from error
 
 

@@ -53,6 +53,8 @@ def load_model(files: VLMFiles, **options: Any) -> tuple[PreTrainedModel, list[F
                 f"{files.named} has no safetensors weights, only {pickled}, a pickle, which could run code and is "
                 "never loaded: convert it where you trust it, with transformers' save_pretrained."
             ) from error
+        if Path(files.source).parent.joinpath("policy_preprocessor.json").is_file():
+            again = "it is the folder of a policy's architecture, so name a VLM that aegis-export made of the policy"
         reason = _unreadable_weights(files.source) or one_line(error)
         raise AegisError(
             f"{files.named} has a configuration but no readable safetensors weights ({reason}): {again}."

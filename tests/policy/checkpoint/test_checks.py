@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -242,3 +243,20 @@ def test_contents_in_the_list_do_not_replace_files(checkpoint: Path) -> None:
     listed["contents"]["vlm/config.json"] = base64.b64encode(b"{}").decode()
     (checkpoint / LIST_FILE).write_text(json.dumps(listed))
     AegisPolicy.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("offline", "token", "sentence"),
+    [
+        (True, "hf_x", "error: --policy.push_to_hub=true, to me/it, would fail .* HF_HUB_OFFLINE"),
+        (False, None, "warning: .* will fail unless the hub knows you"),
+        (False, "hf_x", ""),
+    ],
+)
+def test_an_upload_that_would_fail_in_the_end_is_told_before_the_training(
+    offline: bool, token: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    found = told(checks.check_upload("me/it"))
+    assert re.match(sentence, found) and bool(found) == bool(sentence)
