@@ -14,11 +14,11 @@ from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
 from aegis_policy.data.frames import check_frames
 from aegis_policy.data.records import EDIT, check_instructions, check_records
-from aegis_policy.data.statistics import check_statistics
+from aegis_policy.data.statistics import check_kept, check_statistics
 from aegis_policy.data.vectors import STEP_NAME
 from aegis_policy.support.errors import shortened
 from aegis_policy.support.finding import Finding
-from aegis_policy.support.lerobot_flags import dataset_option
+from aegis_policy.support.lerobot_flags import dataset_option, resuming
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -51,6 +51,8 @@ def check_dataset(
     yield from check_vectors(meta, checkpoint)
     yield from check_frames(meta)
     yield from check_statistics(config, meta.stats, names)
+    if checkpoint is not None and resuming():
+        yield from check_kept(config, checkpoint, meta.stats, names)
     yield from check_records(meta)
     yield from check_instructions(meta, config.instruction)
 

@@ -7,12 +7,15 @@ and do no harm: the policy reads them as 0.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lerobot.configs import NormalizationMode
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from aegis_policy.support.finding import Finding
 
@@ -35,6 +38,8 @@ _RUINOUS, _LOUD = 1e4, 100.0
 value can lie sqrt(N) standard deviations from the mean: 1,000 in a million."""
 _TINY = 1e-6
 """A spread this small, absolutely or beside the values themselves, is noise of sensors or of float32."""
+_OTHER = 10.0
+"""Times that data reach further than those of a checkpoint and are in other units: degrees for radians are 57."""
 _RECOMPUTE = "lerobot-edit-dataset --operation.type=recompute_stats"
 
 
@@ -64,6 +69,49 @@ def check_statistics(
             yield from _Dimensions.of(
                 key, given, mode, named if isinstance(named, list | tuple) else ()
             ).check()
+
+
+def check_kept(
+    config: "AegisConfig", checkpoint: Path, statistics: Statistics | None, names: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Whether data fit the statistics that a checkpoint goes on normalising by: those it was trained with.
+
+    Args:
+        config: of the checkpoint.
+        checkpoint: a `pretrained_model` folder; one whose statistics cannot be read is left to its own checks.
+        statistics: of the data.
+        names: feature key -> what its dimensions are called, as far as that is known.
+    """
+    own: dict[str, dict[str, Any]] = {}
+    try:
+        (file,) = checkpoint.glob("policy_preprocessor_step_*_normalizer_processor.safetensors")
+        for name, values in load_file(file).items():
+            own.setdefault(name.rpartition(".")[0], {})[name.rpartition(".")[2]] = values
+    except (OSError, ValueError, SafetensorError):
+        return
+    for key, feature in {OBS_STATE: config.robot_state_feature, ACTION: config.action_feature}.items():
+        mode = _mode(config, feature.type.value) if feature is not None else NormalizationMode.IDENTITY
+        given = (statistics or {}).get(key, {})
+        least, most = (_numbers(given.get(name)) for name in ("min", "max"))
+        if (
+            mode not in _BOUNDS
+            or least is None
+            or most is None
+            or not {*_BOUNDS[mode]} <= {*own.get(key, {})}
+        ):
+            continue
+        kept = _Dimensions.of(key, own[key], mode, names.get(key, ()))
+        if not kept.low.shape == least.shape == most.shape:
+            continue
+        reach = np.where(kept.constant, 0.0, kept.reached(least, most))
+        if other := kept._named(reach > _OTHER * np.maximum(1.0, kept.reach)):
+            yield Finding(
+                "warning",
+                f"{key} of this dataset reaches {reach.max():.0f} once it is normalised as the checkpoint was trained, "
+                f"in {other}: its values are of another size than those that the policy knows",
+                "give the data that it was trained on, or data in the same units; to train on others, begin from the "
+                "checkpoint with --policy.path instead of resuming it",
+            )
 
 
 def constant_dimensions(config: "AegisConfig", statistics: Statistics) -> dict[str, list[int]] | None:
@@ -178,12 +226,16 @@ class _Dimensions:
         """The largest normalised value of each dimension; 0 where it is constant."""
         if self.least is None or self.most is None:
             return np.zeros_like(self.low)
-        ends = np.stack([self.least, self.most])
+        return np.where(self.constant, 0.0, self.reached(self.least, self.most))
+
+    def reached(self, least: _Vector, most: _Vector) -> _Vector:
+        """The largest normalised value of each dimension, of values that reach so far."""
+        ends = np.stack([least, most])
         if self.mode is NormalizationMode.MEAN_STD:
             ends = (ends - self.low) / (self.spread + _EPS)
         else:
             ends = 2 * (ends - self.low) / np.where(self.spread == 0, _EPS, self.spread) - 1
-        return np.where(self.constant, 0.0, np.abs(ends).max(0))
+        return np.asarray(np.abs(ends).max(0), dtype=np.float64)
 
     def check(self) -> Iterator[Finding]:
         """A line for each kind of dimension that is not as it should be."""

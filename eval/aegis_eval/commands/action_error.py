@@ -30,6 +30,7 @@ from aegis_policy.data.chunk_reading import choose_reading
 from aegis_policy.data.files import fetch_metadata, open_dataset, read_frame, read_metadata
 from aegis_policy.data.frames import check_frames
 from aegis_policy.data.records import check_instructions, check_records
+from aegis_policy.data.statistics import check_kept
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
@@ -147,6 +148,7 @@ def _open(source: DatasetSource, policy_config: Any, checkpoint: Path) -> LeRobo
             *check_sizes(_features(policy_config), metadata.features),
             *check_vectors(metadata, checkpoint if checkpoint.is_dir() else None),
             *check_frames(metadata),
+            *check_kept(policy_config, checkpoint, metadata.stats, {}),
             *check_records(metadata),
             *check_instructions(metadata, policy_config.instruction),
         ]

@@ -33,6 +33,7 @@ from aegis_eval.doctor import files as doctor_files
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.data.batches import check_batch
 from aegis_policy.data.checks import check_dataset
+from aegis_policy.data.statistics import check_kept
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.processor_aegis import make_aegis_pre_post_processors
 from aegis_policy.support.errors import AegisError
@@ -455,3 +456,32 @@ def test_processors_normalise_state_and_actions_and_leave_images(
     torch.testing.assert_close(batch["action"], torch.ones(1, 3))
     assert batch["task"] == ["reach"]
     torch.testing.assert_close(after(torch.ones(1, 3)), torch.full((1, 3), 6.0))
+
+
+@pytest.mark.parametrize("mode", ["MEAN_STD", "MIN_MAX", "QUANTILES"])
+@pytest.mark.parametrize("times, said", [(1.0, False), (3.0, False), (57.3, True)])
+def test_data_in_other_units_than_those_a_checkpoint_goes_on_normalising_by_are_named(
+    plain_dataset: Path,
+    tmp_path: Path,
+    make_config: Callable[..., AegisConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    times: float,
+    said: bool,
+) -> None:
+    config = make_config("none", normalization_mapping={"STATE": mode, "ACTION": mode})
+    meta = LeRobotDatasetMetadata("local/tiny", root=plain_dataset)
+    meta.stats["action"] |= {name: each.copy() for name, each in meta.stats["action"].items()}
+    for each in meta.stats["action"].values():
+        if each.shape == (3,):
+            each[0] = 0.5 if each is not meta.stats["action"]["std"] else 0.0  # a joint that was held
+    make_aegis_pre_post_processors(config, meta.stats)[0].save_pretrained(tmp_path)
+    meta.stats["action"] = {name: each * times for name, each in meta.stats["action"].items()}
+    found = [str(each) for each in check_kept(config, tmp_path, meta.stats, {})]
+    assert [
+        re.findall(r"^action of this dataset reaches .* in dimensions 1, 2:", each) != [] for each in found
+    ] == [True] * said
+    for resume in (True, False):
+        monkeypatch.setattr("sys.argv", ["lerobot-train", f"--resume={str(resume).lower()}"])
+        warned = [each for each in check_dataset(config, meta, tmp_path) if "of this dataset" in each.what]
+        assert bool(warned) is (said and resume)
