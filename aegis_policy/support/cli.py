@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from itertools import zip_longest
+from operator import attrgetter
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -122,24 +123,19 @@ def _as_yaml(flag: str, kind: Any, value: str) -> str:
     return yaml.safe_dump(value, default_style='"', width=math.inf).strip()
 
 
-def _require_values(config: Any, above: str = "--") -> None:
+def _require_values(config: Any) -> None:
     """Refuse a flag that has no value, or one that is no number, where its type wants one.
 
     Raises:
         AegisError: names the first.
     """
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if is_dataclass(value):
-            _require_values(value, f"{above}{name}.")
-        elif value is None and type(None) not in _choices(kind):
-            raise AegisError(f"{above}{name}=null: give it a value, or leave it out.")
-        elif any(isinstance(each, float) and not math.isfinite(each) for each in _each(value)):
-            raise AegisError(f"{above}{name}={value} must be finite.")
-
-
-def _each(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [value]
+    for flag, kind in _flags(type(config)):
+        value = attrgetter(flag.removeprefix("--"))(config)
+        if value is None and type(None) not in _choices(kind):
+            raise AegisError(f"{flag}=null: give it a value, or leave it out.")
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, float) and not math.isfinite(each):
+                raise AegisError(f"{flag}={value} must be finite.")
 
 
 def _flags(config_class: type, above: str = "--") -> Iterator[tuple[str, Any]]:
