@@ -1,6 +1,7 @@
 """Ask a VLM questions in batches, over all ranks, and go on where an interrupted command was."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
@@ -97,6 +98,7 @@ class Asking:
                 "questions": fingerprint(self.samples),
                 "batch_size": self.batch_size,
                 "max_new_tokens": self.max_new_tokens,
+                **_pictures(self.samples),
             }
             log = AnswerLog(self.logs / role, about, ranks.index())
         return answer_samples(
@@ -108,3 +110,14 @@ def _versions(folder: str) -> list[str]:
     """What tells weights that were written anew from those that were there."""
     files = sorted(Path(folder).resolve().glob("*.safetensors"))
     return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+
+
+def _pictures(samples: Iterable[Sample]) -> dict[str, str]:
+    """What tells pictures in files from others of the same names; nothing of those that are rendered or in tables."""
+    files = [picture for each in samples if isinstance(picture := getattr(each, "picture", None), Path)]
+    if not files:
+        return {}
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return {"pictures": digest.hexdigest()}
