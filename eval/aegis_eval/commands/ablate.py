@@ -27,7 +27,7 @@ from aegis_eval.pages.ablation import write_page
 from aegis_eval.results.frontier import AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
 from aegis_policy.support import cli
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json, write_json
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
@@ -121,8 +121,14 @@ def ablate(config: AblateConfig) -> Path:
         AegisError: flags that cannot be, a folder with trainings of other flags, or a job that failed.
     """
     if config.redraw is not None:
-        results = read_json(config.redraw)
-        results["frontier"] = Frontier.of([AblatedRun(**run) for run in results["runs"]]).to_dict()
+        try:
+            results = read_json(config.redraw)
+            runs = [AblatedRun(**run) for run in results["runs"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AegisError(
+                f"--redraw={config.redraw} cannot be read ({one_line(error)}): name an ablation.json of aegis-ablate."
+            ) from error
+        results["frontier"] = Frontier.of(runs).to_dict()
         return write_page(results, config.output_dir)
     _check(config)
     setting = plain({name: getattr(config, name) for name in _TRAINING})

@@ -175,3 +175,11 @@ def test_every_variant_is_a_configuration_and_has_its_anchor() -> None:
 def test_frames_are_spread_evenly() -> None:
     assert frames_spread_over(101, 3) == [0, 50, 100]
     assert frames_spread_over(4, 10) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("held", [None, "", "[]", "{}", '{"runs": [{"a": 1}]}'])
+def test_what_cannot_be_drawn_again_is_named(held: str | None, tmp_path: Path) -> None:
+    if held is not None:
+        (tmp_path / "ablation.json").write_text(held)
+    with pytest.raises(AegisError, match=r"--redraw=.* cannot be read .*: name an ablation\.json"):
+        ablate(AblateConfig(output_dir=tmp_path / "out", redraw=tmp_path / "ablation.json"))
