@@ -71,8 +71,8 @@ class VqaConfig:
         max_new_tokens: longest answer.
         device: `cuda` or `cpu`, by default CUDA if there is one.
         output_dir: a new folder for `results.json` and `samples.jsonl`, by default `outputs/vqa/DATE_NAME`. An
-            interrupted command that named it goes on where it was, when given again with the same model, questions, pictures,
-            batch size and longest answer.
+            interrupted command that named it goes on where it was, when given again with the same model, questions,
+            pictures, batch size and longest answer.
         cache_dir: where rendered scenes are kept, by default `~/.cache/aegis`.
     """
 
