@@ -269,8 +269,8 @@ class _Dimensions:
         if still := self._named(constant):
             yield Finding(
                 "warning",
-                f"{self.key} never changes in {still}: a policy learns nothing there, and does no harm",
-                "leave it out of the dataset if it should have moved",
+                f"{self.key} never changes in {still}, of which a policy learns nothing",
+                "harmless where nothing was meant to move; otherwise look at how it was recorded",
             )
         if tiny_ones := self._named(tiny):
             yield Finding(

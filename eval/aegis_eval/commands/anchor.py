@@ -12,7 +12,7 @@ No label is read: the anchor is about what the model knows, right or wrong.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from itertools import batched, chain
 from pathlib import Path
@@ -115,13 +115,14 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     device = torch_device(config.device)
     vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
     unfinished = _unfinished(config, sources, vlm.fingerprint())
+    batches, total = _batches(config, sources, vlm)
     anchor = anchor_of_batches(
         vlm,
-        _batches(config, sources, vlm),
+        batches,
         kinds=config.kinds,
         source=_described(sources),
         rank=config.rank,
-        total=config.samples * len(sources),
+        total=total,
         seed=config.seed,
         unfinished=unfinished,
     )
@@ -147,15 +148,16 @@ def _unfinished(config: AnchorConfig, sources: Sequence[str], fingerprint: str) 
     return UnfinishedPass(config.out.with_name(f".{config.out.name}.unfinished"), json.dumps(identity))
 
 
-def _batches(config: AnchorConfig, sources: Sequence[str], vlm: VLMBackbone) -> Iterator[Batch]:
-    """Batches of each source; the questions of all are looked at before the first is given out."""
+def _batches(config: AnchorConfig, sources: Sequence[str], vlm: VLMBackbone) -> tuple[Iterator[Batch], int]:
+    """Batches of each source, and how many samples at most; the questions of all are looked at before the first."""
     samples: list[Iterable[Any]] = [
         _robot_frames(_place(source), config.samples, config.cameras)
         if _is_dataset(source)
         else load_vqa(source, "--vqa", count=config.samples, seed=config.seed, refuses=vlm.refuses)
         for source in sources
     ]
-    return chain.from_iterable(batched(each, config.batch_size) for each in samples)
+    total = sum(len(each) if isinstance(each, Sized) else config.samples for each in samples)
+    return chain.from_iterable(batched(each, config.batch_size) for each in samples), total
 
 
 def _place(source: str) -> Path:

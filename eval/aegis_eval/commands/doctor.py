@@ -111,11 +111,20 @@ def examine(
         protection = (training or files.Training()).protection
         needs = [f"--protection={protection}", *anchor_flags]
         checks.append(("the anchor", lambda: files.check_anchor(anchor, vlm, needs)))
+    errors: set[str] = set()
     for name, check in checks:
         try:
-            yield from check()
+            for finding in check():
+                errors.update([str(finding)] if finding.status == "error" else [])
+                yield finding
         except AegisError as error:
-            yield Finding("error", str(error))
+            if str(error) in errors:
+                yield Finding(
+                    "warning", f"{name} was not looked at", "mend the error that stands above first"
+                )
+            else:
+                errors.add(str(error))
+                yield Finding("error", str(error))
         except Exception as error:  # a check that fails must not hide the others
             yield Finding("error", f"{name} could not be checked ({type(error).__name__}: {error})")
 

@@ -35,7 +35,12 @@ def splits_of(name: str) -> list[str]:
 
 
 def read_data_set(
-    name: str, splits: Sequence[str], config: str | None = None, *, answered: bool = True
+    name: str,
+    splits: Sequence[str],
+    config: str | None = None,
+    *,
+    answered: bool = True,
+    mend: str = "rename them",
 ) -> Reread[Record]:
     """The questions of a data set.
 
@@ -44,6 +49,7 @@ def read_data_set(
         splits: what the split may be called; the first that exists is read.
         config: of the data set, if it has one of that name.
         answered: refuse questions without answers.
+        mend: what to do where columns are missing.
 
     Raises:
         AegisError: there is no such data set, split or column; on reading, names a row that cannot be used.
@@ -61,7 +67,7 @@ def read_data_set(
     if missing:
         which = "it, saved without splits," if _is_whole(name) else f"split {splits[0]}"
         raise AegisError(
-            f"{name}: {which} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: rename them."
+            f"{name}: {which} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: {mend}."
         )
     return Reread(partial(_records, name, rows, pictures, _with_pictures(pictures, name), answered))
 

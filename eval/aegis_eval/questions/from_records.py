@@ -62,7 +62,7 @@ class PublicSample:
             return decode(self.picture)
         except ValueError as error:
             raise AegisError(
-                f"The image of {self.id} cannot be read ({error}), which {self.origin} asks about: complete the images."
+                f"The image of {self.id} cannot be read ({error}), which {self.origin} asks about: replace the image."
             ) from error
 
     def score(self, given: str) -> float:

@@ -66,7 +66,8 @@ def read_own(place: str, split: str, *, answered: bool = True) -> Reread[Record]
     """
     if has_index(place):
         return Reread(partial(_read_folder, Path(place), answered))
-    return read_data_set(place, [split], answered=answered)
+    beside = f", or put a {INDEX_FILE} into that folder" if Path(place).is_dir() else ""
+    return read_data_set(place, [split], answered=answered, mend=f"rename them{beside}")
 
 
 def _read_folder(folder: Path, answered: bool) -> Iterator[Record]:

@@ -218,10 +218,9 @@ def test_fewer_questions_than_asked_for_are_told(
 ):
     questions = write_random_questions(tmp_path / "vqa")
     _anchor(tiny_vlm_dir, tmp_path, vqa=str(questions), kinds=["gaussian", "kronecker"])
-    assert (
-        "gaussian, kronecker, subspace from 4 samples (7 were asked for: there are no more)"
-        in capsys.readouterr().out
-    )
+    told = capsys.readouterr()
+    assert "4/4" in told.err, "the progress bar ends where the questions do"
+    assert "gaussian, kronecker, subspace from 4 samples (7 were asked for: there are no more)" in told.out
 
 
 def test_a_pass_whose_anchor_could_not_be_saved_is_not_lost(

@@ -71,3 +71,13 @@ def test_a_check_that_fails_does_not_hide_the_others(
     assert gpu.startswith("the GPU could not be checked (JSONDecodeError")
     assert dataset.startswith(f"{broken / 'meta' / 'info.json'} cannot be read (JSONDecodeError")
     assert "anchor" in anchor
+
+
+def test_a_wrong_vlm_is_one_error_and_says_what_was_not_looked_at(
+    tmp_path: Path, attempts: dict[str, Attempt]
+):
+    (tmp_path / "config.json").write_text("{}")
+    findings = list(examine(str(tmp_path), tmp_path / "anchor.safetensors"))
+    (error,) = [each.what for each in findings if each.status == "error"]
+    assert f"--policy.vlm={tmp_path}" in error
+    assert (findings[-1].status, findings[-1].what) == ("warning", "the anchor was not looked at")

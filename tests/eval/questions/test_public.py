@@ -188,7 +188,9 @@ def test_a_missing_file_a_missing_image_and_a_missing_column_are_named(tmp_path:
     with pytest.raises(AegisError, match="saved without splits"):
         load_public("custom", str(tmp_path / "one"), None, 10)
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "rows")
-    with pytest.raises(AegisError, match="no column question, answers or answer but image, text"):
+    with pytest.raises(
+        AegisError, match=r"no column question, .* but image, text: .* put a questions.jsonl into"
+    ):
         load_public("custom", str(tmp_path / "rows"), None, 10)
 
 
