@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
@@ -152,6 +153,7 @@ class AegisConfig(
     def __post_init__(self) -> None:
         for name in ("vlm", "anchor_path", "instruction", "replay_data", "vqa_probe_data"):
             setattr(self, name, typed(name, getattr(self, name)))
+        self.anchor_path = None if self.anchor_path is None else Path(self.anchor_path)
         super().__post_init__()
         refuse_null(self, "--policy.")
         protection = self.resolve_options()

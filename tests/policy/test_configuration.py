@@ -296,3 +296,9 @@ def test_a_text_may_be_quoted_for_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
         draccus.parse(AegisConfig, args=["--device=cpu", "--instruction='pick: up'"]).instruction
         == "pick: up"
     )
+
+
+def test_a_path_is_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lerobot-train", "--policy.anchor_path=/runs #2/a.safetensors"])
+    config = draccus.parse(AegisConfig, args=["--device=cpu", "--anchor_path=/runs #2/a.safetensors"])
+    assert config.anchor_path == Path("/runs #2/a.safetensors")
