@@ -87,7 +87,11 @@ def check_use(checkpoint: Path, config: PreTrainedConfig, data: Any | None) -> I
     own = read_json(checkpoint / CONFIG_FILE)
     resumed = data is not None and resuming()
     yield from check_changes(checkpoint, cast("AegisConfig", config), resumed)
-    if data is not None:
+    if data is None:  # an evaluation's environment: LeRobot writes its actions into the configuration
+        theirs = {**(config.input_features or {}), **(config.output_features or {})}
+        shapes = {key: {"shape": each.shape} for key, each in theirs.items()}
+        yield from check_sizes(own, shapes, "environment")
+    else:
         yield from check_sizes(own, data.features)
         if resumed:
             yield from check_resumable(checkpoint)

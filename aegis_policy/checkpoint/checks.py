@@ -128,8 +128,13 @@ def check_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> It
     yield from check_sizes(config, features)
 
 
-def check_sizes(config: Mapping[str, Any], features: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether state and action of a dataset are as long as a checkpoint's; `--rename_map` changes cameras alone."""
+def check_sizes(
+    config: Mapping[str, Any], features: Mapping[str, Any], of: str = "dataset"
+) -> Iterator[Finding]:
+    """Whether state and action of a dataset, or of an environment, are as long as a checkpoint's.
+
+    `--rename_map` changes cameras alone.
+    """
     wanted = {**(config.get("input_features") or {}), **(config.get("output_features") or {})}
     for name in ("observation.state", "action"):
         if name in wanted and name in features:
@@ -137,8 +142,8 @@ def check_sizes(config: Mapping[str, Any], features: Mapping[str, Any]) -> Itera
             if own != theirs:
                 yield Finding(
                     "error",
-                    f"{name} has the shape {theirs} in the dataset and {own} in the checkpoint",
-                    "take the data that the checkpoint was trained for, or train a new policy on this",
+                    f"{name} has the shape {theirs} in the {of} and {own} in the checkpoint",
+                    f"take the {of} that the checkpoint was trained for, or train a new policy on this",
                 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from findings import told
-from lerobot.configs import PreTrainedConfig
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 
 from aegis_policy.checkpoint.changes import RULES, Rule, check_changes, check_use
 from aegis_policy.configuration_aegis import AegisConfig
@@ -192,3 +192,11 @@ def test_the_configuration_of_another_policy_is_refused(tiny_checkpoint: Path) -
     act = PreTrainedConfig.get_choice_class("act")()
     with pytest.raises(AegisError, match=r"no policy of type act"):
         AegisPolicy.from_pretrained(tiny_checkpoint, config=act)
+
+
+def test_an_environment_with_other_actions_is_refused_by_its_own_name(tiny_checkpoint: Path) -> None:
+    config = PreTrainedConfig.from_pretrained(tiny_checkpoint)
+    assert [*check_use(tiny_checkpoint, config, None)] == []
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    (found,) = check_use(tiny_checkpoint, config, None)
+    assert "action has the shape [7] in the environment and [4] in the checkpoint" in found.what
