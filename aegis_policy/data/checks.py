@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.configs import NormalizationMode, PolicyFeature
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
 from aegis_policy.data.frames import check_frames
@@ -180,13 +180,6 @@ def check_features(config: "AegisConfig", keys: Iterable[str] | None = None) -> 
 
 
 def _check_normalization(config: "AegisConfig") -> Iterator[Finding]:
-    kinds = {kind.value for kind in FeatureType}
-    if unknown := sorted(str(each) for each in config.normalization_mapping if each not in kinds):
-        yield Finding(
-            "error",
-            f"--policy.normalization_mapping has the key {unknown[0]}",
-            f"its keys are {FeatureType.STATE.value} and {FeatureType.ACTION.value}",
-        )
     mode = NormalizationMode(config.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY))
     if mode is not NormalizationMode.IDENTITY:
         yield Finding(

@@ -414,11 +414,10 @@ def test_vectors_and_instructions_in_another_form_are_refused(
 def test_pictures_are_normalised_by_the_vlm_alone(make_config: Callable[..., AegisConfig]) -> None:
     for mapping, sentence in (
         ({"VISUAL": "MEAN_STD"}, "normalises pictures"),
-        ({"state": "MIN_MAX"}, "the key state"),
+        ({"state": "MIN_MAX"}, "'state': its keys are"),
     ):
-        config = make_config("none", normalization_mapping=mapping)
         with pytest.raises(AegisError, match=sentence):
-            AegisPolicy(config)
+            AegisPolicy(make_config("none", normalization_mapping=mapping))
 
 
 def test_what_the_policy_does_not_read_is_not_normalised_either(
