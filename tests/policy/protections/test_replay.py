@@ -36,5 +36,5 @@ def test_replay_needs_answers(make_policy: MakePolicy, tiny_vqa: Path, tmp_path:
     (tmp_path / "0.png").write_bytes((tiny_vqa / "0.png").read_bytes())
     (tmp_path / "questions.jsonl").write_text('{"image": "0.png", "question": "what"}')
     policy = make_policy("replay", replay_data=str(tmp_path))
-    with pytest.raises(AegisError, match="questions.jsonl line 1 has no answer"):
+    with pytest.raises(AegisError, match="line 1 has no answer"):
         policy.get_optim_params()
