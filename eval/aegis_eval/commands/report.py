@@ -17,7 +17,7 @@ from aegis_eval.results.provenance import provenance
 from aegis_eval.results.rows import with_added_rows
 from aegis_eval.results.run import RunSummary, find_runs
 from aegis_policy.support import cli
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 
 
 @dataclass
@@ -72,7 +72,8 @@ def report(config: ReportConfig) -> Path:
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise AegisError(
             f"--runs={config.runs}: the results of one of {', '.join(run.name for run in runs)} lack something that "
-            f"its command writes ({type(error).__name__}: {error}): give that command again, or leave its folder out."
+            f"its command writes ({type(error).__name__}: {one_line(error)}): give that command again, or leave "
+            "its folder out."
         ) from error
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\nwrote {written}")
     return written
@@ -96,18 +97,18 @@ def _beside(file: Path, runs: Sequence[RunSummary]) -> Shares:
 
 def _of_comparison(config: ReportConfig, source: Path) -> Path:
     measured = Compared.read(source)
-    joined = with_added_rows(measured, source.parent)
     media = source.parent / "runs"
     try:
+        joined = with_added_rows(measured, source.parent)
         return write_comparison(
             joined if joined.baselines else replace(joined, baselines=_baselines(joined)),
             config.output_dir or source.parent,
             runs=media if media.is_dir() and joined is measured else None,  # added rows have no folders
             title=config.title or COMPARISON_TITLE,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise AegisError(
-            f"{source} lacks something that aegis-compare writes ({type(error).__name__}: {error}): give "
+            f"{source} lacks something that aegis-compare writes ({type(error).__name__}: {one_line(error)}): give "
             "aegis-compare again, or take the file as it was."
         ) from error
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from aegis_eval.statistics.intervals import wilson_interval
 from aegis_eval.statistics.resampling import Array, Estimate, Resampling, rate_estimate
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json
 
 Shares = Mapping[str, Mapping[str, Sequence[float]]]
@@ -64,7 +64,7 @@ def read_baselines(file: Path | str) -> Shares:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AegisError(
-            f"{file} is not what aegis-baseline writes ({type(error).__name__}: {error}): name its --output."
+            f"{file} is not what aegis-baseline writes ({type(error).__name__}: {one_line(error)}): name its --output."
         ) from error
 
 

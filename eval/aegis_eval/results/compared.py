@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from aegis_eval.results.baselines import Baseline
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json
 
 ALL = "all"
@@ -125,7 +125,8 @@ class Compared:
             return cls.of(read_json(file))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AegisError(
-                f"{file} is not what aegis-compare writes ({type(error).__name__}: {error}): name its --output_dir."
+                f"{file} is not what aegis-compare writes ({type(error).__name__}: {one_line(error)}): name "
+                "its --output_dir."
             ) from error
 
     def at_common_rate(self) -> list[ComparedRun]:

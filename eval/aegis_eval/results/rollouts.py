@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aegis_eval.statistics.intervals import Interval, wilson_interval
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json
 
 ALL_TASKS = "all"
@@ -79,7 +79,7 @@ def read_rollouts(directory: Path | str) -> Rollouts:
             videos += _videos(directory, task, metrics.get("video_paths", []), successes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AegisError(
-            f"{source} is not what lerobot-eval writes ({type(error).__name__}: {error}): name the "
+            f"{source} is not what lerobot-eval writes ({type(error).__name__}: {one_line(error)}): name the "
             "--output_dir of a finished evaluation."
         ) from error
     if not any(groups.values()):

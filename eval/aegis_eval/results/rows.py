@@ -10,7 +10,7 @@ from pathlib import Path
 from aegis_eval.results.compared import Compared, ComparedRun
 from aegis_eval.results.comparison import REFERENCE
 from aegis_eval.results.run_file import RunFile
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 
 COMPARED_SPLITS = ("test", "unseen")
 """Splits of the tabletop in which every run is rolled out."""
@@ -100,6 +100,7 @@ def with_added_rows(compared: Compared, folder: Path) -> Compared:
     if not added:
         return compared
     for path, run in added.items():
+        _require_whole(path, run)
         _require_same_setting(path, run, compared)
     scores = [score for run in added.values() if (score := validation(run)) is not None]
     tuned = _tuned(scores, compared.config.get("lr_grid", []))
@@ -131,6 +132,24 @@ def _tuned(scores: Sequence[Validation], grid: Sequence[float]) -> dict[str, flo
     for each in scores:
         tried.setdefault(each.protection, set()).add(each.lr)
     return best_lrs(each for each in scores if grid and tried[each.protection] >= set(grid))
+
+
+def _require_whole(path: Path, run: RunFile) -> None:
+    """Whatever of it has been measured is there as a comparison counts it."""
+    try:
+        for name, found in run.measured.items():
+            if name in {f"vqa-{benchmark}" for benchmark in COMPARED_BENCHMARKS}:
+                found["scenes"]
+            if name.startswith("rollouts-"):
+                "".join(found.values())
+        if is_row(run):
+            compared_run(run)
+        validation(run)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise AegisError(
+            f"{path} lacks something that a run is measured by ({type(error).__name__}: {one_line(error)}): take the "
+            "file as it was, or leave it out."
+        ) from error
 
 
 def _require_same_setting(path: Path, run: RunFile, compared: Compared) -> None:

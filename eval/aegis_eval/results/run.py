@@ -8,7 +8,7 @@ from typing import Any
 from aegis_eval.results.rollouts import Rollouts, read_rollouts
 from aegis_eval.results.swap import SwapProbe, read_swaps
 from aegis_eval.results.training_log import METRICS, Curves, parse_training_log, read_curves
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import iterate_jsonl, read_json
 
 Json = dict[str, Any]
@@ -123,7 +123,7 @@ def read_vqa(directory: Path | str) -> Json:
         results["accuracy"], results["per_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AegisError(
-            f"{source} is not what aegis-vqa writes ({type(error).__name__}: {error}): name its --output_dir."
+            f"{source} is not what aegis-vqa writes ({type(error).__name__}: {one_line(error)}): name its --output_dir."
         ) from error
     return results
 
@@ -145,6 +145,6 @@ def read_answers(directory: Path | str) -> list[Json]:
             lines.append(line)
     except (OSError, ValueError) as error:
         raise AegisError(
-            f"{source} is not what aegis-vqa writes ({error}): name its --output_dir."
+            f"{source} is not what aegis-vqa writes ({one_line(error)}): name its --output_dir."
         ) from error
     return lines

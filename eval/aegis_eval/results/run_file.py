@@ -8,10 +8,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json, write_json
 
 Json = dict[str, Any]
+_KINDS: dict[str, Any] = {
+    "lr": (int, float),
+    "seed": int,
+    "flags": list,
+    **dict.fromkeys(("setting", "measured", "stages"), dict),
+}
+"""What fields hold that are no texts."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,15 @@ class RunFile:
         """
         try:
             found = read_json(path)
-            return cls(**{field.name: found[field.name] for field in fields(cls)})
+            run = cls(**{field.name: found[field.name] for field in fields(cls)})
+            for field in fields(cls):
+                if not isinstance(getattr(run, field.name), _KINDS.get(field.name, str)):
+                    raise ValueError(f"{field.name} is {getattr(run, field.name)!r}")
+            return run
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AegisError(
-                f"{path} is not the result file of a run ({type(error).__name__}: {error}): take one from the folder "
-                "results/ of an experiment."
+                f"{path} is not the result file of a run ({type(error).__name__}: {one_line(error)}): take one from "
+                "the folder results/ of an experiment."
             ) from error
 
     def write(self, path: Path) -> None:

@@ -3,12 +3,12 @@
 A policy that ignores language goes to the same object both times.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from aegis_eval.statistics.intervals import Interval, wilson_interval
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json
 
 
@@ -27,6 +27,13 @@ class SwapProbe:
     pairs: int
     followed: int
     changed: int
+
+    def __post_init__(self) -> None:
+        counts = (self.pairs, self.followed, self.changed)
+        if not all(isinstance(count, int) for count in counts) or not (
+            0 <= self.followed <= 2 * self.pairs and 0 <= self.changed <= self.pairs and self.pairs
+        ):
+            raise ValueError(f"of {self.pairs} pairs, {self.followed} followed and {self.changed} changed")
 
     @property
     def followed_rate(self) -> float:
@@ -56,12 +63,12 @@ def read_swaps(file: Path | str) -> tuple[SwapProbe, ...]:
     Raises:
         AegisError: it is not there or holds something else.
     """
-    counts = ("task", "split", "pairs", "followed", "changed")
     try:
         return tuple(
-            SwapProbe(**{key: probe[key] for key in counts}) for probe in read_json(file)["tasks"].values()
+            SwapProbe(**{each.name: probe[each.name] for each in fields(SwapProbe)})
+            for probe in read_json(file)["tasks"].values()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AegisError(
-            f"{file} is not what aegis-swap writes ({type(error).__name__}: {error}): name its --output."
+            f"{file} is not what aegis-swap writes ({type(error).__name__}: {one_line(error)}): name its --output."
         ) from error

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_jsonl, write_jsonl
 
 METRICS = "metrics.jsonl"
@@ -54,7 +54,9 @@ def read_curves(path: Path | str) -> Curves:
         else:
             curves = parse_training_log(path.read_text(errors="replace"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise AegisError(f"{path} cannot be read as a training log ({error}): name another file.") from error
+        raise AegisError(
+            f"{path} cannot be read as a training log ({one_line(error)}): name another file."
+        ) from error
     if not curves:
         raise AegisError(
             f"{path} holds no training figures: give the output of lerobot-train, with `step:` and `loss:`."
