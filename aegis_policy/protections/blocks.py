@@ -172,9 +172,9 @@ def coverage(layers: Mapping[str, nn.Linear], projector: LowRankProjector, kind:
         return Finding("ok", told)
     return Finding(
         "warning",
-        f"{told}, and at most one or less than {_FEW:.0%} in {len(few)} of them ({few[0]}), which hardly holds what "
-        "they know",
-        "raise --policy.anchor_energy, or make the anchor with other questions or a higher --rank",
+        f"{told}; in {len(few)} of them ({few[0]}) that is one direction or none, or less than {_FEW:.0%}, and keeps "
+        "little of what they know",
+        "make the anchor with more questions or a higher --rank, or raise --policy.anchor_energy",
     )
 
 

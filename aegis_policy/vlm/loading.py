@@ -113,8 +113,9 @@ def load_config(source: str, named: str) -> tuple[Any, Family]:
             AutoConfig.from_pretrained(source, trust_remote_code=False) if kind in CONFIG_MAPPING else None
         )
     except Exception as error:  # whatever a configuration's own class does with its values
+        what = "" if Path(source).exists() else f"no folder {source} here, and of the hub: "
         raise AegisError(
-            f"{named} is not a transformers model ({one_line(error)}): give a directory with a "
+            f"{named} is not a transformers model ({what}{one_line(error)}): give a directory with a "
             "config.json, a hub id, or `embedded`."
         ) from error
     if kind is None and "type" in said:
