@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_policy.checkpoint.listing import listed_contents, missing_files
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, shortened
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
 from aegis_policy.support.tensor_files import read_header
@@ -280,7 +280,7 @@ def _check_statistics(folder: Path, path: Path, step: Json) -> Iterator[Finding]
     for key, feature in features.items():
         kind = feature.get("type") if isinstance(feature, dict) else None
         if isinstance(kind, str) and modes.get(kind, "IDENTITY") != "IDENTITY" and key not in held:
-            yield Finding("error", f"{file} holds no statistics of {key}", _RESTORE)
+            yield Finding("error", f"{file} holds no statistics of {shortened(key)}", _RESTORE)
 
 
 def _check_state(folder: Path) -> Iterator[Finding]:

@@ -46,7 +46,14 @@ def finish(plan: ComparisonPlan, key: RunKey, success: float, accuracy: float) -
     (folder / "rollouts-val" / "eval_info.json").write_text(json.dumps(info))
     results = {"accuracy": accuracy, "per_type": {}, "pretrained": {"accuracy": 0.8}}
     (folder / "vqa-tabletop-val" / "results.json").write_text(json.dumps(results))
-    answer = {"id": "tabletop/val/0/3/1", "correct": True, "pretrained_correct": True}
+    texts = {
+        "id": "tabletop/val/0/3/1",
+        "type": "color",
+        "question": "which?",
+        "answer": "red",
+        "given": "red",
+    }
+    answer = {**texts, "correct": True, "pretrained_correct": True}
     (folder / "vqa-tabletop-val" / "samples.jsonl").write_text(json.dumps(answer) + "\n")
 
 
@@ -152,7 +159,7 @@ def test_the_time_left_is_estimated_from_what_has_finished(tmp_path: Path) -> No
     first = jobs_of(plan)[0]
     training = first.stages[0]
     training.result.parent.mkdir(parents=True)
-    training.result.touch()
+    training.result.write_text("{}")
     first.logs.mkdir(parents=True)
     (first.logs / "training.json").write_text(json.dumps({"seconds": 4 * training.cost}))
     assert 3 * before < _hours(plan) < 4 * before

@@ -127,7 +127,7 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
         lambda f: _cut(_statistics(f).name)(f),
         "normalizer_processor.safetensors is truncated",
     ),
-    ("no statistics", _without_statistics, "holds no statistics of action"),
+    ("no statistics", _without_statistics, "holds no statistics of 'action'"),
 ]
 
 
