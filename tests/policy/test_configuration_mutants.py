@@ -42,10 +42,17 @@ ENVS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Nothing is logged of thousands of configurations."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 @pytest.fixture(scope="module")
 def trainings() -> list[dict[str, Any]]:
     """What `train_config.json` holds of ours, of a training with each protection, in every environment."""
-    logging.disable(logging.WARNING)
     written = []
     for index, protection in enumerate(PROTECTIONS):
         policy = AegisConfig(device="cpu", protection=protection)
