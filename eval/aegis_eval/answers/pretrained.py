@@ -25,6 +25,7 @@ class PretrainedAnswers:
         folder: Path,
         asking: Asking,
         policy_config: AegisConfig | None,
+        pictures: str | None,
     ) -> Self:
         """Read `--pretrained_answers`.
 
@@ -32,15 +33,17 @@ class PretrainedAnswers:
             folder: the `--output_dir` of an `aegis-vqa --vlm=`.
             asking: what is asked now, and how; there it must have been the same.
             policy_config: of the policy that is asked now, whose VLM must be the one that was asked.
+            pictures: hash of those that are asked about now; where either is not known, they are not compared.
 
         Raises:
-            AegisError: the folder is no such output, or of other questions, another model or other flags.
+            AegisError: the folder is no such output, or of other questions or pictures, another model or other flags.
         """
         flag = f"--pretrained_answers={folder}"
         try:
             results = read_json(folder / "results.json")
             given = {line["id"]: line["given"] for line in read_jsonl(folder / "samples.jsonl")}
             questions = results["provenance"]["benchmark_fingerprint"]
+            seen = results["provenance"].get("pictures_fingerprint")
             flags = results["provenance"]["config"]
             name, asked = results["model"], results["vlm_fingerprint"]
             vlm = flags["vlm"]
@@ -64,6 +67,10 @@ class PretrainedAnswers:
         if questions != fingerprint(asking.samples):
             raise AegisError(
                 f"{flag} answers other questions: benchmark, split, samples and seed must be the same."
+            )
+        if None not in (seen, pictures) and seen != pictures:
+            raise AegisError(
+                f"{flag} answers the same questions about other pictures: name answers about these, or leave it out."
             )
         if policy_config is not None and not same_weights(asked, policy_config.vlm_fingerprint):
             raise AegisError(

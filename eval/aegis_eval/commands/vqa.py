@@ -4,6 +4,7 @@ Asks a VLM, or the VLM inside a policy checkpoint, a benchmark's questions and s
 baseline, where there is one, and, sample by sample, against the pretrained model.
 """
 
+import hashlib
 import os
 import shutil
 import time
@@ -122,6 +123,7 @@ def _evaluate(config: VqaConfig, output_dir: Path, date: datetime, started: floa
         config.seed,
         seconds,
         benchmark_fingerprint=fingerprint(questions.drawn.samples),
+        pictures_fingerprint=questions.pictures,
         config=asdict(config),
     )
     # Before there are results, for a command that has them is not given again.
@@ -135,12 +137,17 @@ def _evaluate(config: VqaConfig, output_dir: Path, date: datetime, started: floa
 
 @dataclass(frozen=True)
 class _Questions:
-    """The questions that were chosen, and a guesser of them if the benchmark has training questions."""
+    """The questions that were chosen, and a guesser of them if the benchmark has training questions.
+
+    Attributes:
+        pictures: on the first rank, a hash of those that are read from files.
+    """
 
     benchmark: Benchmark
     split: str
     drawn: Drawn
     blind: BlindBaseline | None
+    pictures: str | None
 
 
 @dataclass(frozen=True)
@@ -177,9 +184,9 @@ def _choose(config: VqaConfig) -> _Questions:
     split = benchmark.find_split(config.vqa.path, config.split or benchmark.reported)
     drawn = benchmark.draw(config.vqa.path, split, config.samples, config.seed, config.cache_dir)
     blind = blind_baseline(benchmark, max(_FEWEST_SCENES, config.samples), cache_dir=config.cache_dir)
-    if ranks.index() == 0:
-        require_decoded(drawn.samples)
-    return _Questions(benchmark, split, drawn, blind)
+    seen = require_decoded(drawn.samples) if ranks.index() == 0 else []
+    pictures = hashlib.sha256("".join(seen).encode()).hexdigest()[:16] if seen else None
+    return _Questions(benchmark, split, drawn, blind, pictures)
 
 
 def _ask(config: VqaConfig, questions: _Questions, output_dir: Path) -> _Asked:
@@ -195,7 +202,7 @@ def _ask(config: VqaConfig, questions: _Questions, output_dir: Path) -> _Asked:
     )
     before, note = None, ""
     if config.pretrained_answers is not None:
-        before = PretrainedAnswers.read(config.pretrained_answers, asking, policy_config)
+        before = PretrainedAnswers.read(config.pretrained_answers, asking, policy_config, questions.pictures)
     answers = asking.ask(vlm, model, "answering")
     of_weights = vlm.fingerprint()
     del vlm  # there may be no room for two

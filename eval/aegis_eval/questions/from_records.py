@@ -1,5 +1,6 @@
 """Samples drawn from records as readers give them; which benchmarks there are is `aegis_eval.questions.public`'s."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,23 +71,30 @@ class PublicSample:
         return self.metric(given, self.answers)
 
 
-def require_decoded(samples: Iterable[Sample]) -> None:
+def require_decoded(samples: Iterable[Sample]) -> list[str]:
     """Decode the pictures of samples that are read from files once, so that none ends a pass that has begun.
+
+    Returns:
+        What tells the picture of each of them from others, wherever it lies and however it is compressed; nothing for
+        samples that are rendered.
 
     Raises:
         AegisError: with the first that cannot be, and how many others.
     """
-    pictures = {each.picture: each for each in samples if isinstance(each, PublicSample)}
-    bad = []
+    read = [each for each in samples if isinstance(each, PublicSample)]
+    pictures = {each.picture: each for each in read}
+    seen, bad = {}, []
     for sample in tqdm(pictures.values(), desc="pictures", unit="picture", delay=2, leave=False):
         try:
-            sample.read_image()
+            image = sample.read_image()
+            seen[sample.picture] = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
         except AegisError as error:
             bad.append(str(error))
     if bad:
         raise AegisError(
             bad[0] if len(bad) == 1 else f"{bad[0]} {len(bad) - 1} others cannot be read either."
         )
+    return [seen[each.picture] for each in read]
 
 
 class ReadBenchmark(ABC):

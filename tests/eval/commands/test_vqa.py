@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import aegis_eval.commands.vqa as vqa
 from aegis_envs.errors import SimulatorError
@@ -204,6 +205,37 @@ def test_answers_to_other_questions_or_of_another_model_are_refused(
     with pytest.raises(AegisError, match="at most one of --pretrained and --pretrained_answers"):
         evaluate(replace(config, pretrained=str(tiny_vlm_dir)))
     assert not (tmp_path / "out").exists()
+
+
+def test_answers_about_other_pictures_are_refused_wherever_they_lie(
+    tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    def own(name: str, *greys: int) -> str:
+        (tmp_path / name).mkdir()
+        lines = []
+        for number, grey in enumerate(greys):
+            Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / name / f"{number}.png")
+            lines.append({"image": f"{number}.png", "question": "what color is it?", "answer": "grey"})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "questions.jsonl").write_text(text)
+        return str(tmp_path / name)
+
+    def asked(place: str, name: str, before: Path | None = None) -> Path:
+        flags = VqaConfig(vlm=str(tiny_vlm_dir), benchmark="custom", output_dir=tmp_path / name)
+        return evaluate(replace(flags, vqa=vqa.QuestionSource(place), pretrained_answers=before))
+
+    here, changed = own("here", 250, 3), own("changed", 250, 4)
+    before = asked(here, "before")
+    for place in (changed, own("swapped", 3, 250)):
+        with pytest.raises(AegisError, match="answers the same questions about other pictures: name answers"):
+            asked(place, "refused", before)
+    assert not (tmp_path / "refused").exists()
+    moved = shutil.copytree(here, tmp_path / "moved", copy_function=shutil.copyfile)
+    asked(str(moved), "accepted", before)
+    results = read_json(before / "results.json")
+    assert results["provenance"].pop("pictures_fingerprint")
+    (before / "results.json").write_text(json.dumps(results))
+    asked(changed, "by an older version", before)
 
 
 def test_a_policy_whose_vlm_is_gone_is_asked_without_comparison(
