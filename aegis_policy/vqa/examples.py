@@ -29,6 +29,7 @@ class VQAExample:
         answer: the right one, or that most people gave.
         rule: from a given answer to how right it is, from 0 to 1; exact match if left open.
         origin: where its source has it, for errors.
+        seen: what tells the image from others, where it was looked at before.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class VQAExample:
         *,
         rule: Callable[[str], float] | None = None,
         origin: str | None = None,
+        seen: str | None = None,
     ) -> None:
         self._image = image
         self.question = question
         self.answer = answer
         self._rule = rule
         self.origin = origin
+        self.seen = seen
 
     @property
     def image(self) -> NDArray[np.uint8]:

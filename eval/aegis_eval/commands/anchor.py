@@ -12,7 +12,7 @@ No label is read: the anchor is about what the model knows, right or wrong.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from itertools import batched, chain
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 
 from aegis_eval.devices import torch_device
 from aegis_eval.results.provenance import package_versions
-from aegis_policy.anchors.building import Batch, RobotFrame, anchor_of_batches
+from aegis_policy.anchors.building import RobotFrame, anchor_of_batches
 from aegis_policy.anchors.kinds import DEFAULT_KINDS, KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.data.batches import says_something
@@ -33,7 +33,7 @@ from aegis_policy.support.files import atomic_write, is_file
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM
-from aegis_policy.vqa.examples import INDEX_FILE, load_vqa
+from aegis_policy.vqa.examples import INDEX_FILE, VQAExample, load_vqa
 from aegis_policy.vqa.sources import offered, parse_source, split_sources
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _TABLES = frozenset((".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow"))
 """Ends of files' names that questions are read from."""
+_RECORDED = _TABLES | {".mp4"}
+"""The same of a LeRobotDataset."""
 
 
 @dataclass
@@ -114,11 +116,12 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         _robot_data(_place(source), config.cameras)  # before what takes long
     device = torch_device(config.device)
     vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
-    unfinished = _unfinished(config, sources, vlm.fingerprint())
-    batches, total = _batches(config, sources, vlm)
+    samples = _samples(config, sources, vlm)
+    total = sum(len(each) if isinstance(each, Sized) else config.samples for each in samples)
+    unfinished = _unfinished(config, sources, samples, vlm.fingerprint())
     anchor = anchor_of_batches(
         vlm,
-        batches,
+        chain.from_iterable(batched(each, config.batch_size) for each in samples),
         kinds=config.kinds,
         source=_described(sources),
         rank=config.rank,
@@ -136,28 +139,32 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     return anchor
 
 
-def _unfinished(config: AnchorConfig, sources: Sequence[str], fingerprint: str) -> UnfinishedPass:
+def _unfinished(
+    config: AnchorConfig, sources: Sequence[str], samples: Sequence[Iterable[Any]], fingerprint: str
+) -> UnfinishedPass:
     """The place of an interrupted pass, which the same flags over the same samples with the same packages continue."""
     names = ("cameras", "kinds", "rank", "samples", "batch_size", "seed")
     identity = [
         fingerprint,
         _described(sources),
+        [
+            _files_in(_place(source), _RECORDED) if _is_dataset(source) else _pictures(found)
+            for source, found in zip(sources, samples, strict=True)
+        ],
         package_versions(),
         *(getattr(config, name) for name in names),
     ]
     return UnfinishedPass(config.out.with_name(f".{config.out.name}.unfinished"), json.dumps(identity))
 
 
-def _batches(config: AnchorConfig, sources: Sequence[str], vlm: VLMBackbone) -> tuple[Iterator[Batch], int]:
-    """Batches of each source, and how many samples at most; the questions of all are looked at before the first."""
-    samples: list[Iterable[Any]] = [
+def _samples(config: AnchorConfig, sources: Sequence[str], vlm: VLMBackbone) -> list[Iterable[Any]]:
+    """The samples of each source; all questions are looked at, and frames when their turn comes."""
+    return [
         _robot_frames(_place(source), config.samples, config.cameras)
         if _is_dataset(source)
         else load_vqa(source, "--vqa", count=config.samples, seed=config.seed, refuses=vlm.refuses)
         for source in sources
     ]
-    total = sum(len(each) if isinstance(each, Sized) else config.samples for each in samples)
-    return chain.from_iterable(batched(each, config.batch_size) for each in samples), total
 
 
 def _place(source: str) -> Path:
@@ -236,15 +243,24 @@ def _revision(source: str) -> str:
         with index.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if named and place.is_dir():
-        files = sorted(each for each in place.rglob("*") if each.suffix in _TABLES)
-        digest = hashlib.sha256()
-        for each in files:
-            digest.update(
-                f"{each.relative_to(place)} {each.stat().st_size} {each.stat().st_mtime_ns}\n".encode()
-            )
-        return digest.hexdigest()[:16]
+        return _files_in(place, _TABLES)
     versions = package_versions()
     return f"lerobot_policy_aegis {versions.get('lerobot_policy_aegis', 'unknown')}"
+
+
+def _files_in(folder: Path, suffixes: Collection[str]) -> str:
+    """A hash of the names, sizes and times of a folder's files that end in one of these."""
+    digest = hashlib.sha256()
+    for each in sorted(each for each in folder.rglob("*") if each.suffix in suffixes):
+        digest.update(
+            f"{each.relative_to(folder)} {each.stat().st_size} {each.stat().st_mtime_ns}\n".encode()
+        )
+    return digest.hexdigest()[:16]
+
+
+def _pictures(examples: Iterable[VQAExample]) -> str:
+    """A hash of the pictures of questions; nothing of those that are rendered, which the version tells."""
+    return hashlib.sha256("".join(each.seen or "" for each in examples).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -211,8 +211,12 @@ def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[
     benchmark = PUBLIC[name]
     own = isinstance(benchmark, OwnQuestions)
     samples, _ = benchmark.drawn(path or None, split, count, seed, answered=not own)
-    require_decoded(samples)
-    for sample in samples:
+    for sample, seen in zip(samples, require_decoded(samples), strict=True):
         yield VQAExample(
-            sample.read_image, sample.question, sample.answer or None, rule=sample.score, origin=sample.origin
+            sample.read_image,
+            sample.question,
+            sample.answer or None,
+            rule=sample.score,
+            origin=sample.origin,
+            seen=seen,
         )

@@ -1,11 +1,14 @@
 """`aegis-anchor`: what it reads, against the same quantities taken one question at a time; what it refuses."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from PIL import Image
 from random_data import write_random_questions
 
 from aegis_eval.commands.anchor import AnchorConfig, make_anchor
@@ -205,6 +208,34 @@ def test_a_pass_that_was_stopped_is_continued_to_the_same_anchor(
         torch.testing.assert_close(again.outputs.values_K, factors.outputs.values_K, rtol=1e-3, atol=1e-8)
     for name, importance in whole.importance.items():
         torch.testing.assert_close(continued.importance[name], importance, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["a question's picture", "a recorded file", "nothing"])
+def test_a_pass_begins_anew_where_what_it_saw_has_changed(
+    change: str, tiny_vlm_dir: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aegis_policy.anchors.unfinished.SAVE_SECONDS", 0.0)
+    questions = write_random_questions(tmp_path / "vqa")
+    data = shutil.copytree(tiny_dataset, tmp_path / "data")
+    flags: dict[str, Any] = {
+        "vqa": f"{questions}+{data}",
+        "kinds": ["gaussian"],
+        "samples": 2,
+        "batch_size": 1,
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(Anchor, "save", lambda *_: Path("/dev/full").write_text("x"))
+        with pytest.raises(AegisError, match="No space left on device"):
+            _anchor(tiny_vlm_dir, tmp_path, **flags)
+    for picture in questions.glob("*.png") if change == "a question's picture" else ():
+        Image.new("RGB", (32, 32)).save(picture)
+    if change == "a recorded file":
+        os.utime(next(data.glob("data/**/*.parquet")), (0, 0))
+    asked: list[int] = []
+    add = AnchorBuilder.add_questions
+    monkeypatch.setattr(AnchorBuilder, "add_questions", lambda *each: asked.append(1) or add(*each))
+    _anchor(tiny_vlm_dir, tmp_path, **flags)
+    assert len(asked) == (0 if change == "nothing" else 2)
 
 
 def test_another_vlm_than_the_embedded_one_needs_questions_of_its_own(tiny_vlm_dir: Path, tmp_path: Path):
