@@ -17,6 +17,7 @@ from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_eval.experiments import catalogue, costs
 from aegis_eval.experiments.anchors import anchor_flags, anchor_jobs
 from aegis_eval.experiments.cameras import check_cameras, inputs_flag, names_in
+from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_jobs
 from aegis_eval.experiments.plan import Plan, alone
@@ -132,10 +133,11 @@ def ablate(config: AblateConfig) -> Path:
         return write_page(results, config.output_dir)
     _check(config)
     setting = plain({name: getattr(config, name) for name in _TRAINING})
+    variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
+    plan = ablation_plan(config, variants, {**setting, "split": config.split})
+    check_configurations(job for jobs in plan.jobs().values() for job in jobs)
     with claimed(config.output_dir, "setting.json", setting):
         started = time.monotonic()
-        variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
-        plan = ablation_plan(config, variants, {**setting, "split": config.split})
         plan.carry_out(partial(_launch, config))
         names = [_name(variant, seed) for variant in variants for seed in range(config.seeds)]
         runs = [AblatedRun.of(plan.result(name)) for name in names]
@@ -165,6 +167,8 @@ def _check(config: AblateConfig) -> None:
     )
     if config.split not in _DATA_SEEDS:
         raise AegisError(f"--split={config.split} is unknown: choose {' or '.join(_DATA_SEEDS)}.")
+    if not config.variants:
+        raise AegisError(f"--variants=[] names none; there are: {', '.join(VARIANTS)}.")
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
     parse_tasks(config.tasks, "--tasks")

@@ -15,6 +15,7 @@ from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_eval.commands.baseline import measured
 from aegis_eval.experiments.cameras import check_cameras, names_in
 from aegis_eval.experiments.comparison import ROLLOUT_SEED, ComparisonPlan, learning_parts
+from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_jobs, run_jobs_on_ray
 from aegis_eval.experiments.stage import Job
@@ -133,6 +134,7 @@ def compare(config: CompareConfig) -> Path | None:
     config.dataset = config.dataset and config.dataset.resolve()
     setting = plain({key: value for key, value in asdict(config).items() if key not in _FREE})
     plan = ComparisonPlan(config, {**setting, "dataset": given["dataset"]})  # others have it elsewhere
+    check_configurations(job for jobs in plan.jobs().values() for job in jobs)
     if config.dry_run:
         later = config.lr_grid and not plan.chosen_lrs()
         line = "and, once learning rates are chosen, a run of each protection and seed at its own"

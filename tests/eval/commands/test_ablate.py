@@ -10,13 +10,14 @@ import pytest
 
 from aegis_eval.checkpoints import PolicySource
 from aegis_eval.commands import ablate as command
-from aegis_eval.commands.ablate import AblateConfig, ablate
+from aegis_eval.commands.ablate import AblateConfig, ablate, ablation_plan
 from aegis_eval.commands.action_error import (
     ActionErrorConfig,
     DatasetSource,
     action_error,
     frames_spread_over,
 )
+from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.variants import ANCHORS, VARIANTS
 from aegis_eval.results.run_file import RunFile
 from aegis_policy.support.errors import AegisError
@@ -137,6 +138,16 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"cameras": "wrist,top"}, "--cameras: 'top' is unknown; the tabletop has front and wrist"),
         ({"tasks": "juggle"}, "--tasks=juggle is not a tabletop task"),
+        ({"variants": []}, r"--variants=\[\] names none; there are: none,"),
+        ({"device": "tpu"}, r"^--device=tpu cannot be \(Unknown device tpu\..*\): correct it"),
+        ({"flow_samples": 0}, "^--flow_samples=0 must be between"),
+        ({"lr": -1.0}, "^--lr=-1.0 "),
+        ({"lr_backbone": -1.0}, "^--lr_backbone=-1.0 "),
+        ({"policy": ["nope=3"]}, r"^--policy\.nope=3 gives no field of AegisConfig a value"),
+        ({"policy": ["gradient_checkpointing"]}, r"^--policy\.gradient_checkpointing gives no field"),
+        ({"policy": ["chunk_size=many"]}, r"^--policy\.chunk_size=many cannot be \(invalid literal"),
+        ({"policy": ["normalization_mapping={"]}, r"^--policy\.normalization_mapping=\{ cannot be \("),
+        ({"policy": ["dtype=float8"]}, r"^--policy\.dtype=float8 is unknown"),
     ],
 )
 def test_flags_that_cannot_be_are_named(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
@@ -170,6 +181,15 @@ def test_every_variant_is_a_configuration_and_has_its_anchor() -> None:
         flags = [flag.replace("--policy.", "--") for flag in variant.flags]
         draccus.parse(config_class=AegisConfig, args=flags)
         assert variant.anchor is None or variant.anchor in ANCHORS, name
+
+
+def test_the_trainings_of_every_variant_can_be(tmp_path: Path) -> None:
+    plan = ablation_plan(AblateConfig(output_dir=tmp_path, seeds=1, probe_freq=5), list(VARIANTS), {})
+    jobs = [job for found in plan.jobs().values() for job in found]
+    assert sum("--policy.type=aegis" in stage.command for job in jobs for stage in job.stages) == len(
+        VARIANTS
+    )
+    check_configurations(jobs)
 
 
 def test_frames_are_spread_evenly() -> None:
