@@ -1,6 +1,7 @@
 """What LeRobot would stumble over while it opens a dataset is said before, in the doctor's words, to us alone."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from math import nan
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def test_a_training_ends_with_the_doctors_sentence_before_lerobots_error(
 
 def test_other_policies_are_left_alone(tiny_dataset: Path, tmp_path: Path) -> None:
     root = broken(tiny_dataset, tmp_path / "broken", without_statistics(FRONT))
-    with pytest.raises(KeyError, match=FRONT):
+    with suppress(
+        KeyError
+    ):  # LeRobot 0.6.1's own; its main branch opens the dataset. A refusal of ours is neither.
         factory.make_dataset(training(root, ACTConfig(device="cpu")))
 
 
