@@ -31,7 +31,7 @@ def test_the_command_of_the_page_makes_its_tables_from_the_json_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(_ROOT)
-    monkeypatch.setattr("aegis_eval.commands.baseline.success_shares", _published_shares)
+    monkeypatch.setattr("aegis_eval.experiments.baselines.success_shares", _published_shares)
     ((runs, _),) = re.findall(r"^aegis-report --runs=(\S+) --output_dir=(\S+)$", _PAGE, re.M)
     made = report(ReportConfig(Path(runs), output_dir=tmp_path)).parent
     for name in ("comparison.md", "summary.json"):

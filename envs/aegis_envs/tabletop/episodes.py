@@ -80,6 +80,13 @@ def sample_episode(task_name: str, split: str, rng: np.random.Generator) -> Epis
     )
 
 
+def look_alike(scene: Scene, target: str) -> str:
+    """The other object whose name shares most words with `target`."""
+    words = set(target.split())
+    others = [thing.name for thing in scene.objects if thing.name != target]
+    return max(others, key=lambda name: len(words & set(name.split())))
+
+
 def retarget(episode: Episode, target: str, zone: str | None = None) -> Episode:
     """The same scene and phrasing with another target (and, for a push, another zone).
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_envs.tabletop.tasks import parse_tasks
-from aegis_eval.commands.baseline import measured
+from aegis_eval.experiments.baselines import measured
 from aegis_eval.experiments.cameras import check_cameras, names_in
 from aegis_eval.experiments.comparison import ROLLOUT_SEED, ComparisonPlan, learning_parts
 from aegis_eval.experiments.configurations import check_configurations

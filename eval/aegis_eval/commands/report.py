@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aegis_eval.commands.baseline import of_comparison
+from aegis_eval.experiments.baselines import of_comparison
 from aegis_eval.pages.comparison import COMPARISON_TITLE, write_comparison
 from aegis_eval.pages.report import REPORT_TITLE, write_report
 from aegis_eval.results.baselines import Baseline, Shares, read_baselines

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from aegis_envs.tabletop.env import TabletopEnv
-from aegis_envs.tabletop.episodes import check_split
-from aegis_envs.tabletop.scene import Scene
+from aegis_envs.tabletop.episodes import check_split, look_alike
 from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 from aegis_eval.devices import torch_device
@@ -161,13 +160,6 @@ def policy_controller(source: PolicySource, device: str | None = None) -> Contro
         return action
 
     return act
-
-
-def look_alike(scene: Scene, target: str) -> str:
-    """The other object whose name shares most words with `target`."""
-    words = set(target.split())
-    others = [thing.name for thing in scene.objects if thing.name != target]
-    return max(others, key=lambda name: len(words & set(name.split())))
 
 
 def _run_batch(

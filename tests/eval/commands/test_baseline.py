@@ -8,8 +8,9 @@ import pytest
 
 from aegis_envs.tabletop import baselines
 from aegis_envs.tabletop.baselines import ARMS
-from aegis_eval.commands.baseline import BaselineConfig, baseline, of_comparison
+from aegis_eval.commands.baseline import BaselineConfig, baseline
 from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.experiments.baselines import of_comparison
 from aegis_eval.results.baselines import EXPERT, read_baselines, share_estimate
 from aegis_eval.results.compared import Compared
 from aegis_eval.results.comparison import Comparison
@@ -25,7 +26,8 @@ success_shares = cache(baselines.success_shares)
 @pytest.fixture(autouse=True)
 def _each_scene_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tests ask for the same scenes, and a scene takes a tenth of a second."""
-    monkeypatch.setattr("aegis_eval.commands.baseline.success_shares", success_shares)
+    for asking in ("commands.baseline", "experiments.baselines"):
+        monkeypatch.setattr(f"aegis_eval.{asking}.success_shares", success_shares)
 
 
 def test_it_prints_and_writes_what_each_arm_did_in_the_scenes_that_lerobot_eval_shows(
@@ -105,7 +107,7 @@ def test_a_comparison_whose_scenes_cannot_be_simulated_says_so(
     def fails(*_: object) -> None:
         raise AegisError("no MuJoCo here.")
 
-    monkeypatch.setattr("aegis_eval.commands.baseline.success_shares", fails)
+    monkeypatch.setattr("aegis_eval.experiments.baselines.success_shares", fails)
     older = {key: value for key, value in comparison_results.items() if key != "baselines"}
     (tmp_path / "comparison.json").write_text(json.dumps(older))
     report(ReportConfig(tmp_path))

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from aegis_envs.tabletop.env import TabletopEnv
+from aegis_envs.tabletop.episodes import look_alike
 from aegis_envs.tabletop.expert import expert_action
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.swap import SwapConfig, look_alike, policy_controller, probe_controller, swap
+from aegis_eval.commands.swap import SwapConfig, policy_controller, probe_controller, swap
 from aegis_policy.support.errors import AegisError
 
 
