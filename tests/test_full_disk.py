@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from full_disk import Shell, full_disk, read_only
 from random_data import write_random_dataset, write_random_questions
+from tiny_vlms import smallest_size_flags
 
 from aegis_eval.commands.vqa import VqaConfig, evaluate
 
@@ -24,14 +25,6 @@ def given(
     data = write_random_dataset(folder / "data", cameras, state=8, action=4, tasks=["reach"], frames=10)
     evaluate(VqaConfig(vlm=str(tiny_vlm_dir), output_dir=folder / "runs" / "one", samples=4))
     policy, cache = f"--policy.path={tiny_checkpoint}", f"--cache_dir={folder / 'cache'}"
-    size = {
-        "patch_size": 32,
-        "vision_layers": 1,
-        "vision_width": 32,
-        "text_layers": 1,
-        "text_width": 32,
-        "heads": 2,
-    }
     numbers = {
         "scenes": 4,
         "steps": 2,
@@ -41,7 +34,7 @@ def given(
         "val_samples": 4,
     }
     numbers |= {"card_samples": 4, "transfer_samples": 4, "anchor_samples": 4}
-    little = [*(f"--size.{key}={value}" for key, value in size.items())]
+    little = smallest_size_flags()
     little += [f"--{key}={value}" for key, value in numbers.items()]
     learned = [
         f"--policy.vlm={tiny_vlm_dir}",

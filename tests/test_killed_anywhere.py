@@ -21,6 +21,7 @@ import pytest
 from random_data import write_random_dataset, write_random_questions
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_vlms import smallest_size_flags
 
 from aegis_eval.commands.anchor import AnchorConfig, make_anchor
 from aegis_policy.checkpoint.checks import check_checkpoint, check_resumable
@@ -155,14 +156,6 @@ def test_pretraining(tmp_path: Path) -> None:
         begun = re.search(r"aegis-pretrain: .*? (\d+)/8 ", ended.output)
         return not kept or (begun is not None and int(begun[1]) == int(kept["step"]))
 
-    size = {
-        "patch_size": 32,
-        "vision_layers": 1,
-        "vision_width": 32,
-        "text_layers": 1,
-        "text_width": 32,
-        "heads": 2,
-    }
     numbers = {"scenes": 8, "steps": 8, "batch_size": 4, "save_freq": 2, "vision_steps": 4, "warmup_steps": 2}
     numbers |= {
         "eval_freq": 8,
@@ -171,7 +164,7 @@ def test_pretraining(tmp_path: Path) -> None:
         "transfer_samples": 3,
         "anchor_samples": 6,
     }
-    flags = [*(f"--size.{key}={value}" for key, value in size.items())]
+    flags = smallest_size_flags()
     flags += [f"--{key}={value}" for key, value in numbers.items()]
     case = Case(
         words=lambda folder: [

@@ -4,7 +4,7 @@ The chat templates follow those that the families ship, without their tools and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,12 @@ import torch
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from aegis_policy.vlm.small import SmallVLMSize
+
+SMALLEST_SIZE = SmallVLMSize(
+    patch_size=32, vision_layers=1, vision_width=32, text_layers=1, text_width=32, heads=2
+)
+"""Of what `aegis-pretrain` trains in tests."""
 _WIDTH, _LAYERS, _HEADS = 32, 2, 2
 _TEXT = {
     "hidden_size": _WIDTH,
@@ -320,3 +326,8 @@ FAMILY_RECIPES = {
 _OTHERS = {
     "llava": _Recipe(_llava, _chatml("<image>\n"), "<|im_end|>", ("<|im_start|>", "<|im_end|>", "<image>"))
 }
+
+
+def smallest_size_flags() -> list[str]:
+    """`SMALLEST_SIZE` for the command line of `aegis-pretrain`."""
+    return [f"--size.{name}={value}" for name, value in asdict(SMALLEST_SIZE).items()]

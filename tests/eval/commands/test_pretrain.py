@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_vlms import SMALLEST_SIZE
 from transformers import AutoModelForImageTextToText
 
 import aegis_eval.commands.pretrain as module
@@ -14,9 +15,6 @@ from aegis_eval.commands.pretrain import PretrainConfig, pretrain
 from aegis_policy.isolation import Anchor
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.small import SmallVLMSize
-
-_SIZE = SmallVLMSize(patch_size=32, vision_layers=1, vision_width=32, text_layers=1, text_width=32, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def config(tmp_path: Path, cache: Path) -> PretrainConfig:
 def _config(out: Path, cache: Path) -> PretrainConfig:
     return PretrainConfig(
         out=out,
-        size=_SIZE,
+        size=SMALLEST_SIZE,
         scenes=12,
         steps=12,
         batch_size=4,
@@ -149,7 +147,7 @@ def test_a_finished_model_is_never_overwritten(config: PretrainConfig) -> None:
 
 
 def test_the_loss_falls_on_scenes_seen_again(config: PretrainConfig) -> None:
-    vlm = module.build_small_vlm(module.vocabulary(), _SIZE, 0, "test")
+    vlm = module.build_small_vlm(module.vocabulary(), SMALLEST_SIZE, 0, "test")
     scenes = module.scene_images("train", 8, 0, config.cache_dir)
     batches = module.QuestionBatches(scenes, vlm, steps=10**6, batch_size=8, questions=3, seed=0)
     loss_module = module.AnswerLoss(vlm)

@@ -35,18 +35,17 @@ FAULTS = {
 }
 
 
+def _anchor_of(vlm: Path, data: Path) -> AnchorConfig:
+    out = data.parent / "anchor.safetensors"
+    return AnchorConfig(vlm=str(vlm), vqa=str(data), kinds=["gaussian"], samples=4, out=out)
+
+
 @pytest.mark.parametrize("fault, sentence", FAULTS.values(), ids=FAULTS)
 def test_an_anchor_of_robot_frames_begins_with_the_dataset(
     tiny_vlm_dir: Path, tiny_dataset: Path, tmp_path: Path, fault: Break, sentence: str
 ) -> None:
     root = broken(tiny_dataset, tmp_path / "broken", fault)
-    config = AnchorConfig(
-        vlm=str(tiny_vlm_dir),
-        vqa=str(root),
-        kinds=["gaussian"],
-        samples=4,
-        out=tmp_path / "anchor.safetensors",
-    )
+    config = _anchor_of(tiny_vlm_dir, root)
     with pytest.raises(AegisError, match=sentence):
         make_anchor(config)
     assert not config.out.exists()
@@ -61,13 +60,7 @@ def test_an_anchor_is_of_colour_pictures_and_says_where_nothing_is_asked(
         feature("observation.images.wrist", shape=[32, 32, 1]),
         tasks("", "a", "b"),
     )
-    config = AnchorConfig(
-        vlm=str(tiny_vlm_dir),
-        vqa=str(root),
-        kinds=["gaussian"],
-        samples=4,
-        out=tmp_path / "anchor.safetensors",
-    )
+    config = _anchor_of(tiny_vlm_dir, root)
     with pytest.raises(AegisError, match=r"wrist of .* has shape \(1, 32, 32\).*--cameras"):
         make_anchor(config)
     config.cameras = "front"
