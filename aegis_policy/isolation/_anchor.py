@@ -1,5 +1,6 @@
 """Everything that is kept of a pretrained model in order to protect it, to and from the tensors of its file."""
 
+import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -36,13 +37,13 @@ class Anchor:
         """Write one safetensors file, beside its place first, so that `path` is either whole or untouched.
 
         Eigenvectors are written as float16 (`select_blocks` makes those it takes orthonormal again), importances as
-        bfloat16.
+        bfloat16. A `Spectrum` that several layers share is written once.
         """
-        _anchor_file.write(Path(path), self._tensors(), self.metadata)
+        _anchor_file.write(Path(path), self._tensors(), self.metadata | {_SHARED: json.dumps(self._shared())})
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read what `save` wrote; eigenvectors stay float16.
+        """Read what `save` wrote; eigenvectors stay float16, and what layers shared is one object again.
 
         Raises:
             AnchorError: no such file, not a whole one, another kind of file or another format, damaged contents,
@@ -50,7 +51,7 @@ class Anchor:
         """
         tensors, metadata, vouched_for = _anchor_file.read(Path(path))
         try:
-            gaussians, factors, importance = _contents(tensors)
+            gaussians, factors, importance = _contents(tensors, _sharing(metadata.pop(_SHARED, "{}")))
             if not vouched_for:
                 _require_orthonormal(factors)
         except AnchorError as error:
@@ -76,8 +77,7 @@ class Anchor:
             KeyError: a group that it does not hold.
         """
         factors = {
-            name: LinearFactors(layer.inputs, layer.outputs if outputs else None)
-            for name, layer in self.factors.items()
+            name: layer if outputs else layer._replace(outputs=None) for name, layer in self.factors.items()
         }
         return replace(
             self,
@@ -103,15 +103,25 @@ class Anchor:
             tensors[f"gaussian/{group}/count"] = torch.tensor(gaussian.count)
             if gaussian.noise_LD is not None:
                 tensors[f"gaussian/{group}/noise"] = gaussian.noise_LD.float()
+        shared = self._shared()
         for name, layer in self.factors.items():
-            for side, spectrum in layer._asdict().items():
+            sides = {"inputs": None if name in shared else layer.inputs, "outputs": layer.outputs}
+            for side, spectrum in sides.items():
                 if spectrum is not None:
                     tensors[f"{side}/{name}/values"] = spectrum.values_K
                     tensors[f"{side}/{name}/vectors"] = spectrum.vectors_DK.half()
                     tensors[f"{side}/{name}/total"] = spectrum.total
+            if layer.gradient_K is not None:
+                tensors[f"gradient/{name}"] = layer.gradient_K
         for name, importance in self.importance.items():
             tensors[f"importance/{name}"] = importance.bfloat16()
         return tensors
+
+    def _shared(self) -> dict[str, str]:
+        """Layers that share the inputs' spectrum of an earlier one, with its name."""
+        first: dict[int, str] = {}
+        owners = {name: first.setdefault(id(layer.inputs), name) for name, layer in self.factors.items()}
+        return {name: owner for name, owner in owners.items() if name != owner}
 
 
 _F32 = (torch.float32, torch.float64)
@@ -119,18 +129,33 @@ _PARTS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "gaussian": {"mean": _F32, "std": _F32, "count": (torch.int64,), "noise": _F32},
     "inputs": {"values": _F32, "vectors": (torch.float16,), "total": _F32},
     "outputs": {"values": _F32, "vectors": (torch.float16,), "total": _F32},
+    "gradient": {"": _F32},
     "importance": {"": (torch.bfloat16,)},
 }
 """First word of a tensor's name -> its last, and the dtypes it may have."""
 _OPTIONAL = {"noise"}
+_SHARED = "shared_inputs"
+"""Key of the file's header under which layers stand that share another's tensors of `inputs`, with its name."""
 _NEARLY = 5e-3
 """By how much float16 vectors may miss being orthonormal, and eigenvalues add up to more than their trace."""
 
 _Contents = tuple[dict[str, GaussianAnchor], dict[str, LinearFactors], dict[str, Tensor]]
 
 
-def _contents(tensors: Mapping[str, Tensor]) -> _Contents:
-    """What the tensors of a file make up.
+def _sharing(written: str) -> dict[str, str]:
+    """The names of layers that share another's inputs, with its name.
+
+    Raises:
+        ValueError: these are none.
+    """
+    shared = json.loads(written)
+    if not isinstance(shared, dict) or not all(isinstance(owner, str) for owner in shared.values()):
+        raise ValueError(f"{_SHARED} does not name layers")
+    return shared
+
+
+def _contents(tensors: Mapping[str, Tensor], shared: Mapping[str, str]) -> _Contents:
+    """What the tensors of a file make up, with the layers that share another's inputs.
 
     Raises:
         ValueError, RuntimeError: it is no anchor.
@@ -138,7 +163,7 @@ def _contents(tensors: Mapping[str, Tensor]) -> _Contents:
     found: dict[str, dict[str, dict[str, Tensor]]] = {word: {} for word in _PARTS}
     for key, tensor in tensors.items():
         word, _, rest = key.partition("/")
-        name, _, part = (rest, "", "") if word == "importance" else rest.rpartition("/")
+        name, _, part = (rest, "", "") if "" in _PARTS.get(word, {}) else rest.rpartition("/")
         if part not in _PARTS.get(word, {}) or not name:
             raise ValueError(f"{key!r} is no part of an anchor")
         if tensor.dtype not in _PARTS[word][part]:
@@ -150,17 +175,23 @@ def _contents(tensors: Mapping[str, Tensor]) -> _Contents:
         for name, parts in names.items():
             if missing := sorted(_PARTS[word].keys() - parts.keys() - _OPTIONAL):
                 raise ValueError(f"{word}/{name}/{missing[0]} is missing")
-    if alone := sorted(found["outputs"].keys() - found["inputs"].keys()):
-        raise ValueError(f"inputs/{alone[0]} is missing")
-    spectra = {
-        side: {name: _spectrum(f"{side}/{name}", **parts) for name, parts in found[side].items()}
+    inputs, outputs = (
+        {name: _spectrum(f"{side}/{name}", **parts) for name, parts in found[side].items()}
         for side in ("inputs", "outputs")
-    }
+    )
+    if missing := sorted(set(shared.values()) - inputs.keys()):
+        raise ValueError(f"inputs/{missing[0]} is missing, which other layers share")
+    if twice := sorted(shared.keys() & inputs.keys()):
+        raise ValueError(f"inputs/{twice[0]} is there, and said to be another layer's")
+    inputs |= {name: inputs[owner] for name, owner in shared.items()}
+    if alone := sorted((found["outputs"].keys() | found["gradient"].keys()) - inputs.keys()):
+        raise ValueError(f"inputs/{alone[0]} is missing")
+    gradients = {name: _gradient(name, inputs[name], parts[""]) for name, parts in found["gradient"].items()}
     return (
         {name: _gaussian(f"gaussian/{name}", **parts) for name, parts in found["gaussian"].items()},
         {
-            name: LinearFactors(inputs, spectra["outputs"].get(name))
-            for name, inputs in spectra["inputs"].items()
+            name: LinearFactors(spectrum, outputs.get(name), gradients.get(name))
+            for name, spectrum in inputs.items()
         },
         {name: _importance(name, parts[""]) for name, parts in found["importance"].items()},
     )
@@ -186,6 +217,16 @@ def _spectrum(key: str, values: Tensor, vectors: Tensor, total: Tensor) -> Spect
     return Spectrum(values, vectors, total)
 
 
+def _gradient(name: str, inputs: Spectrum, shares: Tensor) -> Tensor:
+    if shares.shape != inputs.values_K.shape:
+        raise ValueError(
+            f"gradient/{name} has {tuple(shares.shape)} shares of {len(inputs.values_K)} directions"
+        )
+    if not shares.isfinite().all() or (shares < 0).any() or shares.sum() > 1 + _NEARLY:
+        raise ValueError(f"gradient/{name} holds shares that are negative, not finite or more than all of it")
+    return shares
+
+
 def _importance(name: str, values: Tensor) -> Tensor:
     values = values.float()
     if not values.isfinite().all() or (values < 0).any():
@@ -195,7 +236,7 @@ def _importance(name: str, values: Tensor) -> Tensor:
 
 def _require_orthonormal(factors: Mapping[str, LinearFactors]) -> None:
     for name, layer in factors.items():
-        for spectrum in filter(None, layer):
+        for spectrum in filter(None, (layer.inputs, layer.outputs)):
             vectors_DK = spectrum.vectors_DK.float()
             away = vectors_DK.T @ vectors_DK - torch.eye(vectors_DK.shape[1])
             if away.abs().max() > _NEARLY:

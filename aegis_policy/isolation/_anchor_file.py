@@ -18,7 +18,9 @@ from aegis_policy.isolation._gaussian import REBUILD, AnchorError
 
 KIND = "aegis-anchor"
 """What the file calls its format."""
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
+_READ = ("2", FORMAT_VERSION)
+"""In version 2 no layer shares another's tensors."""
 _CHECKSUM = "checksum"
 """Key of the checksum in the header; files of earlier versions have none."""
 _RESTORE = f"restore it from where it was made, or {REBUILD}"
@@ -60,7 +62,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], bool]:
             f"The anchor {path} is of format {version!r}, and this version reads {FORMAT_VERSION!r}",
             f"update lerobot_policy_aegis, or {REBUILD}",
         )
-    if kind != KIND or version != FORMAT_VERSION:
+    if kind != KIND or version not in _READ:
         raise AnchorError(
             f"The anchor {path} is {kind!r} of format {version!r}, not {KIND!r} of format {FORMAT_VERSION!r}"
         )

@@ -124,7 +124,7 @@ def _threshold(
 ) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for name in weights:
-        inputs, outputs = factors[name]
+        inputs, outputs, _ = factors[name]
         total += inputs.total.double() * (outputs.total.double() if use_outputs and outputs else 1.0)
     sorted_weights = torch.cat([weight.flatten() for weight in weights.values()]).sort(descending=True).values
     held = sorted_weights.double().cumsum(0)
@@ -140,7 +140,7 @@ def _threshold(
 
 def _trim(layer: LinearFactors, strength: Tensor, use_outputs: bool) -> BlockedComponents | None:
     """Drop the directions of which (nearly) nothing is protected."""
-    inputs, outputs = layer
+    inputs, outputs, _ = layer
     if not use_outputs or outputs is None:
         kept_K = strength > _NEGLIGIBLE
         return (

@@ -22,10 +22,17 @@ class LinearFactors(NamedTuple):
 
     Inputs are averaged over tokens and output gradients summed, so that the products of both are comparable between
     layers that see different numbers of tokens (K-FAC's "expand", arXiv 2311.00636).
+
+    Attributes:
+        inputs: one object for layers that read the same inputs.
+        outputs: None if they were not gathered.
+        gradient_K: for each direction kept of the inputs, the share of the squared norm of the answers' gradient in
+            the weight that lies along it; None if it is not known.
     """
 
     inputs: Spectrum
     outputs: Spectrum | None = None
+    gradient_K: Tensor | None = None
 
 
 class FactorAccumulator:

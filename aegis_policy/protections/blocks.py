@@ -195,7 +195,7 @@ def _require_factors(layers: Mapping[str, nn.Linear], anchor: Anchor) -> None:
             mend,
         )
     for name, layer in layers.items():
-        inputs, outputs = anchor.factors[name]
+        inputs, outputs, _ = anchor.factors[name]
         sides = [(inputs, layer.in_features, "inputs"), (outputs, layer.out_features, "outputs")]
         for spectrum, width, side in sides:
             if spectrum is not None and len(spectrum.vectors_DK) != width:

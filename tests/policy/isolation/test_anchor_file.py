@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mutants import mutate_bytes, mutate_json
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aegis_policy.isolation import Anchor, AnchorError, GaussianAnchor, LinearFactors, Spectrum
@@ -25,8 +26,10 @@ def spectrum(width: int) -> Spectrum:
 def anchor() -> Anchor:
     torch.manual_seed(2)
     gaussian = GaussianAnchor(torch.randn(L, D), torch.rand(L, D), count=345)
+    shared = spectrum(D)
     factors = {
-        "layers.0.up": LinearFactors(spectrum(D), spectrum(E)),
+        "layers.0.gate": LinearFactors(shared, spectrum(E)),
+        "layers.0.up": LinearFactors(shared, spectrum(E), torch.tensor([0.5, 0.25, 0.0])),
         "layers.1.up": LinearFactors(spectrum(D)),
     }
     metadata = {"vlm": "toy", "fingerprint": "abc", "samples": "12", "source": "tests"}
@@ -50,7 +53,7 @@ def test_an_anchor_comes_back_from_its_file(anchor, tmp_path):
         assert torch.equal(kept.total, expected.total)
         torch.testing.assert_close(kept.vectors_DK.float(), expected.vectors_DK, rtol=0, atol=2**-11)
     assert torch.equal(loaded.importance["layers.0.up.weight"], anchor.importance["layers.0.up.weight"])
-    assert loaded.metadata == anchor.metadata | {"kind": "aegis-anchor", "format_version": "2"}
+    assert loaded.metadata == anchor.metadata | {"kind": "aegis-anchor", "format_version": "3"}
     assert [each.name for each in path.parent.iterdir()] == ["anchor.safetensors"]
 
 
@@ -131,7 +134,7 @@ def test_a_truncated_anchor_is_refused(anchor, tmp_path, size):
 GOOD = torch.ones(L, D)
 MOMENTS = {"mean": GOOD, "std": GOOD, "count": torch.tensor(7)}
 FACTOR = {"values": torch.ones(2), "vectors": torch.eye(D)[:, :2].half(), "total": torch.tensor(3.0)}
-METADATA = {"kind": "aegis-anchor", "format_version": "2"}
+METADATA = {"kind": "aegis-anchor", "format_version": "3"}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,9 @@ METADATA = {"kind": "aegis-anchor", "format_version": "2"}
         ({}, {"values": torch.zeros(2)}, METADATA, "eigenvalues that are negative"),
         ({}, {"total": torch.tensor(0.5)}, METADATA, "more than their sum"),
         ({}, {"importance": torch.tensor([1.0])}, METADATA, "importance/up is of float32"),
+        ({}, {"gradient": torch.ones(3) / 4}, METADATA, "gradient/up has (3,) shares of 2 directions"),
+        ({}, {"gradient": torch.tensor([0.5, -0.1])}, METADATA, "gradient/up holds shares that are negative"),
+        ({}, {"gradient": torch.tensor([0.5, 0.7])}, METADATA, "more than all of it"),
         ({}, {}, METADATA | {"checksum": "00"}, "holds other values than were written"),
         ({}, {}, METADATA | {"kind": "gaussian"}, "'gaussian'"),
         ({}, {}, METADATA | {"format_version": "1"}, "format '1'"),
@@ -181,7 +187,7 @@ METADATA = {"kind": "aegis-anchor", "format_version": "2"}
 def test_an_unusable_anchor_file_is_refused(tmp_path, moments, factor, metadata, complaint):
     tensors = {f"gaussian/all/{key}": value for key, value in (MOMENTS | moments).items()}
     tensors |= {
-        "importance/up" if key == "importance" else f"inputs/up/{key}": value
+        f"{key}/up" if key in ("gradient", "importance") else f"inputs/up/{key}": value
         for key, value in (FACTOR | factor).items()
     }
     path = tmp_path / "anchor.safetensors"
@@ -194,9 +200,9 @@ def test_an_unusable_anchor_file_is_refused(tmp_path, moments, factor, metadata,
 
 
 def test_a_file_of_a_later_version_says_what_to_update(tmp_path):
-    save_file({"x": torch.ones(1)}, tmp_path / "anchor", METADATA | {"format_version": "3"})
+    save_file({"x": torch.ones(1)}, tmp_path / "anchor", METADATA | {"format_version": "4"})
     with pytest.raises(
-        AnchorError, match=r"format '3', and this version reads '2': update lerobot_policy_aegis"
+        AnchorError, match=r"format '4', and this version reads '3': update lerobot_policy_aegis"
     ):
         Anchor.load(tmp_path / "anchor")
 
@@ -209,8 +215,67 @@ def test_a_file_that_holds_nothing_is_refused(tmp_path):
 
 def test_a_file_of_before_checksums_loads(anchor, tmp_path):
     anchor.save(tmp_path / "new")
-    save_file(load_file(tmp_path / "new"), tmp_path / "old", {**anchor.metadata, **METADATA})
+    save_file(
+        load_file(tmp_path / "new"),
+        tmp_path / "old",
+        {**anchor.metadata, **METADATA, **shared_in(tmp_path / "new")},
+    )
     assert_same_anchor(Anchor.load(tmp_path / "old"), Anchor.load(tmp_path / "new"))
+
+
+def shared_in(path: Path) -> dict[str, str]:
+    """What the header of a file says of layers that share their inputs."""
+    with safe_open(path, "pt") as file:
+        return {"shared_inputs": file.metadata()["shared_inputs"]}
+
+
+def test_layers_that_read_the_same_inputs_share_one_spectrum_in_memory_and_in_the_file(anchor, tmp_path):
+    path = tmp_path / "anchor.safetensors"
+    anchor.save(path)
+    assert not [name for name in load_file(path) if name.startswith("inputs/layers.0.up/")]
+    loaded = Anchor.load(path)
+    for whole in (loaded, loaded.part(inputs=True)):
+        factors = whole.factors
+        assert factors["layers.0.gate"].inputs is factors["layers.0.up"].inputs
+        assert factors["layers.0.up"].inputs is not factors["layers.1.up"].inputs
+    assert loaded.factors["layers.0.gate"].outputs is not loaded.factors["layers.0.up"].outputs
+    loaded.save(tmp_path / "again")
+    assert load_file(tmp_path / "again").keys() == load_file(path).keys()
+
+
+def test_the_answers_gradient_belongs_to_the_weight(anchor, tmp_path):
+    path = tmp_path / "anchor.safetensors"
+    anchor.save(path)
+    factors = Anchor.load(path).part(inputs=True).factors
+    assert torch.equal(factors["layers.0.up"].gradient_K, anchor.factors["layers.0.up"].gradient_K)
+    assert factors["layers.0.gate"].gradient_K is None
+
+
+def test_an_anchor_of_before_inputs_were_shared_loads(tmp_path):
+    tensors = {f"inputs/{name}/{key}": value for name in ("gate", "up") for key, value in FACTOR.items()}
+    save_file(
+        {name: x.clone() for name, x in tensors.items()}, tmp_path / "old", METADATA | {"format_version": "2"}
+    )
+    factors = Anchor.load(tmp_path / "old").factors
+    assert factors.keys() == {"gate", "up"} and all(each.gradient_K is None for each in factors.values())
+
+
+@pytest.mark.parametrize(
+    ("shared", "complaint"),
+    [
+        ("{", "is not whole"),
+        ('["gate"]', "does not name layers"),
+        ('{"gate": 1}', "does not name layers"),
+        ('{"gate": "down"}', "inputs/down is missing, which other layers share"),
+        ('{"up": "up"}', "inputs/up is there, and said to be another layer's"),
+    ],
+)
+def test_a_file_that_shares_what_is_not_there_is_refused(tmp_path, shared, complaint):
+    tensors = {f"inputs/up/{key}": value for key, value in FACTOR.items()}
+    save_file(tensors, tmp_path / "anchor", METADATA | {"shared_inputs": shared})
+    with pytest.raises(AnchorError) as error:
+        Anchor.load(tmp_path / "anchor")
+    assert_one_sentence(str(error.value), complaint)
 
 
 @pytest.mark.parametrize("mutants", [200, pytest.param(4_000, marks=pytest.mark.slow)])
@@ -244,6 +309,7 @@ def test_a_mutant_of_tensors_of_before_checksums_is_refused_in_a_sentence_or_an_
 ):
     anchor.save(tmp_path / "whole")
     original, path = load_file(tmp_path / "whole"), tmp_path / "mutant"
+    header = METADATA | shared_in(tmp_path / "whole")
     rng = random.Random(0)
     changes = {
         "value": lambda x: x.index_fill(0, torch.tensor([0]), rng.choice([-1, 0, 7])) if x.ndim else x * 0,
@@ -266,7 +332,7 @@ def test_a_mutant_of_tensors_of_before_checksums_is_refused_in_a_sentence_or_an_
             tensors[key] = changes[kind](tensor).clone()
         elif kind == "renamed":
             tensors[rng.choice(["", "/", "//", key + "/x", "x/" + key, key[1:], "a/b/c\nd"])] = tensor
-        save_file(tensors, path, METADATA)
+        save_file(tensors, path, header)
         try:
             Anchor.load(path).part(gaussians=["all"], inputs=True, outputs=True, importance=True)
         except AnchorError as error:
