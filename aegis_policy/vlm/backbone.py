@@ -43,6 +43,18 @@ class Prefix:
     mask: Tensor
 
 
+@dataclass(frozen=True)
+class ReadText:
+    """Running text as a model read it: `tokens_T`, logits behind each token, and the head's inputs that they are from.
+
+    `logits_STV` are the model's own, S = 1, and, where an earlier reading's features were given, those of it behind.
+    """
+
+    tokens_T: Tensor
+    logits_STV: Tensor
+    features_TD: Tensor
+
+
 class VLMBackbone(nn.Module):
     """A VLM with its processor, as prefix encoder and as answerer."""
 
@@ -217,7 +229,7 @@ class VLMBackbone(nn.Module):
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
         mask = inputs["attention_mask"].bool()
-        with self._reading(), self._recorded_layers() as hidden_states:
+        with self._reading(inputs), self._recorded_layers() as hidden_states:
             self.model.base_model(**inputs, **self._positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
 
@@ -245,7 +257,7 @@ class VLMBackbone(nn.Module):
             key: torch.cat([value, behind[key].to(value)], dim=1) if key in behind else value
             for key, value in inputs.items()
         }
-        with self._reading(), self._recorded_layers() as hidden_states:
+        with self._reading(longer), self._recorded_layers() as hidden_states:
             output = self.model(
                 **longer,
                 **self._positions(longer["attention_mask"].bool()),
@@ -258,42 +270,43 @@ class VLMBackbone(nn.Module):
     @torch.no_grad()
     def answer(
         self,
-        images: Sequence[Picture],
+        images: Sequence[Picture | None],
         questions: Sequence[str],
         max_new_tokens: int = 16,
     ) -> list[str]:
         """Answer one question an image, greedily.
 
         Args:
-            images: N images, each (H, W, 3) uint8.
+            images: N images, each (H, W, 3) uint8; or N times None, for questions about no picture.
             questions: N questions.
+            max_new_tokens: longest answer.
+
+        Raises:
+            AegisError: the model cannot read them, or answers nothing without a picture.
         """
         inputs = self.question_inputs(images, questions)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with self._reading():
-                tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        finally:
-            self.model.train(was_training)
+        with self._evaluating(), self._reading(inputs):
+            tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
         answers = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
-    def question_inputs(self, images: Sequence[Picture], questions: Sequence[str]) -> dict[str, Tensor]:
+    def question_inputs(
+        self, images: Sequence[Picture | None], questions: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Model inputs of N image-question pairs, left-padded as `generate` wants them."""
         return self._here(self.prompts.of_questions(images, questions))
 
     def answer_inputs(
         self,
-        images: Sequence[Picture],
+        images: Sequence[Picture | None],
         questions: Sequence[str],
         answers: Sequence[str],
     ) -> dict[str, Tensor]:
         """Model inputs of N questions with their answers, left-padded; `labels` (N, T) hold the answers' tokens.
 
         Args:
-            images: N images, each (H, W, 3) uint8.
+            images: N images, each (H, W, 3) uint8; or N times None.
             questions: N questions.
             answers: N answers, which the model reads as if it had given them.
         """
@@ -309,7 +322,7 @@ class VLMBackbone(nn.Module):
         inputs = dict(inputs)
         labels_NT = inputs.pop("labels")
         longest = int((labels_NT != NO_LABEL).sum(1).max())
-        with self._reading():
+        with self._reading(inputs):
             logits_NKV = self.model(
                 **inputs,
                 **self._positions(inputs["attention_mask"].bool()),
@@ -317,6 +330,34 @@ class VLMBackbone(nn.Module):
                 logits_to_keep=longest + 1,  # padding is on the left, so every answer ends at the end
             ).logits[:, :-1]
         return logits_NKV, labels_NT[:, -longest:]
+
+    @torch.no_grad()
+    def read(self, text: str, beside_TD: Tensor | None = None) -> "ReadText":
+        """Read running text without a picture, as much of it as `Prompts.of_text` takes.
+
+        Args:
+            text: any.
+            beside_TD: `features_TD` of an earlier reading of the same text, whose logits come as the second.
+
+        Raises:
+            AegisError: the model cannot read it, or nothing without a picture.
+        """
+        inputs = self._here(self.prompts.of_text(text))
+        got: list[Tensor] = []
+
+        def head_reads(_head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            got.append(arguments[0])
+            beside = [] if beside_TD is None else [beside_TD.to(arguments[0])[None]]
+            return (torch.cat([arguments[0], *beside]),)
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(head_reads)
+        try:
+            with self._evaluating(), self._reading(inputs):
+                positions = self._positions(inputs["attention_mask"].bool())
+                logits_STV = self.model(**inputs, **positions, use_cache=False).logits
+        finally:
+            handle.remove()
+        return ReadText(inputs["input_ids"][0], logits_STV, got[0][0])
 
     def fingerprint(self) -> str:
         """What tells its weights from others', in every precision; see `vlm.fingerprint`."""
@@ -334,7 +375,16 @@ class VLMBackbone(nn.Module):
         return {} if first is None else {"position_ids": (mask_NT.cumsum(-1) - 1).clamp(min=0) + first}
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+    @contextmanager
+    def _reading(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
         """Where the model runs: inputs of its own processor that it cannot read are a sentence.
 
         Raises:
@@ -344,9 +394,13 @@ class VLMBackbone(nn.Module):
             yield
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except (ValueError, TypeError, IndexError, StopIteration, RuntimeError) as error:
+        except (ValueError, TypeError, AttributeError, IndexError, StopIteration, RuntimeError) as error:
             if _OF_THE_MACHINE.search(str(error)):
                 raise
+            if "pixel_values" not in inputs:
+                raise AegisError(
+                    f"{self.name} cannot read a text without a picture ({one_line(error)}): ask it about pictures."
+                ) from error
             raise AegisError(
                 f"{self.name} cannot read what its own processor makes of a picture and a text ({one_line(error)}): "
                 f"{OTHER_PROCESSOR}."

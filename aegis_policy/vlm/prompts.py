@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from threading import Lock
 from typing import Any
 
@@ -24,10 +25,15 @@ from aegis_policy.vlm.plain_text import PlainText
 
 Picture = np.ndarray | Image.Image
 """(H, W, 3) uint8; a picture may have another mode, such as grey or transparent, and is read in colour."""
+_IMAGE = "<image>"
+"""An image's place in a prompt that is no chat."""
+_BLANK = (32, 32)
 NO_LABEL = -100
 """What labels hold where there is no answer."""
 _ONE_AT_A_TIME = Lock()
 """Held by the thread that tokenizes: a fast tokenizer is set to pad, or not, by each call."""
+_LONGEST_TEXT = 1024
+"""Tokens of running text that are read at most: a distribution over the vocabulary is made at each of them."""
 _LONGEST = 100
 """Times a picture may be longer than it is wide. Qwen's processor refuses 200."""
 
@@ -36,8 +42,9 @@ _LONGEST = 100
 class Prompts:
     """Makes model inputs with the processor of a model of this family.
 
-    They are `input_ids` and `attention_mask` (N, T), pixels, and what else its processor gives; on the CPU, but for
-    pictures that came from elsewhere. Whatever special tokens a text quotes are read as ordinary words.
+    They are `input_ids` and `attention_mask` (N, T), pixels if there are pictures, and what else its processor gives;
+    on the CPU, but for pictures that came from elsewhere. Whatever special tokens a text quotes are read as ordinary
+    words. The questions of a batch are all about pictures, or none of them is (None in place of each).
 
     Attributes:
         processor: the model's own.
@@ -59,22 +66,21 @@ class Prompts:
         prompts = [self.prompt(self._text(_one_line(text)), len(images)) for text in texts]
         return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
 
-    def of_questions(self, images: Sequence[Picture], questions: Sequence[str]) -> dict[str, Tensor]:
-        """Inputs of N questions, each about one image; padded on the left, as `generate` wants them."""
-        return self._process(_one_a_sample(images), self._asked(questions), "left")
+    def of_questions(self, images: Sequence[Picture | None], questions: Sequence[str]) -> dict[str, Tensor]:
+        """Inputs of N questions, each about its image; padded on the left, as `generate` wants them."""
+        pictures = self._one_a_sample(images)
+        return self._process(pictures, self._asked(pictures, questions), "left")
 
     def of_answers(
-        self, images: Sequence[Picture], questions: Sequence[str], answers: Sequence[str]
+        self, images: Sequence[Picture | None], questions: Sequence[str], answers: Sequence[str]
     ) -> dict[str, Tensor]:
         """Inputs of N questions with answers, padded on the left; `labels` (N, T) hold the answers' tokens alone."""
-        pictures, prompts = _one_a_sample(images), self._asked(questions)
+        pictures = self._one_a_sample(images)
+        prompts = self._asked(pictures, questions)
         answers = [self._text(answer) for answer in answers]
         if not self.family.chat:
             return self._process(pictures, prompts, "left", suffix=answers)
-        whole = [
-            self.prompt(self._question(question), 1, answer)
-            for question, answer in zip(questions, answers, strict=True)
-        ]
+        whole = self._asked(pictures, questions, answers)
         inputs = self._process(pictures, whole, "left")
         labels_NT = torch.full_like(inputs["input_ids"], NO_LABEL)
         for row, (before, after) in enumerate(zip(prompts, whole, strict=True)):
@@ -82,17 +88,39 @@ class Prompts:
             labels_NT[row, -count:] = inputs["input_ids"][row, -count:]
         return {**inputs, "labels": labels_NT}
 
+    def of_text(self, text: str) -> dict[str, Tensor]:
+        """Inputs of running text (1, T), in no turn and about no picture, every token seeing those before it alone.
+
+        Of more tokens than the model reads, or than 1,024, the first are taken.
+
+        Raises:
+            AegisError: it refuses the text.
+        """
+        if (reason := self._unreadable(text)) is not None:
+            raise AegisError(f"The text {shortened(text)} {reason}.")
+        inputs = self._inputs([[]], [self._plain(text)], "right")
+        longest = min(_LONGEST_TEXT, self.longest or _LONGEST_TEXT)
+        cut = {key: x[:, :longest] for key, x in inputs.items() if x.shape == inputs["input_ids"].shape}
+        if "token_type_ids" in cut:
+            cut["token_type_ids"] = torch.full_like(cut["token_type_ids"], self.family.causal_type)
+        return cut
+
     def refuses(self, text: str) -> str | None:
         """Why the model cannot read a text, as the end of a sentence that begins with it; None if it can."""
+        if (reason := self._unreadable(_one_line(text))) is not None:
+            return reason
+        tokens = self._words(self._plain(_one_line(text)))
+        if self.longest is not None and len(tokens) > self.longest:
+            return f"makes {len(tokens)} tokens, and {self.name} reads {self.longest} at most: shorten it"
+        return None
+
+    def _unreadable(self, text: str) -> str | None:
+        """The same of a text that may be as long as it likes."""
         try:
             text.encode()
         except UnicodeEncodeError:
             return "holds half a letter (a lone surrogate of UTF-16): write it anew"
-        plain = self._plain(_one_line(text))
-        tokens = self._words(plain)
-        if self.longest is not None and len(tokens) > self.longest:
-            return f"makes {len(tokens)} tokens, and {self.name} reads {self.longest} at most: shorten it"
-        if (token := self._plain.special_in(tokens)) is not None:
+        if (token := self._plain.special_in(self._words(self._plain(text)))) is not None:
             return f"holds what {self.name} takes for its special token {token}: write it otherwise"
         return None
 
@@ -115,16 +143,23 @@ class Prompts:
             raise AegisError(f"The text {shortened(text)} {reason}.")
         return self._plain(text)
 
-    def _question(self, text: str) -> str:
-        return self.family.question.format(self._text(_one_line(text)))
-
-    def _asked(self, questions: Sequence[str]) -> list[str]:
-        return [self.prompt(self._question(question), 1) for question in questions]
+    def _asked(
+        self, pictures: list[list[Any]], questions: Sequence[str], answers: Sequence[str] = ()
+    ) -> list[str]:
+        """The prompts of questions, with their answers if there are some."""
+        # A chat model is asked for a word or phrase as VQA benchmarks have it; without a picture it is just asked.
+        put = self.family.question if any(pictures) or not self.family.chat else "{}"
+        return [
+            self.prompt(put.format(self._text(_one_line(question))), len(own), answer)
+            for own, question, answer in zip(
+                pictures, questions, answers or repeat(None, len(questions)), strict=True
+            )
+        ]
 
     def prompt(self, text: str, images: int, answer: str | None = None) -> str:
         """What the processor is given for so many images and a text, with the model's answer if there is one."""
         if not self.family.chat:
-            return "<image>" * images + text
+            return _IMAGE * images + text
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
         turns = [{"role": "user", "content": content}]
         quiet = {"processor_kwargs": {"padding": False}}  # without any, SmolVLM's processor warns of its own
@@ -148,20 +183,52 @@ class Prompts:
     ) -> dict[str, Tensor]:
         if self.family.chat:
             options["add_special_tokens"] = False  # the template wrote them
+        inputs = self._inputs(samples, prompts, padding_side, **options)
+        self._require_room(inputs["attention_mask"], prompts)
+        return inputs
+
+    def _inputs(
+        self, samples: list[list[Any]], prompts: list[str], padding_side: str, **options: Any
+    ) -> dict[str, Tensor]:
+        """What the processor makes of prompts, each with its pictures or none."""
+        pictures: list[list[Any]] | None = samples if any(samples) else None
+        blank = pictures is None and not self.family.chat
+        if blank:  # the processor reads no text without a picture: it gets one, of which nothing is kept
+            pictures = [[Image.new("RGB", _BLANK)] for _ in prompts]
+            prompts = [_IMAGE + prompt for prompt in prompts]
         with _ONE_AT_A_TIME, _padding_on(padding_side, self.processor.tokenizer):
             try:
-                inputs = self.processor(
-                    images=samples, text=prompts, padding=True, return_tensors="pt", **options
+                inputs = dict(
+                    self.processor(
+                        images=pictures, text=prompts, padding=True, return_tensors="pt", **options
+                    )
                 )
             except Exception as error:  # whatever a processor does
+                of = f"pictures of {_sizes(samples)} pixels with the prompt" if any(samples) else "the prompt"
                 raise AegisError(
-                    f"{self.name} cannot read pictures of {_sizes(samples)} pixels with the prompt "
-                    f"{shortened(prompts[0])} ({one_line(error)}): give others."
+                    f"{self.name} cannot read {of} {shortened(prompts[0])} ({one_line(error)}): give others."
                 ) from error
-        self._require_room(inputs["attention_mask"], prompts)
         if not options.get("suffix"):
             inputs.pop("labels", None)
-        return dict(inputs)
+        return self._without_images(inputs) if blank else inputs
+
+    def _without_images(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same inputs (N, T) less their images, which have as many tokens in each of them."""
+        kept_NT = inputs["input_ids"] != self.processor.tokenizer.convert_tokens_to_ids(_IMAGE)
+        return {key: x[kept_NT].view(len(x), -1) for key, x in inputs.items() if x.shape == kept_NT.shape}
+
+    def _one_a_sample(self, images: Sequence[Picture | None]) -> list[list[Image.Image]]:
+        """The pictures of each sample: one, or none.
+
+        Raises:
+            AegisError: some have one and others do not.
+        """
+        pictures = [[] if image is None else [_picture(image)] for image in images]
+        if any(pictures) and not all(pictures):
+            raise AegisError(
+                f"{self.name} cannot be asked about pictures and without one in the same batch: ask in two."
+            )
+        return pictures
 
     def _require_room(self, mask_NT: Tensor, prompts: list[str]) -> None:
         tokens_N = mask_NT.sum(1)
@@ -179,10 +246,6 @@ def _padding_on(side: str, tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         tokenizer.padding_side = its_own
-
-
-def _one_a_sample(images: Sequence[Picture]) -> list[list[Image.Image]]:
-    return [[_picture(image)] for image in images]
 
 
 def _picture(image: Picture) -> Image.Image:

@@ -319,3 +319,103 @@ def test_an_export_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AegisError, match=r"--output_dir=.* already holds files"):
         export(ExportConfig(PolicySource("nowhere/policy"), tmp_path))
+
+
+TEXT = "the sun rises in the east and it sets in the west"
+
+
+def test_questions_without_a_picture_stand_in_the_models_own_words(vlm: VLMBackbone) -> None:
+    inputs = vlm.question_inputs([None, None], QUESTIONS)
+    assert "pixel_values" not in inputs and not vlm.image_tokens(inputs).any()
+    tokenizer = vlm.processor.tokenizer
+    for row, mask, question in zip(inputs["input_ids"], inputs["attention_mask"], QUESTIONS, strict=True):
+        turn = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+        expected = (
+            vlm.processor.apply_chat_template(turn, add_generation_prompt=True)
+            if vlm.family.chat
+            else f"{tokenizer.bos_token}answer en {question}\n"
+        )
+        assert row[mask.bool()].tolist() == tokenizer(expected, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def test_answers_without_a_picture_are_what_the_model_finds_likeliest_word_by_word(vlm: VLMBackbone) -> None:
+    together = vlm.answer([None, None], QUESTIONS, max_new_tokens=4)
+    assert together == [vlm.answer([None], [question], max_new_tokens=4)[0] for question in QUESTIONS]
+    inputs = vlm.question_inputs([None], QUESTIONS[:1])
+    start = inputs["input_ids"].shape[1]
+    for _ in range(4):
+        logits = vlm.model(**inputs, use_cache=False).logits[:, -1]
+        behind = {
+            "input_ids": logits.argmax(-1, keepdim=True),
+            "attention_mask": torch.ones(1, 1, dtype=torch.long),
+        }
+        behind["token_type_ids"] = torch.full((1, 1), vlm.family.causal_type)
+        behind["mm_token_type_ids"] = torch.zeros(1, 1, dtype=torch.long)
+        inputs = {key: torch.cat([x, behind[key]], dim=1) for key, x in inputs.items()}
+    expected = vlm.processor.tokenizer.decode(inputs["input_ids"][0, start:], skip_special_tokens=True)
+    assert together[0] == expected.strip()
+
+
+def test_answers_without_a_picture_have_a_loss(vlm: VLMBackbone) -> None:
+    inputs = vlm.answer_inputs([None, None], QUESTIONS, ANSWERS)
+    logits, labels = vlm.answer_logits(inputs)
+    said = [vlm.processor.tokenizer.decode(row[row != NO_LABEL], skip_special_tokens=True) for row in labels]
+    assert [each.strip() for each in said] == ANSWERS
+    logits.sum().backward()
+    gradient = next(iter(vlm.decoder_layers[0].parameters())).grad
+    assert gradient is not None and gradient.any()
+    vlm.zero_grad()
+
+
+def test_a_batch_with_and_without_pictures_is_refused(vlm: VLMBackbone) -> None:
+    with pytest.raises(AegisError, match="in the same batch"):
+        vlm.answer([PICTURES[0], None], QUESTIONS)
+
+
+@torch.no_grad()
+def test_running_text_is_read_as_the_language_model_alone_reads_it(vlm: VLMBackbone) -> None:
+    found = vlm.read(TEXT)
+    assert TEXT in vlm.processor.tokenizer.decode(found.tokens_T)
+    inner = vlm.model.get_submodule(vlm.family.decoder_layers.rpartition(".")[0])
+    count = len(found.tokens_T)
+    causal_TT = torch.full((count, count), -torch.inf).triu(1)  # PaliGemma's alone would look ahead
+    hidden = inner(
+        input_ids=found.tokens_T[None], attention_mask=causal_TT[None, None], use_cache=False
+    ).last_hidden_state
+    torch.testing.assert_close(found.features_TD, hidden[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.logits_STV, vlm.model.get_output_embeddings()(hidden), atol=1e-4, rtol=1e-4
+    )
+    shorter = vlm.read(TEXT[: len(TEXT) // 2])
+    same = int((found.tokens_T[: len(shorter.tokens_T)] == shorter.tokens_T).cumprod(0).sum())
+    assert same > 5, "a token sees nothing of what comes behind it"
+    torch.testing.assert_close(shorter.logits_STV[:, :same], found.logits_STV[:, :same], atol=1e-4, rtol=1e-4)
+
+
+def test_an_earlier_reading_speaks_again_beside_a_later_one(directory: Path) -> None:
+    vlm = VLMBackbone.from_pretrained(directory).eval()
+    before = vlm.read(TEXT)
+    with torch.no_grad():
+        for parameter in vlm.decoder_layers.parameters():
+            parameter.mul_(1.5)
+    own, remembered = vlm.read(TEXT, before.features_TD).logits_STV
+    torch.testing.assert_close(own[None], vlm.read(TEXT).logits_STV)
+    torch.testing.assert_close(remembered[None], before.logits_STV)
+    assert not torch.allclose(own, remembered)
+
+
+def test_long_running_text_is_cut(vlm: VLMBackbone) -> None:
+    assert len(vlm.read(TEXT * 100).tokens_T) == min(1024, vlm.prompts.longest or 1024)
+
+
+@pytest.mark.parametrize("ask", [lambda vlm: vlm.answer([None], QUESTIONS[:1]), lambda vlm: vlm.read(TEXT)])
+def test_a_model_that_does_nothing_without_a_picture_says_so(
+    vlm: VLMBackbone, ask: Callable[[VLMBackbone], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(**_: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'shape'")
+
+    monkeypatch.setattr(vlm.model, "forward", forward)
+    with pytest.raises(AegisError, match=r"cannot read a text without a picture .*: ask it about pictures\."):
+        ask(vlm)
