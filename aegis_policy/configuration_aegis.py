@@ -31,7 +31,6 @@ _RANGES: Ranges = {
     "lora_rank": (1, 100_000),
     "lora_alpha": (1, 1_000_000),
     "penalty": (0, 1_000_000),
-    "anchor_restoring": (0, 1_000_000),
     "replay_batch_size": (1, 100_000),
     "replay_samples": (1, math.inf),
     "action_bins": (1, math.inf),

@@ -11,15 +11,15 @@ know the family of the policy's VLM.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from lerobot.policies import PreTrainedPolicy
 from torch import nn
 
-from aegis_policy.isolation import Anchor
+from aegis_policy.isolation import DEFAULT_SHARE, Anchor, select_blocks
 from aegis_policy.optimizer_aegis import PolicyParameters
-from aegis_policy.protections.blocks import BLOCK_KINDS, block_layers, coverage
+from aegis_policy.protections.blocks import block_layers
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.sharding import refuse_sharding
@@ -35,11 +35,7 @@ _BACKBONES = {
 def protect(
     policy: PreTrainedPolicy,
     anchor: Anchor,
-    kind: str = "subspace",
-    *,
-    energy: float | None = None,
-    soft: bool = False,
-    granularity: str | None = None,
+    share: float = DEFAULT_SHARE,
 ) -> PolicyParameters:
     """Let a policy's backbone learn only what its anchor leaves free.
 
@@ -50,8 +46,7 @@ def protect(
     Args:
         policy: one of LeRobot's own.
         anchor: of its VLM; names and shapes are compared with the VLM's own modules, weights are not.
-        kind: `subspace` or `kronecker`.
-        energy, soft, granularity: as `anchor_energy`, `anchor_soft` and `granularity` of `AegisConfig`.
+        share: of every linear layer's input directions, the leading ones, that are protected.
 
     Returns:
         What to give to `AegisAdamWConfig.build`; the policy's `get_optim_params` returns it too.
@@ -61,26 +56,14 @@ def protect(
             not fit.
     """
     refuse_sharding(policy)
-    if kind not in BLOCK_KINDS:
-        raise AegisError(
-            f"The {kind} anchor cannot protect a policy of LeRobot: choose subspace or kronecker."
-        )
     layers = {name: layer for name, layer in vlm_linear_layers(policy).items() if layer.weight.requires_grad}
     if not layers:
         raise AegisError(
             f"No linear layer of the backbone of {policy.name} trains (see its train_expert_only), so there is "
             "nothing to protect."
         )
-    defaults = BLOCK_KINDS[kind].defaults
-    projector = block_layers(
-        layers,
-        anchor,
-        kind,
-        energy=defaults["anchor_energy"] if energy is None else energy,
-        granularity=granularity or defaults["granularity"],
-        soft=soft,
-    )
-    enforce([coverage(layers, projector, kind)])
+    projector, coverage = block_layers(layers, anchor, partial(select_blocks, share=share), "subspace", share)
+    enforce(coverage.findings())
     guarded = {id(layer.weight) for layer in layers.values()}
     _require_no_other_use(policy, layers, guarded)
     for parameter in _backbone(policy).parameters():

@@ -393,7 +393,8 @@ class AegisPolicy(PreTrainedPolicy):
             if self._dataset is not None and ranks.index() == 0:
                 enforce(check_reading(self.vlm))
             self.protection.begin_training(self.vlm, self.anchor, self.reference)
-            enforce(self.protection.coverage())
+            for coverage in self.protection.coverages():
+                enforce(coverage.findings())
             self._training_state.restore(self.protection.state())
             if self.config.frozen_dtype == "bfloat16":
                 for parameter in self.vlm.parameters():

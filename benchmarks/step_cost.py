@@ -44,7 +44,6 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "replay": ("replay", {}),
     "knowledge_insulation": ("knowledge_insulation", {}),
     "aegis gaussian": ("aegis", {"anchor": "gaussian"}),
-    "aegis gaussian, every 4th": ("aegis", {"anchor": "gaussian", "anchor_refresh": 4}),
     "aegis subspace": ("aegis", {"anchor": "subspace"}),
     "aegis kronecker": ("aegis", {"anchor": "kronecker"}),
 }

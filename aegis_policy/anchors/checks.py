@@ -38,7 +38,8 @@ def check_anchor(path: Path, vlm: VLMBackbone, protection: "Protection") -> Iter
         except AegisError as error:
             yield Finding("error", str(error))
             return
-        yield from protection.coverage()
+        for coverage in protection.coverages():
+            yield from coverage.findings()
 
 
 def read_anchor(path: Path, vlm: VLMBackbone, fingerprint: str | None, protection: "Protection") -> Anchor:

@@ -24,15 +24,15 @@ AEGIS (arXiv 2604.16067), in four steps.
 One direction a layer leaves a model much freedom to forget. Two more anchors block a subspace of every linear layer's
 weight instead, and act on the optimizer's update, which neither rescaling nor momentum can then undo:
 
-- **subspace** (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): the leading directions of the layer's pretrained
-  inputs, so that its outputs on them do not move;
+- **subspace** (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): a share of the directions of the layer's pretrained
+  inputs, the leading ones, so that its outputs on them do not move;
 - **Kronecker**: of the components of an update along input and output directions, those with the most Fisher
   weight (K-FAC, arXiv 1503.05671). They are few, and the rest stays free.
 
 `FactorAccumulator` gathers the covariances as thin sketches in passes over the data not to be forgotten,
-`select_blocks` decides which `BlockedComponents` each weight has (of one that several layers share they become
-`JoinedComponents`), and `LowRankProjector` takes them out in `ProjectedAdamW`. `Anchor` is the one file that keeps what
-was gathered.
+`select_blocks` and `select_components` decide which `BlockedComponents` each weight has (of one that several layers
+share they become `JoinedComponents`), and `LowRankProjector` takes them out in `ProjectedAdamW`. `Anchor` is the one
+file that keeps what was gathered.
 
 Nothing here knows about robots or language: any module will do whose layers you can name. On a plain model,
 first the anchor of its outputs as they are now:
@@ -73,7 +73,7 @@ training without a second gradient:
 ...     for cotangent in fisher_cotangents(logits.detach()):
 ...         logits.backward(cotangent, retain_graph=True)
 >>> factors = accumulator.factors()
->>> blocks = select_blocks(factors, [list(linears)], energy=0.9, use_outputs=True)
+>>> blocks = select_components(factors, energy=0.9)
 >>> optimizer = ProjectedAdamW(model.parameters(), LowRankProjector(linears, blocks), lr=1e-2)
 >>> for _ in range(20):
 ...     optimizer.zero_grad()
@@ -82,12 +82,18 @@ training without a second gradient:
 """
 
 from aegis_policy.isolation._anchor import Anchor
-from aegis_policy.isolation._blocked_components import BlockedComponents, select_blocks
+from aegis_policy.isolation._blocked_components import (
+    DEFAULT_SHARE,
+    BlockedComponents,
+    direction_count,
+    select_blocks,
+)
 from aegis_policy.isolation._factors import FactorAccumulator, LinearFactors
 from aegis_policy.isolation._fisher import FISHER_EXACT, fisher_cotangents
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._isolator import GRANULARITIES, GradientIsolator
 from aegis_policy.isolation._joined_components import JoinedComponents
+from aegis_policy.isolation._kronecker import select_components
 from aegis_policy.isolation._low_rank import LowRankProjector
 from aegis_policy.isolation._moment_accumulators import MomentAccumulator, NoiseAccumulator
 from aegis_policy.isolation._moments import EPS, Moments, global_moments, masked_moments
@@ -98,6 +104,7 @@ from aegis_policy.isolation._projector import PLACES, Projector
 from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
 __all__ = [
+    "DEFAULT_SHARE",
     "EPS",
     "FISHER_EXACT",
     "GRANULARITIES",
@@ -120,12 +127,14 @@ __all__ = [
     "ProjectedStep",
     "Projector",
     "Spectrum",
+    "direction_count",
     "distance_penalty",
     "fisher_cotangents",
     "global_moments",
     "masked_moments",
     "project_",
     "select_blocks",
+    "select_components",
     "w2_cotangents",
     "w2_squared",
     "weight_penalty",

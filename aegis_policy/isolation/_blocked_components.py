@@ -1,14 +1,13 @@
-"""The components of a linear layer's weight that may not move: the heaviest for the pretrained model's answers.
+"""The part of a linear layer's weight that may not move, and the rule of the subspace anchor for what it is.
 
-Take the eigenpairs (a_k, u_k) of a layer's input covariance and (g_j, v_j) of that of its output gradients
-(`_factors`). A change D of the weights splits into components v_j^T D u_k, and moves the answers by a Fisher weight of
-about g_j a_k each (K-FAC: Martens and Grosse, arXiv 1503.05671). Protecting the heaviest components protects the
-answers; with the input covariance alone (G = I) whole input directions are protected (GPM, arXiv 2103.09762).
+Outputs W u of a layer on the leading directions u of its pretrained inputs (`_factors`) stay what they are if no step
+of W has a part along them (GPM: Saha, Garg and Roy, arXiv 2103.09762). The rule counts directions and not their energy:
+in real language models one direction may hold nearly all of a layer's energy, and the others what the layer knows.
 
-Shape suffixes: D inputs, E outputs of a linear layer, K input and J output eigenpairs.
+Shape suffixes: D inputs, E outputs of a linear layer, K input and J output directions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from aegis_policy.isolation._factors import LinearFactors
 from aegis_policy.isolation._numerics import squared_norm
 from aegis_policy.isolation._sketch import Spectrum
 
-_NEGLIGIBLE = 0.01
-"""Directions of which a block would take less than this share are left out of it."""
+DEFAULT_SHARE = 0.17
+"""The share of every layer's input directions that an anchor keeps and `subspace` protects (docs/ablation.md)."""
 
 
 class BlockedComponents(NamedTuple):
@@ -28,32 +27,34 @@ class BlockedComponents(NamedTuple):
     Attributes:
         input_vectors_DK: orthonormal input directions.
         output_vectors_EJ: orthonormal output directions, or None for all of them.
-        strength: (J, K), or (K,) without output directions: which share of a component is taken away.
+        mask_JK: bool, which of the components along both may not move; None for all.
     """
 
     input_vectors_DK: Tensor
-    output_vectors_EJ: Tensor | None
-    strength: Tensor
+    output_vectors_EJ: Tensor | None = None
+    mask_JK: Tensor | None = None
 
     @property
     def directions(self) -> int:
-        """How many input directions have a part that is taken away."""
+        """How many input directions have a part that may not move."""
         return self.input_vectors_DK.shape[1]
 
     def remove_(self, change_ED: Tensor) -> Tensor:
-        """Take the protected components out of `change_ED`, in place; two thin products a side.
+        """Take the blocked components out of `change_ED`, in place; two thin products a side.
 
         Returns:
             The squared norm of what was taken away, a scalar.
         """
-        removed = self.coefficients(change_ED) * self.strength
+        removed = self.coefficients(change_ED)
         change_ED.addmm_(self.along_outputs(removed), self.input_vectors_DK.T, alpha=-1)
         return squared_norm(removed)
 
-    def coefficients(self, change_ED: Tensor) -> Tensor:
-        """The components V^T D U of a change: (J, K), or (E, K) without output directions."""
-        change_EK = change_ED @ self.input_vectors_DK
-        return change_EK if self.output_vectors_EJ is None else self.output_vectors_EJ.T @ change_EK
+    def coefficients(self, matrix_ED: Tensor) -> Tensor:
+        """The blocked components V^T M U of a matrix, others zero: (J, K), or (E, K) without output directions."""
+        inside = matrix_ED @ self.input_vectors_DK
+        if self.output_vectors_EJ is not None:
+            inside = self.output_vectors_EJ.T @ inside
+        return inside if self.mask_JK is None else inside * self.mask_JK
 
     def along_outputs(self, coefficients: Tensor) -> Tensor:
         """The matrix V C (E, K) of coefficients C, which `input_vectors_DK.T` turns into a change."""
@@ -62,98 +63,47 @@ class BlockedComponents(NamedTuple):
     def to(self, like: Tensor) -> "BlockedComponents":
         """The same block on the device and in the dtype of `like`."""
         outputs = None if self.output_vectors_EJ is None else self.output_vectors_EJ.to(like)
-        return BlockedComponents(self.input_vectors_DK.to(like), outputs, self.strength.to(like))
+        mask = None if self.mask_JK is None else self.mask_JK.to(like.device)
+        return BlockedComponents(self.input_vectors_DK.to(like), outputs, mask)
+
+
+def direction_count(width: int, share: float) -> int:
+    """How many directions a share of `width` inputs is: rounded, and at least one.
+
+    Raises:
+        ValueError: the share is not above 0, or above 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must lie between 0 and 1.")
+    return max(1, round(share * width))
 
 
 def select_blocks(
-    factors: Mapping[str, LinearFactors],
-    groups: Sequence[Sequence[str]],
-    energy: float,
-    *,
-    use_outputs: bool,
-    soft: bool = False,
+    factors: Mapping[str, LinearFactors], share: float = DEFAULT_SHARE
 ) -> dict[str, BlockedComponents]:
-    """The components that carry the share `energy` of each group's Fisher weight, heaviest first.
+    """The leading input directions of every layer, as many as a share of its inputs.
 
-    Component (j, k) of a layer weighs g_j a_k, or a_k without output factors. In each group the threshold t is the
-    weight at which the components that are at least as heavy sum up to `energy` of the group's total (the
-    product of the traces). Hard blocks take those components away whole; soft ones the share w / (w + t) of every
-    component of weight w, which is one half at the threshold.
+    A spectrum that holds fewer gives all that it has. Layers with the same `Spectrum` object get the same tensor of
+    directions.
 
     Args:
         factors: by layer.
-        groups: names of layers that share a threshold; a layer in no group has no block.
-        energy: in (0, 1].
-        use_outputs: weigh with the output factors too.
-        soft: see above.
+        share: in (0, 1].
 
     Returns:
-        Blocks by layer; a layer without a protected component has none.
+        A block for each layer.
 
     Raises:
-        ValueError: the eigenpairs kept hold less than `energy`, or factors are missing.
+        ValueError: the share is out of range.
     """
-    if not 0 < energy <= 1:
-        raise ValueError(f"energy={energy} must lie between 0 and 1.")
-    if unknown := sorted({name for names in groups for name in names} - factors.keys()):
-        raise ValueError(f"There are no factors of {', '.join(unknown)}: gather them, or leave them out.")
-    blocks = {}
-    for names in groups:
-        weights = {name: _weights(name, factors[name], use_outputs) for name in names}
-        threshold = _threshold(weights, factors, energy, use_outputs)
-        for name, weight in weights.items():
-            strength = weight / (weight + threshold) if soft else (weight >= threshold).to(weight)
-            block = _trim(factors[name], strength, use_outputs)
-            if block is not None:
-                blocks[name] = block
-    return blocks
+    found: dict[int, Tensor] = {}
+    for inputs, _, _ in factors.values():
+        if id(inputs) not in found:
+            count = direction_count(len(inputs.vectors_DK), share)
+            found[id(inputs)] = orthonormal(inputs.leading(count))
+    return {name: BlockedComponents(found[id(layer.inputs)]) for name, layer in factors.items()}
 
 
-def _weights(name: str, layer: LinearFactors, use_outputs: bool) -> Tensor:
-    if not use_outputs:
-        return layer.inputs.values_K
-    if layer.outputs is None:
-        raise ValueError(
-            f"There is no output factor of {name}: gather it with outputs=True, or set use_outputs=False."
-        )
-    return torch.outer(layer.outputs.values_K, layer.inputs.values_K)
-
-
-def _threshold(
-    weights: Mapping[str, Tensor], factors: Mapping[str, LinearFactors], energy: float, use_outputs: bool
-) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for name in weights:
-        inputs, outputs, _ = factors[name]
-        total += inputs.total.double() * (outputs.total.double() if use_outputs and outputs else 1.0)
-    sorted_weights = torch.cat([weight.flatten() for weight in weights.values()]).sort(descending=True).values
-    held = sorted_weights.double().cumsum(0)
-    wanted = energy * total
-    if held[-1] < wanted * (1 - 1e-4):
-        raise ValueError(
-            f"The eigenpairs kept hold {held[-1] / total:.1%} of the energy, less than the {energy:.1%} to protect: "
-            "keep more of them, or protect less."
-        )
-    index = int((held < wanted).sum().clamp(max=len(held) - 1))
-    return sorted_weights[index]
-
-
-def _trim(layer: LinearFactors, strength: Tensor, use_outputs: bool) -> BlockedComponents | None:
-    """Drop the directions of which (nearly) nothing is protected."""
-    inputs, outputs, _ = layer
-    if not use_outputs or outputs is None:
-        kept_K = strength > _NEGLIGIBLE
-        return (
-            BlockedComponents(_orthonormal(inputs, kept_K), None, strength[kept_K]) if kept_K.any() else None
-        )
-    kept_J, kept_K = (strength > _NEGLIGIBLE).any(1), (strength > _NEGLIGIBLE).any(0)
-    if not kept_J.any():
-        return None
-    return BlockedComponents(
-        _orthonormal(inputs, kept_K), _orthonormal(outputs, kept_J), strength[kept_J][:, kept_K]
-    )
-
-
-def _orthonormal(spectrum: Spectrum, kept: Tensor) -> Tensor:
-    """The kept eigenvectors, orthonormal to float32: files hold them rounded."""
-    return torch.linalg.qr(spectrum.vectors_DK[:, kept].float()).Q
+def orthonormal(spectrum: Spectrum) -> Tensor:
+    """The eigenvectors (D, K), orthonormal to float32: files hold them rounded."""
+    return torch.linalg.qr(spectrum.vectors_DK.float()).Q

@@ -3,14 +3,12 @@
 Removing one set after the other would put a part of the first back, for their directions are not orthogonal to each
 other's.
 
-A block of strength s leaves the share 1 - s = 1 / (1 + x) of a component, with x = s / (1 - s) its Fisher weight in
-units of the threshold where the block is soft, infinity where it is hard. The Fisher weights of a weight's uses add up.
-With the components of all blocks as columns of B and X = diag(x), the step D therefore becomes
+With the blocked components of all blocks as columns of R, the step D becomes
 
-    (I + B X B^T)^-1 D = D - R z        where    R = B diag(sqrt(s)),    (I + C) z = R^T D
+    D - R z        where    R^T R z = R^T D
 
-(Woodbury), where C holds the inner products between columns of R that belong to different blocks. Hard blocks together
-are the orthogonal projection away from the span of all their components.
+which is the orthogonal projection away from their span. Of components that several blocks share z is not unique, and
+R z is.
 
 Shape suffixes: D inputs, E outputs of a linear layer, K input and J output directions.
 """
@@ -34,7 +32,7 @@ _MOST_ITERATIONS = 500
 class JoinedComponents(NamedTuple):
     """The union of blocks of which not all take whole input directions.
 
-    I + C is never formed: in a common basis of all directions it is applied with thin products, and conjugate gradients
+    R^T R is never formed: in a common basis of all directions it is applied with thin products, and conjugate gradients
     solve for z.
 
     Attributes:
@@ -57,7 +55,7 @@ class JoinedComponents(NamedTuple):
             The squared norm of what was taken away, a scalar.
         """
         inside = self.basis.coefficients(change_ED)
-        removed = self._blocked_part_of(inside.to(self.parts[0].strength)).to(inside)
+        removed = self._blocked_part_of(inside.to(self.parts[0].input_vectors_DK)).to(inside)
         change_ED.addmm_(self.basis.along_outputs(removed), self.basis.input_vectors_DK.T, alpha=-1)
         return squared_norm(removed)
 
@@ -69,40 +67,32 @@ class JoinedComponents(NamedTuple):
 
     def _blocked_part_of(self, inside: Tensor) -> Tensor:
         """R z of the step's coefficients in the basis."""
-        roots = [part.strength.sqrt() for part in self.parts]
 
         def assembled(solution: Sequence[Tensor]) -> Tensor:
             return torch.stack(
                 [
-                    part.along_outputs(root * z) @ part.input_vectors_DK.T
-                    for part, root, z in zip(self.parts, roots, solution, strict=True)
+                    part.along_outputs(z) @ part.input_vectors_DK.T
+                    for part, z in zip(self.parts, solution, strict=True)
                 ]
             ).sum(0)
 
         def seen(change: Tensor) -> list[Tensor]:
-            return [root * part.coefficients(change) for part, root in zip(self.parts, roots, strict=True)]
+            return [part.coefficients(change) for part in self.parts]
 
-        def applied(solution: Sequence[Tensor]) -> list[Tensor]:
-            """(R^T R + 1 - S) z, which is (I + C) z: within a block R^T R is S."""
-            return [
-                x + (1 - part.strength) * z
-                for x, part, z in zip(seen(assembled(solution)), self.parts, solution, strict=True)
-            ]
-
-        return assembled(_conjugate_gradients(applied, seen(inside)))
+        return assembled(_conjugate_gradients(lambda z: seen(assembled(z)), seen(inside)))
 
 
 def join(blocks: Sequence[BlockedComponents]) -> BlockedComponents | JoinedComponents:
     """What blocks the components of all `blocks` of one weight; a single one is left as it is."""
     if len(blocks) == 1:
         return blocks[0]
-    blocks = [block.to(block.strength.double()) for block in blocks]
-    if all(block.output_vectors_EJ is None for block in blocks):
-        return _joined_inputs(blocks)
+    blocks = [block.to(block.input_vectors_DK.double()) for block in blocks]
     inputs_DK = _span([block.input_vectors_DK for block in blocks])
+    if all(block.output_vectors_EJ is None for block in blocks):
+        return BlockedComponents(inputs_DK.float())
     sides = [block.output_vectors_EJ for block in blocks if block.output_vectors_EJ is not None]
     outputs_EJ = _span(sides) if len(sides) == len(blocks) else None
-    basis = BlockedComponents(inputs_DK, outputs_EJ, inputs_DK.new_ones(inputs_DK.shape[1]))
+    basis = BlockedComponents(inputs_DK, outputs_EJ)
     return JoinedComponents(basis, tuple(_in_coordinates_of(basis, block) for block in blocks))
 
 
@@ -111,21 +101,8 @@ def _in_coordinates_of(basis: BlockedComponents, block: BlockedComponents) -> Bl
     if basis.output_vectors_EJ is not None and outputs is not None:
         outputs = basis.output_vectors_EJ.T @ outputs
     return BlockedComponents(
-        _orthonormal(inputs), None if outputs is None else _orthonormal(outputs), block.strength
+        _orthonormal(inputs), None if outputs is None else _orthonormal(outputs), block.mask_JK
     )
-
-
-def _joined_inputs(blocks: Sequence[BlockedComponents]) -> BlockedComponents:
-    """The union of blocks of whole input directions is one more of them: the eigenpairs of R (I + C)^+ R^T."""
-    strength_K = torch.cat([block.strength for block in blocks])
-    R_DK = torch.cat([block.input_vectors_DK for block in blocks], 1) * strength_K.sqrt()
-    directions_DK, R_KK = torch.linalg.qr(R_DK)
-    gram_KK = R_KK.T @ R_KK + torch.diag(1 - strength_K)
-    core_KK = R_KK @ torch.linalg.pinv(gram_KK, rtol=_SAME, hermitian=True) @ R_KK.T
-    values_K, vectors_KK = torch.linalg.eigh((core_KK + core_KK.T) / 2)
-    kept_K = values_K > _SAME
-    joined = BlockedComponents(directions_DK @ vectors_KK[:, kept_K], None, values_K[kept_K].clamp(max=1))
-    return joined.to(joined.strength.float())
 
 
 def _span(sets: Sequence[Tensor]) -> Tensor:

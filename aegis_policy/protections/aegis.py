@@ -9,47 +9,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aegis_policy.isolation import GRANULARITIES, PLACES, Anchor, AnchorError
+from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.protections.anchor_kind import AnchorKind, Figures
 from aegis_policy.protections.base import AnchorOptions, Protection, Step
-from aegis_policy.protections.blocks import BLOCK_KINDS, BlockOptions
-from aegis_policy.protections.gaussian import Gaussian, GaussianOptions
+from aegis_policy.protections.blocks import Subspace, SubspaceOptions
+from aegis_policy.protections.coverage import Coverage
+from aegis_policy.protections.gaussian import Gaussian
+from aegis_policy.protections.kronecker import Kronecker, KroneckerOptions
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.vlm.backbone import VLMBackbone
 
-ANCHOR_KINDS: dict[str, type[AnchorKind]] = {Gaussian.name: Gaussian, **BLOCK_KINDS}
+ANCHOR_KINDS: dict[str, type[AnchorKind]] = {kind.name: kind for kind in (Gaussian, Subspace, Kronecker)}
 """What `--policy.anchor` may name, and join by `+`."""
 
 
 @dataclass
-class AegisOptions(GaussianOptions, BlockOptions, AnchorOptions):
+class AegisOptions(SubspaceOptions, KroneckerOptions, AnchorOptions):
     """Options of `aegis`, besides those of its kinds of anchors.
-
-    Left open, `anchor_energy`, `project` and `granularity` are what each kind takes; where several kinds that are
-    joined differ, the field then holds a value for each (`{"subspace": "tensor", "kronecker": "all"}`), as it may when
-    given.
 
     Attributes:
         anchor: what is protected: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the
             components of their weights that carry the answers), `gaussian` (the moments of every decoder layer's
             output, arXiv 2604.16067), or several joined by `+`.
-        project: `gradient` or `update`, the step to project; by default the gradient for `gaussian` and the update for
-            the others, where neither AdamW's momentum nor its preconditioner can undo it.
-        granularity: `layer`, `tensor` or `all`: what one projection, or one threshold of energy, is for. By default
-            `layer` for `gaussian`, `tensor` for `subspace`, `all` for `kronecker`.
     """
 
     anchor: str = "subspace"
-    project: dict[str, str] | str | None = None
-    granularity: dict[str, str] | str | None = None
-
-
-_CHOICES = {"project": PLACES, "granularity": GRANULARITIES}
 
 
 class Aegis(Protection):
@@ -77,10 +65,7 @@ class Aegis(Protection):
         self.kinds = tuple(ANCHOR_KINDS[name](config) for name in sorted(named))
 
     def defaults(self) -> dict[str, Any]:
-        return {
-            name: _one_or_each({kind.name: kind.defaults[name] for kind in self._kinds_with(name)})
-            for name in ChainMap(*(dict(kind.defaults) for kind in self.kinds))
-        }
+        return dict(ChainMap(*(dict(kind.defaults) for kind in self.kinds)))
 
     def idle(self) -> dict[str, str]:
         present = {field.name for kind in self.kinds for field in fields(kind.Options)}
@@ -90,20 +75,8 @@ class Aegis(Protection):
     def check_options(self) -> None:
         super().check_options()
         for name in self.defaults():
-            given = getattr(self.config, name)
-            wanted = [kind.name for kind in self._kinds_with(name)]
-            if isinstance(given, Mapping) and set(given) != set(wanted):
-                raise AegisError(
-                    f"--policy.{name}={given} must hold one value, or one for each of {', '.join(wanted)}."
-                )
-            values = given.values() if isinstance(given, Mapping) else [given]
-            for value in values:
-                if name in _CHOICES and value not in _CHOICES[name]:
-                    raise AegisError(
-                        f"--policy.{name}={value} is unknown: choose {', '.join(_CHOICES[name])}."
-                    )
-        for kind in self.kinds:
-            kind.check_options()
+            if not 0 < (share := getattr(self.config, name)) <= 1:
+                raise AegisError(f"--policy.{name}={share} must lie between 0 and 1.")
 
     def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
         if not all(kind.held_by(anchor) for kind in self.kinds):
@@ -132,18 +105,15 @@ class Aegis(Protection):
             kind.begin_training(vlm, anchor)
         self.projectors = tuple(kind.projector for kind in self.kinds)
 
-    def coverage(self) -> Iterator[Finding]:
+    def coverages(self) -> Iterator[Coverage]:
         for kind in self.kinds:
-            yield from kind.coverage()
+            yield from kind.coverages()
 
     def begin_step(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
         with ExitStack() as stack:
             finishing = {kind.name: stack.enter_context(kind.watch(vlm, inputs)) for kind in self.kinds}
             prefix = vlm.encode(inputs)
         return _WatchedStep(prefix, finishing)
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: tensor for kind in self.kinds for name, tensor in kind.state().items()}
 
     def diagnose(self, vqa_loss: Callable[[], Tensor]) -> dict[str, float]:
         """Where the questions' own gradient lies: along the anchor gradient, inside the blocks."""
@@ -152,9 +122,6 @@ class Aegis(Protection):
             gradients = torch.autograd.grad(vqa_loss(), parameters, allow_unused=True)
         gradient_of = {id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)}
         return _named({kind.name: kind.diagnose(lambda p: gradient_of[id(p)]) for kind in self.kinds})
-
-    def _kinds_with(self, option: str) -> list[AnchorKind]:
-        return [kind for kind in self.kinds if option in kind.defaults]
 
 
 @dataclass(frozen=True)
@@ -170,9 +137,3 @@ class _WatchedStep(Step):
 def _named(figures: Mapping[str, Figures]) -> dict[str, float]:
     """Figures of every kind under names that begin with it."""
     return {f"{kind}_{name}": value for kind, found in figures.items() for name, value in found.items()}
-
-
-def _one_or_each(values: dict[str, Any]) -> Any:
-    """The value that all kinds share, or else the mapping."""
-    first, *others = values.values()
-    return first if all(value == first for value in others) else values

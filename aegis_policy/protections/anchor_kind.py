@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, Projector
-from aegis_policy.support.finding import Finding
+from aegis_policy.protections.base import NoOptions
+from aegis_policy.protections.coverage import Coverage
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
@@ -28,28 +30,15 @@ class AnchorKind(ABC):
 
     name: ClassVar[str]
     """As `--policy.anchor` and the training log spell it."""
-    Options: ClassVar[type]
+    Options: ClassVar[type] = NoOptions
     """A dataclass of the configuration's fields that mean something to this kind alone."""
-    defaults: ClassVar[Mapping[str, Any]]
-    """What options that were left open become for this kind, by name."""
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What options that were left open become for this kind, by name; they are shares, above 0 and at most 1."""
     projector: Projector
     """What it gives the optimizer, once `begin_training` has been called."""
 
     def __init__(self, config: "AegisConfig") -> None:
         self.config = config
-
-    def option(self, name: str) -> Any:
-        """The value of a field that may hold one for each kind."""
-        value = getattr(self.config, name)
-        return value[self.name] if isinstance(value, Mapping) else value
-
-    @abstractmethod
-    def check_options(self) -> None:
-        """Make sure that this kind's options are possible.
-
-        Raises:
-            AegisError: one is not.
-        """
 
     @abstractmethod
     def held_by(self, anchor: Anchor) -> bool:
@@ -80,8 +69,8 @@ class AnchorKind(ABC):
             AegisError: the anchor cannot guard it as configured.
         """
 
-    def coverage(self) -> Iterator[Finding]:
-        """As `Protection.coverage`."""
+    def coverages(self) -> Iterator[Coverage]:
+        """As `Protection.coverages`."""
         return iter(())
 
     @contextmanager
@@ -95,7 +84,3 @@ class AnchorKind(ABC):
     @abstractmethod
     def diagnose(self, gradient: Gradient) -> Figures:
         """How the gradient of the questions themselves lies to what this kind guards."""
-
-    def state(self) -> dict[str, Tensor]:
-        """As `Protection.state`."""
-        return {}

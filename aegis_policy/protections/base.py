@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from aegis_policy.isolation import Anchor, Projector
 from aegis_policy.protections.action_tokens import ActionChunks
+from aegis_policy.protections.coverage import Coverage
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
@@ -182,7 +182,7 @@ class Protection:
             reference: the pretrained weights by parameter name in `vlm.model`, if `needs_reference`.
         """
 
-    def coverage(self) -> Iterator[Finding]:
+    def coverages(self) -> Iterator[Coverage]:
         """How much of what learns is protected, once training has begun."""
         return iter(())
 

@@ -16,7 +16,7 @@ from aegis_policy.protections import OPTIONS, PROTECTIONS
 from aegis_policy.support.errors import AegisError
 
 MakeConfig = Callable[..., AegisConfig]
-OPEN = ("penalty", "anchor_energy", "project", "granularity")
+OPEN = ("penalty", "anchor_share", "anchor_energy")
 
 
 def _reloaded(config: AegisConfig, folder: Path, *flags: str) -> AegisConfig:
@@ -80,7 +80,7 @@ def test_every_option_of_a_protection_is_a_flag() -> None:
     for protection in PROTECTIONS.values():
         for option in fields(protection.Options):
             assert option.default is not MISSING and flags[option.name].default == option.default
-    assert {"penalty", "lora_rank", "replay_data", "anchor", "anchor_energy", "anchor_tokens"} <= OPTIONS
+    assert {"penalty", "lora_rank", "replay_data", "anchor", "anchor_share", "anchor_energy"} <= OPTIONS
 
 
 LEFT_OPEN = [
@@ -92,35 +92,10 @@ LEFT_OPEN = [
     ("ewc", {}, {"penalty": 0.01}),
     ("replay", {}, {"penalty": 1.0}),
     ("knowledge_insulation", {}, {"penalty": 1.0}),
-    (
-        "aegis",
-        {"anchor": "subspace"},
-        {"anchor_energy": 0.9, "project": "update", "granularity": "tensor"},
-    ),
-    (
-        "aegis",
-        {"anchor": "kronecker"},
-        {"anchor_energy": 0.95, "project": "update", "granularity": "all"},
-    ),
-    ("aegis", {"anchor": "gaussian"}, {"project": "gradient", "granularity": "layer"}),
-    (
-        "aegis",
-        {"anchor": "subspace+gaussian"},
-        {
-            "anchor_energy": 0.9,
-            "project": {"gaussian": "gradient", "subspace": "update"},
-            "granularity": {"gaussian": "layer", "subspace": "tensor"},
-        },
-    ),
-    (
-        "aegis",
-        {"anchor": "subspace+kronecker"},
-        {
-            "anchor_energy": {"kronecker": 0.95, "subspace": 0.9},
-            "project": "update",
-            "granularity": {"kronecker": "all", "subspace": "tensor"},
-        },
-    ),
+    ("aegis", {"anchor": "subspace"}, {"anchor_share": 0.17}),
+    ("aegis", {"anchor": "kronecker"}, {"anchor_energy": 0.95}),
+    ("aegis", {"anchor": "gaussian"}, {}),
+    ("aegis", {"anchor": "subspace+kronecker"}, {"anchor_share": 0.17, "anchor_energy": 0.95}),
 ]
 """The values with which published runs were made: of another default, their checkpoints would train on otherwise."""
 
@@ -168,28 +143,14 @@ def test_another_default_of_a_later_version_leaves_a_checkpoint_alone(
         ("l2_sp", {}, ["--protection=replay", "--penalty=0.5"], {"penalty": 0.5}),
         ("knowledge_insulation", {"penalty": 0.3}, ["--protection=l2_sp"], {"penalty": 0.3}),
         ("aegis", {"anchor": "subspace"}, ["--protection=freeze"], {}),
+        ("aegis", {"anchor": "subspace"}, ["--anchor=kronecker"], {"anchor_energy": 0.95}),
         (
             "aegis",
-            {"anchor": "subspace"},
-            ["--anchor=kronecker"],
-            {"anchor_energy": 0.95, "project": "update", "granularity": "all"},
+            {"anchor": "subspace", "anchor_share": 0.3},
+            ["--anchor=subspace+kronecker", "--anchor_energy=0.6"],
+            {"anchor_share": 0.3, "anchor_energy": 0.6},
         ),
-        (
-            "aegis",
-            {"anchor": "subspace", "granularity": "layer"},
-            ["--anchor=subspace+kronecker", '--anchor_energy={"subspace": 0.5, "kronecker": 0.6}'],
-            {
-                "anchor_energy": {"subspace": 0.5, "kronecker": 0.6},
-                "project": "update",
-                "granularity": "layer",
-            },
-        ),
-        (
-            "none",
-            {},
-            ["--protection=aegis"],
-            {"anchor_energy": 0.9, "project": "update", "granularity": "tensor"},
-        ),
+        ("none", {}, ["--protection=aegis"], {"anchor_share": 0.17}),
     ],
 )
 def test_under_another_protection_what_was_left_open_is_open_again(
@@ -211,8 +172,8 @@ def test_under_another_protection_what_was_left_open_is_open_again(
         (
             "aegis",
             {"anchor": "subspace"},
-            ["--anchor=kronecker", "--granularity=tensor"],
-            {"anchor_energy": 0.95, "project": "update", "granularity": "tensor"},
+            ["--anchor=gaussian+subspace", "--anchor_share=0.17"],
+            {"anchor_share": 0.17},
         ),
     ],
 )
@@ -231,7 +192,7 @@ def test_a_flag_counts_though_the_checkpoints_protection_had_taken_the_same_valu
     loaded = _reloaded(config, tmp_path, *flags)
     assert _values(loaded) == values
     kept = loaded.defaults_taken or {}
-    assert not kept.keys() & {"penalty", "granularity"}, (
+    assert not kept.keys() & {"penalty", "anchor_share"}, (
         "what was given is not open should the protection change again"
     )
 

@@ -17,11 +17,8 @@ Sample = dict[str, Any]
 
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
-    "subspace": ("aegis", {"anchor": "subspace", "anchor_energy": 0.5}),
+    "subspace": ("aegis", {"anchor": "subspace", "anchor_share": 0.5}),
     "gaussian": ("aegis", {"anchor": "gaussian"}),
-    "restoring": ("aegis", {"anchor": "gaussian", "anchor_restoring": 1e-3}),
-    "refreshed every other update": ("aegis", {"anchor": "gaussian", "anchor_refresh": 2}),
-    "projected update": ("aegis", {"anchor": "gaussian", "project": "update"}),
     "l2_sp": ("l2_sp", {}),
     "w2_penalty": ("w2_penalty", {"penalty": 0.1}),
     "knowledge_insulation": ("knowledge_insulation", {}),

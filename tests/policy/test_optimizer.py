@@ -109,7 +109,7 @@ def test_moments_of_eight_bits_survive_a_checkpoint_of_lerobot_s(tmp_path: Path)
 def test_eight_bits_leave_nothing_in_the_blocks(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     pytest.importorskip("bitsandbytes")
     policy = make_policy(
-        "aegis", anchor="subspace", anchor_energy=0.5, optimizer_bits=8, optimizer_lr_backbone=1e-3
+        "aegis", anchor="subspace", anchor_share=0.5, optimizer_bits=8, optimizer_lr_backbone=1e-3
     ).train()
     before = {id(p): p.detach().clone() for p in policy.parameters()}
     optimizer = build_optimizer(policy)

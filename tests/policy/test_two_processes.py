@@ -19,15 +19,10 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gaussian": ("aegis", {"anchor": "gaussian"}, "gaussian_conflict_fraction"),
     "accumulated": (
         "aegis",
-        {"anchor": "gaussian+subspace", "anchor_restoring": 1e-3},
+        {"anchor": "gaussian+subspace"},
         "gaussian_conflict_fraction",
     ),
     "kronecker": ("aegis", {"anchor": "kronecker"}, "kronecker_blocked_energy"),
-    "apart": (
-        "aegis",
-        {"anchor": "gaussian", "anchor_tokens": "apart", "anchor_momentum": 0.9},
-        "gaussian_conflict_fraction",
-    ),
     "w2_penalty": ("w2_penalty", {"penalty": 0.1}, "gaussian_anchor_distance"),
     "replay": ("replay", {"replay_batch_size": 2}, "vqa_loss"),
     "knowledge_insulation": ("knowledge_insulation", {}, "action_token_loss"),

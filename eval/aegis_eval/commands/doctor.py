@@ -22,8 +22,8 @@ _OF_THE_DATASET = {
 """Flags of a training that its checks of a dataset look at; those of the dataset they take from the command line."""
 _OF_THE_ANCHOR = {
     "--policy.anchor": "what of it protects",
-    "--policy.anchor_energy": "how much of that",
-    "--policy.granularity": "what one threshold is for",
+    "--policy.anchor_share": "how much of that",
+    "--policy.anchor_energy": "the same, of kronecker",
     "--policy.train_vision_tower": "true where the tower learns too",
     "--policy.train_projector": "true where the projector learns too",
 }

@@ -61,30 +61,11 @@ VARIANTS: dict[str, Variant] = {
         for energy in (0.8, 0.9, 0.98)
     },
     **{
-        f"subspace {energy}": _aegis("subspace", f"--policy.anchor_energy={energy}")
-        for energy in (0.7, 0.8, 0.95)
+        f"subspace {share}": _aegis("subspace", f"--policy.anchor_share={share}")
+        for share in (0.02, 0.05, 0.1, 0.25, 0.5)
     },
-    "kronecker soft": _aegis("kronecker", "--policy.anchor_soft=true"),
-    "subspace soft": _aegis("subspace", "--policy.anchor_soft=true"),
-    "subspace on gradient": _aegis("subspace", "--policy.project=gradient"),
-    "gaussian on update": _aegis("gaussian", "--policy.project=update"),
-    "kronecker by layer": _aegis("kronecker", "--policy.granularity=layer"),
-    "subspace over all": _aegis("subspace", "--policy.granularity=all"),
-    "gaussian by tensor": _aegis("gaussian", "--policy.granularity=tensor"),
-    "gaussian over all": _aegis("gaussian", "--policy.granularity=all"),
     "gaussian of robot frames": _aegis("gaussian", anchor="robot"),
     "gaussian of both": _aegis("gaussian", anchor="both"),
     "subspace of robot frames": _aegis("subspace", anchor="robot"),
     "subspace of both": _aegis("subspace", anchor="both"),
-    "gaussian tokens apart": _aegis("gaussian", "--policy.anchor_tokens=apart"),
-    "gaussian whitened": _aegis("gaussian", "--policy.anchor_whiten=true"),
-    "gaussian averaged": _aegis("gaussian", "--policy.anchor_momentum=0.9"),
-    "gaussian every 4th": _aegis("gaussian", "--policy.anchor_refresh=4"),
-    "gaussian restoring": _aegis("gaussian", "--policy.anchor_restoring=0.001"),
-    "gaussian at its best": _aegis(
-        "gaussian",
-        "--policy.project=update",
-        "--policy.anchor_whiten=true",
-        anchor="robot",
-    ),
 }

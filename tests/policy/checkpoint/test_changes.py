@@ -30,16 +30,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "lora_alpha": (4, {"protection": "lora"}),
     "action_tokenizer": ("fast", {"protection": "knowledge_insulation"}),
     "action_bins": (64, {"protection": "knowledge_insulation"}),
-    "anchor_energy": (0.5, {"protection": "aegis", "anchor": "subspace"}),
-    "anchor_soft": (True, {"protection": "aegis", "anchor": "subspace"}),
-    "anchor_tokens": ("apart", {"protection": "aegis"}),
-    "anchor_whiten": (True, {"protection": "aegis"}),
-    "anchor_momentum": (0.5, {"protection": "aegis"}),
-    "anchor_refresh": (3, {"protection": "aegis"}),
-    "anchor_restoring": (0.1, {"protection": "aegis"}),
+    "anchor_share": (0.5, {"protection": "aegis", "anchor": "subspace"}),
+    "anchor_energy": (0.5, {"protection": "aegis", "anchor": "kronecker"}),
     "anchor": ("kronecker", {"protection": "aegis"}),
-    "project": ("update", {"protection": "aegis"}),
-    "granularity": ("tensor", {"protection": "aegis"}),
     "vlm": ("elsewhere", {}),
     "protection": ("freeze", {}),
     "vqa_probe_freq": (7, {}),
@@ -159,11 +152,9 @@ def test_pretrained_weights_that_were_never_kept_are_not_to_be_restored(
 def test_a_checkpoint_of_a_former_version_has_changed_nothing(saved: Saved) -> None:
     folder = saved("aegis", anchor="subspace")
     config = read_json(folder / "config.json")
-    for name in ("defaults_taken", "instruction", "anchor_soft", "optimizer_bits"):
+    for name in ("defaults_taken", "instruction", "optimizer_bits"):
         del config[name]
-    write_json(
-        folder / "config.json", {**config, "anchor_energy": None, "project": None, "granularity": None}
-    )
+    write_json(folder / "config.json", {**config, "anchor_share": None})
     assert told(check_changes(folder, _reloaded(folder), resumed=True)) == ""
 
 

@@ -35,7 +35,7 @@ _LONGEST = 4_000
 def checkpoint(make_policy: MakePolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as a training leaves it, with an anchor and a state."""
     folder = tmp_path_factory.mktemp("checkpoint") / "pretrained_model"
-    policy = make_policy("aegis", anchor_momentum=0.5)
+    policy = make_policy("aegis")
     policy.get_optim_params()
     policy.save_pretrained(folder)
     statistics = {

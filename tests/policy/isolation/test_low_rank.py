@@ -14,6 +14,7 @@ from aegis_policy.isolation import (
     LowRankProjector,
     ProjectedAdamW,
     select_blocks,
+    select_components,
 )
 
 RANK = 64
@@ -110,95 +111,22 @@ def test_a_layer_that_is_not_linear_is_named(layer):
         FactorAccumulator({"a": layer}, RANK)
 
 
-def test_a_group_without_factors_and_a_rank_of_nothing_are_named(setting):
-    with pytest.raises(ValueError, match="no factors of b, c"):
-        select_blocks(gather(setting).factors(), [["c"], ["b"]], 0.9, use_outputs=True)
+def test_a_rank_of_nothing_is_named(setting):
     with pytest.raises(ValueError, match="rank=0"):
         FactorAccumulator(linears(setting), 0)
-
-
-def test_the_block_is_the_lightest_set_of_components_that_holds_the_energy(setting):
-    factors = gather(setting).factors()
-    names = list(factors)
-    blocks = select_blocks(factors, [names], 0.8, use_outputs=True)
-    weights = {
-        name: torch.outer(each.outputs.values_K, each.inputs.values_K) for name, each in factors.items()
-    }
-    total = sum(float(each.inputs.total * each.outputs.total) for each in factors.values())
-    blocked = {name: int(blocks[name].strength.sum()) if name in blocks else 0 for name in names}
-    heaviest = torch.cat([weight.flatten() for weight in weights.values()]).sort(descending=True).values
-    count = sum(blocked.values())
-    assert heaviest[:count].sum() >= 0.8 * total * (1 - 1e-5)
-    assert heaviest[: count - 1].sum() < 0.8 * total
-    for name in names:
-        assert blocked[name] == int((weights[name] >= heaviest[count - 1]).sum())
-
-
-def test_groups_have_thresholds_of_their_own(setting):
-    factors = gather(setting).factors()
-    together = select_blocks(factors, [list(factors)], 0.5, use_outputs=False)
-    apart = select_blocks(factors, [[name] for name in factors], 0.5, use_outputs=False)
-    assert set(apart) == set(factors), "each layer keeps half of its own energy"
-    assert set(together) <= set(apart)
-    sizes = [sum(block.strength.numel() for block in blocks.values()) for blocks in (together, apart)]
-    assert sizes[0] < sizes[1], "one threshold for all holds the same energy in fewer directions"
-
-
-def test_soft_blocks_take_half_at_the_threshold_and_more_above(setting):
-    factors = gather(setting).factors()
-    hard = select_blocks(factors, [list(factors)], 0.8, use_outputs=False)
-    soft = select_blocks(factors, [list(factors)], 0.8, use_outputs=False, soft=True)
-    for name, block in soft.items():
-        rank = hard[name].strength.numel() if name in hard else 0
-        assert (block.strength[:rank] >= 0.5).all()
-        assert (block.strength[rank:] < 0.5).all()
-        assert (block.strength < 1).all()
-
-
-@pytest.mark.parametrize("use_outputs", [False, True])
-def test_directions_of_which_a_soft_block_takes_next_to_nothing_are_left_out(setting, use_outputs):
-    factors = gather(setting).factors()
-    blocks = select_blocks(factors, [list(factors)], 0.5, use_outputs=use_outputs, soft=True)
-    kept = {name: block.input_vectors_DK.shape[1] for name, block in blocks.items()}
-    assert sum(kept.values()) < sum(factors[name].inputs.values_K.numel() for name in kept)
-    for block in blocks.values():
-        sides = [0, 1] if use_outputs else [0]
-        for side in sides:
-            strongest = block.strength.amax(1 - side) if use_outputs else block.strength
-            assert (strongest > 0.01).all()
-
-
-@pytest.mark.parametrize("energy", [0.0, 1.1])
-def test_an_energy_out_of_range_is_refused(setting, energy):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        select_blocks(gather(setting).factors(), [["0.up"]], energy, use_outputs=True)
-
-
-def test_eigenpairs_that_hold_too_little_are_refused(setting):
-    accumulator = FactorAccumulator(linears(setting), rank=2, outputs=False)
-    with accumulator.collect(setting.mask_BT), torch.no_grad():
-        setting.model(setting.x_BTD)
-    with pytest.raises(ValueError, match=r"hold \d.*less than the 99\.9%"):
-        select_blocks(accumulator.factors(), [["1.up"]], 0.999, use_outputs=False)
-
-
-def test_missing_output_factors_are_named(setting):
-    with pytest.raises(ValueError, match=r"no output factor of 0\.up"):
-        select_blocks(gather(setting, outputs=False).factors(), [["0.up"]], 0.9, use_outputs=True)
 
 
 def test_removing_is_the_projection_in_float64(setting):
     torch.manual_seed(0)
     U = torch.linalg.qr(torch.randn(8, 3)).Q
     V = torch.linalg.qr(torch.randn(6, 2)).Q
-    S = torch.rand(2, 3)
+    mask = torch.tensor([[True, False, True], [False, True, False]])
     change = torch.randn(6, 8)
     expected = (
-        change.double()
-        - V.double() @ (S.double() * (V.T.double() @ change.double() @ U.double())) @ U.T.double()
+        change.double() - V.double() @ (mask * (V.T.double() @ change.double() @ U.double())) @ U.T.double()
     )
     ours = change.clone()
-    shed = BlockedComponents(U, V, S).remove_(ours)
+    shed = BlockedComponents(U, V, mask).remove_(ours)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(shed.double(), (change.double() - expected).square().sum(), rtol=1e-5, atol=0)
 
@@ -206,7 +134,7 @@ def test_removing_is_the_projection_in_float64(setting):
 @pytest.mark.parametrize("acts_on", ["update", "gradient"])
 def test_a_subspace_block_keeps_the_outputs_on_inputs_in_its_span(setting, acts_on):
     factors = gather(setting, outputs=False).factors()
-    blocks = select_blocks(factors, [[name] for name in factors], 0.7, use_outputs=False)
+    blocks = select_blocks(factors, 0.3)
     before = {name: layer.weight.detach().clone() for name, layer in linears(setting).items()}
     train(setting, LowRankProjector(linears(setting), blocks, acts_on), weight_decay=0.1)
     for name, layer in linears(setting).items():
@@ -220,14 +148,14 @@ def test_a_subspace_block_keeps_the_outputs_on_inputs_in_its_span(setting, acts_
 
 def test_a_kronecker_block_keeps_its_components_and_leaves_the_others_free(setting):
     factors = gather(setting).factors()
-    blocks = select_blocks(factors, [list(factors)], 0.9, use_outputs=True)
+    blocks = select_components(factors, 0.9)
     before = {name: layer.weight.detach().clone() for name, layer in linears(setting).items()}
     projector = LowRankProjector(linears(setting), blocks)
     optimizer = train(setting, projector)
     for name, block in blocks.items():
         moved = linears(setting)[name].weight.detach() - before[name]
         components = block.output_vectors_EJ.T @ moved @ block.input_vectors_DK
-        assert components[block.strength > 0].norm() < 1e-4 * moved.norm()
+        assert components[block.mask_JK].norm() < 1e-4 * moved.norm()
         assert moved.norm() > 1e-2
     assert 0 < projector.metrics()["blocked_energy"] < 1
     assert optimizer.projectors == (projector,)
@@ -236,7 +164,7 @@ def test_a_kronecker_block_keeps_its_components_and_leaves_the_others_free(setti
 def test_what_no_projector_knows_steps_as_in_plain_adamw(make_setting):
     ours, plain = make_setting(), make_setting()
     factors = gather(ours, outputs=False).factors()
-    blocks = select_blocks(factors, [["1.up"]], 0.7, use_outputs=False)
+    blocks = select_blocks({"1.up": factors["1.up"]}, 0.3)
     train(ours, LowRankProjector(linears(ours), blocks), steps=1)
     optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-2)
     plain.task_loss().backward()
@@ -247,7 +175,7 @@ def test_what_no_projector_knows_steps_as_in_plain_adamw(make_setting):
 
 def test_a_step_without_blocked_components_comes_back_bit_for_bit(make_setting):
     ours, plain = make_setting(), make_setting()
-    zero = BlockedComponents(torch.eye(8)[:, :2], None, torch.zeros(2))
+    zero = BlockedComponents(torch.eye(8)[:, :2], torch.eye(16)[:, :2], torch.zeros(2, 2, dtype=torch.bool))
     train(ours, LowRankProjector(linears(ours), {"0.up": zero}), steps=3)
     optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-2)
     for _ in range(3):
@@ -264,7 +192,7 @@ def test_both_kinds_of_projector_act_in_one_step(make_setting):
     """AdamW on gradients projected by hand, and then the blocks taken out of its update by hand."""
     ours, by_hand = make_setting(), make_setting()
     factors = gather(ours).factors()
-    blocks = select_blocks(factors, [list(factors)], 0.9, use_outputs=True)
+    blocks = select_components(factors, 0.9)
     isolators = [GradientIsolator(each.model.layers, each.anchor) for each in (ours, by_hand)]
     projector = LowRankProjector(linears(ours), blocks)
     adamw = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-2}
@@ -287,7 +215,7 @@ def test_both_kinds_of_projector_act_in_one_step(make_setting):
         for name, block in blocks.items():
             weight = linears(by_hand)[name].weight
             change = weight.detach() - before[name]
-            inside = block.output_vectors_EJ.T @ change @ block.input_vectors_DK * block.strength
+            inside = block.output_vectors_EJ.T @ change @ block.input_vectors_DK * block.mask_JK
             weight.data -= block.output_vectors_EJ @ inside @ block.input_vectors_DK.T
     assert conflicts > 0 and projector.metrics()["blocked_energy"] > 0
     for p, expected in zip(ours.model.parameters(), by_hand.model.parameters(), strict=True):
@@ -300,7 +228,7 @@ def test_directions_from_a_file_which_holds_them_rounded_are_made_orthonormal_ag
 ):
     Anchor(factors=gather(setting).factors()).save(tmp_path / "anchor.safetensors")
     factors = Anchor.load(tmp_path / "anchor.safetensors").factors
-    blocks = select_blocks(factors, [list(factors)], 0.9, use_outputs=use_outputs)
+    blocks = select_components(factors, 0.9) if use_outputs else select_blocks(factors, 0.5)
     assert len(blocks) > 1
     for name, block in blocks.items():
         vectors = (
@@ -328,7 +256,7 @@ def test_products_are_whole_while_components_are_removed(setting):
 
     weight = setting.model.layers[0].up.weight
     weight.grad = torch.ones_like(weight)
-    projector = LowRankProjector(linears(setting), {"0.up": Watched(torch.eye(8), None, torch.ones(8))})
+    projector = LowRankProjector(linears(setting), {"0.up": Watched(torch.eye(8))})
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -342,7 +270,7 @@ def test_products_are_whole_while_components_are_removed(setting):
 
 def test_bfloat16_weights_are_blocked_to_their_own_precision(setting):
     factors = gather(setting, outputs=False).factors()
-    blocks = select_blocks(factors, [["0.up"]], 0.7, use_outputs=False)
+    blocks = select_blocks({"0.up": factors["0.up"]}, 0.3)
     setting.model.to(torch.bfloat16)
     weight = setting.model.layers[0].up.weight
     weight.grad = torch.randn_like(weight)
@@ -355,15 +283,15 @@ def test_bfloat16_weights_are_blocked_to_their_own_precision(setting):
 @pytest.mark.parametrize(
     ("name", "block", "complaint"),
     [
-        ("9.up", BlockedComponents(torch.eye(8), None, torch.ones(8)), r"9\.up, which are no layers"),
+        ("9.up", BlockedComponents(torch.eye(8)), r"9\.up, which are no layers"),
         (
             "0.up",
-            BlockedComponents(torch.eye(5), None, torch.ones(5)),
+            BlockedComponents(torch.eye(5)),
             r"shape \(16, 5\), but it has \(16, 8\)",
         ),
         (
             "0.up",
-            BlockedComponents(torch.eye(8), torch.eye(3), torch.ones(3, 8)),
+            BlockedComponents(torch.eye(8), torch.eye(3), torch.ones(3, 8, dtype=torch.bool)),
             r"shape \(3, 8\), but it has \(16, 8\)",
         ),
     ],
@@ -376,19 +304,17 @@ def test_blocks_of_another_model_are_refused(setting, name, block, complaint):
 def test_nothing_that_learns_is_an_error(setting):
     setting.model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to protect"):
-        LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8), None, torch.ones(8))})
+        LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8))})
 
 
 def test_an_unknown_place_is_refused(setting):
     with pytest.raises(ValueError, match="acts_on='weights' is unknown"):
-        LowRankProjector(
-            linears(setting), {"0.up": BlockedComponents(torch.eye(8), None, torch.ones(8))}, "weights"
-        )
+        LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8))}, "weights")
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e25])
 def test_shares_of_any_gradient_are_finite(setting, scale):
-    block = BlockedComponents(torch.eye(8)[:, :2], None, torch.ones(2))
+    block = BlockedComponents(torch.eye(8)[:, :2])
     projector = LowRankProjector(linears(setting), {"0.up": block})
     gradient = scale * torch.ones(16, 8)
     assert float(projector.blocked_share(lambda p: gradient)) == pytest.approx(0.25 if scale else 0.0)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from aegis_policy.protections import PROTECTIONS
 
 _MORE = {
-    "aegis": ["--policy.anchor=subspace+gaussian", "--policy.anchor_momentum=0.5"],
+    "aegis": ["--policy.anchor=subspace+gaussian"],
     "aegis in less memory": [
         "--policy.anchor=subspace",
         "--policy.dtype=bfloat16",

@@ -58,18 +58,20 @@ def test_an_option_of_another_protection_is_refused(
         make_config(protection, **option)
 
 
-def test_too_much_energy_for_the_anchors_rank_is_one_sentence(
+def test_too_much_fisher_weight_for_what_the_anchor_keeps_is_one_sentence(
     make_policy: MakePolicy, tiny_vlm_dir: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
     pairs = (VQAExample(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), "what is it") for _ in range(8))
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
-    anchor = build_anchor(vlm, pairs, kinds=["subspace"], source="noise", batch_size=8, rank=2)
+    anchor = build_anchor(vlm, pairs, kinds=["kronecker"], source="noise", batch_size=8, rank=2)
     anchor.save(tmp_path / "anchor.safetensors")
     policy = make_policy(
-        "aegis", anchor="subspace", anchor_energy=1.0, anchor_path=tmp_path / "anchor.safetensors"
+        "aegis", anchor="kronecker", anchor_energy=1.0, anchor_path=tmp_path / "anchor.safetensors"
     )
-    with pytest.raises(AegisError, match=r"An energy of 1.0 .*subspace.*eigenpairs kept hold"):
+    with pytest.raises(
+        AegisError, match=r"kronecker anchor cannot protect.*eigenpairs kept hold.*protect less"
+    ):
         policy.get_optim_params()
 
 
@@ -95,21 +97,12 @@ def test_an_anchor_of_another_kind_says_how_to_make_the_right_one(
     [
         ({"anchor": "sheet"}, r"--policy.anchor=sheet is unknown"),
         ({"anchor": "gaussian+sheet"}, r"--policy.anchor=gaussian\+sheet is unknown"),
-        ({"anchor": "subspace", "anchor_energy": 0.0}, r"--policy.anchor_energy=0.0"),
-        ({"anchor_energy": 0.5}, r"--policy.anchor_energy changes nothing with --policy.anchor=gaussian"),
-        ({"anchor_soft": True}, r"--policy.anchor_soft changes nothing with --policy.anchor=gaussian"),
-        ({"anchor": "kronecker", "anchor_refresh": 2}, r"--policy.anchor_refresh changes nothing with"),
-        ({"anchor_refresh": 0}, r"--policy.anchor_refresh=0"),
-        ({"anchor_restoring": -1.0}, r"--policy.anchor_restoring=-1.0"),
-        ({"anchor_restoring": 1.0, "project": "update"}, r"--policy.project must stay gradient"),
-        ({"project": "weights"}, r"--policy.project=weights is unknown: choose gradient, update"),
-        ({"anchor_tokens": "some"}, r"--policy.anchor_tokens=some is unknown: choose together, apart"),
-        ({"anchor_momentum": 1.0}, r"--policy.anchor_momentum=1.0"),
-        ({"granularity": "neuron"}, r"--policy.granularity=neuron is unknown"),
-        (
-            {"anchor": "subspace+gaussian", "granularity": {"subspace": "all"}},
-            r"--policy.granularity=.* one value, or one for each of gaussian, subspace",
-        ),
+        ({"anchor": "subspace", "anchor_share": 0.0}, r"--policy.anchor_share=0.0 must lie between 0 and 1"),
+        ({"anchor": "subspace", "anchor_share": 1.5}, r"--policy.anchor_share=1.5"),
+        ({"anchor": "kronecker", "anchor_energy": 0.0}, r"--policy.anchor_energy=0.0"),
+        ({"anchor_share": 0.5}, r"--policy.anchor_share changes nothing with --policy.anchor=gaussian"),
+        ({"anchor": "subspace", "anchor_energy": 0.5}, r"--policy.anchor_energy changes nothing with"),
+        ({"anchor": "kronecker", "anchor_share": 0.5}, r"--policy.anchor_share changes nothing with"),
     ],
 )
 def test_options_out_of_range_are_refused(

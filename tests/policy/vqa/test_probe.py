@@ -81,7 +81,7 @@ def test_the_probe_shows_where_the_questions_gradient_lies(
 def test_blocks_of_everything_hold_the_whole_gradient(
     make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
 ) -> None:
-    policy = _probed(make_policy, tiny_vqa, "aegis", anchor="subspace", anchor_energy=0.999)
+    policy = _probed(make_policy, tiny_vqa, "aegis", anchor="subspace", anchor_share=1.0)
     figures = training_step(policy, build_optimizer(policy), make_batch())
     assert figures["subspace_vqa_gradient_blocked"] > 0.9
 

@@ -1,0 +1,117 @@
+"""How much of what learns an anchor's blocks hold: said when a training starts, on its card, and by `aegis-doctor`."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Self
+
+from aegis_policy.isolation import BlockedComponents, LinearFactors, direction_count
+from aegis_policy.support.errors import some
+from aegis_policy.support.finding import Finding
+
+_LITTLE = 0.5
+"""The share of the answers' gradient below which the median layer's blocks are too weak: the greater part of a step
+that unlearns the answers would pass."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the blocks of one kind of anchor hold of every layer that learns.
+
+    Attributes:
+        kind: of the anchor.
+        directions: by layer, how many input directions have a part that may not move.
+        widths: by layer, the number of its inputs.
+        gradient: by layer, the share of the squared norm of the answers' gradient that lies in the blocks; None where
+            the anchor does not know it.
+        short: layers of which the anchor keeps fewer directions than are asked for.
+    """
+
+    kind: str
+    directions: Mapping[str, int]
+    widths: Mapping[str, int]
+    gradient: Mapping[str, float] | None
+    short: Sequence[str]
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        blocks: Mapping[str, BlockedComponents],
+        factors: Mapping[str, LinearFactors],
+        share: float | None = None,
+    ) -> Self:
+        """What blocks hold of the layers whose factors these are.
+
+        Args:
+            kind: of the anchor.
+            blocks: by layer; one without a block is not protected.
+            factors: of every layer that learns.
+            share: of its inputs' directions that was asked for, if one was.
+        """
+        widths = {name: len(layer.inputs.vectors_DK) for name, layer in factors.items()}
+        directions = {name: blocks[name].directions if name in blocks else 0 for name in factors}
+        asked = {
+            name: 0 if share is None else direction_count(width, share) for name, width in widths.items()
+        }
+        short = [name for name in factors if directions[name] < asked[name]]
+        return cls(kind, directions, widths, _gradient(blocks, factors), short)
+
+    def __str__(self) -> str:
+        shares = [count / self.widths[name] for name, count in self.directions.items()]
+        told = (
+            f"{_three(self.directions.values(), '{:.0f}')} of a layer's input directions, {_three(shares, '{:.1%}')} "
+            f"of its inputs (least, median and most of {len(shares)} layers)"
+        )
+        if self.gradient is None:
+            return told
+        return f"{told}, which hold {_three(self.gradient.values(), '{:.1%}')} of the answers' gradient"
+
+    def findings(self) -> Iterator[Finding]:
+        """What is to be said of it: how much it is, and a warning where that is little or less than asked for."""
+        told = f"The {self.kind} anchor protects {self}"
+        if self.gradient is None:
+            yield Finding(
+                "ok",
+                f"{told}; how much of the answers' gradient they hold is not known (aegis-anchor finds it with "
+                "questions, --policy.vqa_probe_freq in training)",
+            )
+        elif median(self.gradient.values()) < _LITTLE:
+            yield Finding(
+                "warning",
+                f"{told}; a median below {_LITTLE:.0%} is little: most of a step against the answers would pass",
+                "make the anchor with a higher --share of aegis-anchor, and raise --policy.anchor_share to it",
+            )
+        else:
+            yield Finding("ok", told)
+        if bare := [name for name, count in self.directions.items() if not count]:
+            yield Finding(
+                "warning",
+                f"The {self.kind} anchor protects nothing of {some(bare)}, so that all of it may change",
+                "raise --policy.anchor_energy, or take --policy.anchor=subspace",
+            )
+        if self.short:
+            yield Finding(
+                "warning",
+                f"The {self.kind} anchor keeps fewer directions of {some(self.short)} than --policy.anchor_share asks "
+                "for, and protects those that it has",
+                "make it with a higher --share of aegis-anchor, or of more questions, or lower --policy.anchor_share",
+            )
+
+
+def _gradient(
+    blocks: Mapping[str, BlockedComponents], factors: Mapping[str, LinearFactors]
+) -> dict[str, float] | None:
+    """The share of the answers' gradient in whole input directions, if it is known of every layer."""
+    held = {}
+    for name, layer in factors.items():
+        block = blocks.get(name)
+        if layer.gradient_K is None or block is None or block.output_vectors_EJ is not None:
+            return None
+        held[name] = float(layer.gradient_K[: block.directions].sum())
+    return held
+
+
+def _three(values: Collection[float], form: str) -> str:
+    """The least, the median and the greatest of some values."""
+    return "{}, {} and {}".format(*map(form.format, (min(values), median(values), max(values))))
