@@ -91,7 +91,7 @@ from aegis_policy.isolation._blocked_components import (
 from aegis_policy.isolation._factors import FactorAccumulator, LinearFactors
 from aegis_policy.isolation._fisher import FISHER_EXACT, fisher_cotangents
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
-from aegis_policy.isolation._isolator import GRANULARITIES, GradientIsolator
+from aegis_policy.isolation._isolator import GradientIsolator
 from aegis_policy.isolation._joined_components import JoinedComponents
 from aegis_policy.isolation._kronecker import select_components
 from aegis_policy.isolation._low_rank import LowRankProjector
@@ -107,7 +107,6 @@ __all__ = [
     "DEFAULT_SHARE",
     "EPS",
     "FISHER_EXACT",
-    "GRANULARITIES",
     "PLACES",
     "Anchor",
     "AnchorError",

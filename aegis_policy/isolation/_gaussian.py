@@ -49,7 +49,6 @@ def w2_cotangents(
     moments: Moments,
     mean0_LD: Tensor,
     std0_LD: Tensor,
-    precision_LD: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradient of the anchor loss with respect to every layer's hidden states, in closed form.
 
@@ -72,7 +71,6 @@ def w2_cotangents(
         moments: of the global batch these hidden states are a part of.
         mean0_LD: the anchor's mean.
         std0_LD: the anchor's standard deviation.
-        precision_LD: what each dimension's part of the loss is multiplied by, default 1.
 
     Returns:
         L tensors of the hidden states' shapes and dtypes.
@@ -80,8 +78,6 @@ def w2_cotangents(
     scale = 2 / moments.tokens.clamp(min=1)
     slope_LD = (1 - std0_LD / moments.std_LD) * scale
     shift_LD = (moments.mean_LD - mean0_LD) * scale - slope_LD * moments.mean_LD
-    if precision_LD is not None:
-        slope_LD, shift_LD = slope_LD * precision_LD, shift_LD * precision_LD
     padding_BT1 = ~mask_BT.unsqueeze(-1)
     return [
         torch.addcmul(shift_D, at_least_float32(x_BTD), slope_D)
@@ -136,7 +132,7 @@ class GaussianAnchor:
         """D, the width of the hidden states described."""
         return self.mean_LD.shape[1]
 
-    def noise_floor(self, samples: int, precision_LD: Tensor | None = None) -> float | None:
+    def noise_floor(self, samples: int) -> float | None:
         """The squared distance at which a batch of so many of the anchor's own samples is expected to lie.
 
         The moments of a batch miss those of all samples by an error whose square falls as one over its size. A distance
@@ -144,15 +140,11 @@ class GaussianAnchor:
 
         Args:
             samples: in the batch.
-            precision_LD: what each dimension's part of the distance is multiplied by, default 1.
 
         Returns:
             The distance summed over layers, or None if the anchor does not know its noise.
         """
-        if self.noise_LD is None:
-            return None
-        noise_LD = self.noise_LD if precision_LD is None else self.noise_LD * precision_LD.to(self.noise_LD)
-        return float(noise_LD.sum()) / samples
+        return None if self.noise_LD is None else float(self.noise_LD.sum()) / samples
 
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Make sure that the anchor is that of a model of this depth and width.

@@ -77,7 +77,7 @@ class Gaussian(AnchorKind):
     def _accumulate(self, samples: int) -> Figures:
         """Take the anchor gradient of a global batch of `samples`."""
         distance = self.projector.accumulate()
-        floor = self.projector.noise_floor(samples)
+        floor = self.projector.anchor.noise_floor(samples)
         if floor is None:
             return self.projector.metrics()
         self._noise_warning.add(distance, floor, samples)

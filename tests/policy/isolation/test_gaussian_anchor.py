@@ -2,11 +2,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch import nn
 
 from aegis_policy.isolation import (
     AnchorError,
     GaussianAnchor,
+    GradientIsolator,
     MomentAccumulator,
+    NoiseAccumulator,
     global_moments,
     masked_moments,
     w2_cotangents,
@@ -99,3 +102,33 @@ def test_an_anchor_is_made_from_one_accumulator_a_layer(hidden, mask):
 def test_an_anchor_cannot_be_made_from_values_that_are_not_finite():
     with pytest.raises(AnchorError, match="not finite"):
         GaussianAnchor(torch.full((L, D), torch.inf), torch.ones(L, D), count=1)
+
+
+def test_the_noise_floor_is_the_distance_of_the_anchors_own_samples_to_it():
+    """Batches of 8 drawn from what the anchor was made of, whose noise it knows from batches of 4."""
+    torch.manual_seed(0)
+    scale_D = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    layer, accumulator, noise = nn.Linear(4, 4), MomentAccumulator(), NoiseAccumulator()
+    nn.init.eye_(layer.weight)
+
+    def batch(samples):
+        return torch.randn(samples, 5, 4) * scale_D + 1, torch.ones(samples, 5, dtype=torch.bool)
+
+    for _ in range(500):
+        x_BTD, mask_BT = batch(4)
+        hidden = layer(x_BTD).detach()
+        accumulator.update(hidden, mask_BT)
+        noise.update(global_moments([hidden], mask_BT), len(mask_BT))
+    exact = GaussianAnchor.from_accumulators([accumulator])
+    anchor = GaussianAnchor(
+        exact.mean_LD, exact.std_LD, exact.count, noise.noise(exact.mean_LD, exact.std_LD)
+    )
+    isolator = GradientIsolator([layer], anchor)
+    distances = []
+    for _ in range(400):
+        x_BTD, mask_BT = batch(8)
+        with isolator.collect(mask_BT):
+            layer(x_BTD)
+        distances.append(isolator.accumulate())
+        isolator.clear()
+    assert anchor.noise_floor(8) == pytest.approx(sum(distances) / len(distances), rel=0.15)

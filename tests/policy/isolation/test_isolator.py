@@ -170,6 +170,23 @@ def test_anchor_gradients_add_up_over_micro_batches(make_setting):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
 
 
+def test_what_a_projection_has_used_is_no_part_of_the_next_step(make_setting):
+    """Whoever sets gradients to None by hand clears nothing."""
+    setting, fresh = make_setting(), make_setting()
+    isolator = GradientIsolator(setting.model.layers, setting.anchor)
+    run_step(setting, isolator)
+    isolator.project_()
+    setting.model.zero_grad()
+    setting.x_BTD = fresh.x_BTD = 2 * setting.x_BTD
+    run_step(setting, isolator)
+    other = GradientIsolator(fresh.model.layers, fresh.anchor)
+    run_step(fresh, other)
+    for each in (isolator, other):
+        each.project_()
+    for ours, expected in zip(grads(setting), grads(fresh), strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_clear_forgets_the_steps_anchor_gradients(setting):
     isolator = GradientIsolator(setting.model.layers, setting.anchor)
     run_step(setting, isolator)
@@ -258,6 +275,30 @@ def test_frozen_parameters_are_left_out_but_their_layers_still_count_in_the_dist
     assert all(p.grad is None for p in setting.model.layers[0].parameters())
     setting.model.requires_grad_()
     assert distance == pytest.approx(reference(setting)[0], rel=1e-5)
+
+
+def test_further_groups_are_projected_too(setting):
+    """The first block stands for a vision tower: it has no anchor, but the others' hidden states depend on it."""
+    anchor = GaussianAnchor(setting.anchor.mean_LD[1:], setting.anchor.std_LD[1:], 1)
+    tower, *layers = setting.model.layers
+    isolator = GradientIsolator(layers, anchor, [list(module.parameters()) for module in (*layers, tower)])
+    twin = copy.deepcopy(setting)
+    twin.model.double()
+    distance = 0
+    for state, mean0, std0 in zip(
+        hidden_states(twin.model, setting.x_BTD.double())[1:], anchor.mean_LD, anchor.std_LD, strict=True
+    ):
+        valid_ND = state[setting.mask_BT]
+        std = (valid_ND.var(0, correction=0) + EPS).sqrt()
+        distance = distance + ((valid_ND.mean(0) - mean0) ** 2).sum() + ((std - std0) ** 2).sum()
+    uphill = flat(torch.autograd.grad(distance, list(twin.model.layers[0].parameters())))
+    assert run_step(setting, isolator) == pytest.approx(distance.item(), rel=1e-5)
+    task = flat(p.grad for p in tower.parameters())
+    isolator.project_()
+    wanted = gram_schmidt(task, uphill)
+    torch.testing.assert_close(
+        flat(p.grad for p in tower.parameters()), wanted, rtol=1e-4, atol=1e-6 * wanted.abs().max().item()
+    )
 
 
 def test_only_the_named_parameters_are_projected(make_setting):

@@ -5,6 +5,7 @@ import logging
 import pytest
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
+from aegis_policy.isolation import GaussianAnchor
 from aegis_policy.protections.gaussian import NoiseWarning
 
 
@@ -20,9 +21,9 @@ def test_a_distance_that_is_noise_is_said_once(
     (isolator,) = policy.protection.projectors
     first = training_step(policy, optimizer, make_batch(size=4))
     assert 0 < first["gaussian_noise_floor"] < first["gaussian_anchor_distance"]
-    assert isolator.noise_floor(8) == pytest.approx(isolator.noise_floor(4) / 2)
+    assert isolator.anchor.noise_floor(4) == pytest.approx(first["gaussian_noise_floor"])
     asked = []
-    monkeypatch.setattr(isolator, "noise_floor", lambda samples: asked.append(samples) or 1e6)
+    monkeypatch.setattr(GaussianAnchor, "noise_floor", lambda _, samples: asked.append(samples) or 1e6)
     with caplog.at_level(logging.WARNING):
         for seed in range(22):
             training_step(policy, optimizer, make_batch(size=4, seed=seed))
