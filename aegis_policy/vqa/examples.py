@@ -1,4 +1,4 @@
-"""Questions about images, by name: a source that an installed package offers, or one's own.
+"""Questions, mostly about images, by name: a source that an installed package offers, or one's own.
 
 `replay` trains on them, the probe asks them, `aegis-anchor` runs the pretrained model over them. A package offers a
 source as an entry point of the group `aegis_policy.vqa`: a function `(source, split, count, seed) -> iterable of
@@ -17,14 +17,16 @@ from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.sources import offered, parse_source
 
 INDEX_FILE = "questions.jsonl"
+ANSWER_TOKENS, SENTENCE_TOKENS = 8, 24
+"""Longest answer to a question about a picture, and without one, where models answer in whole sentences."""
 _OWN = "custom"
 
 
 class VQAExample:
-    """A question about one image and, where known, the answer.
+    """A question about one image, or none, and, where known, the answer.
 
     Args:
-        image: (H, W, 3) uint8, or what reads it anew whenever it is looked at.
+        image: (H, W, 3) uint8, or what reads it anew whenever it is looked at; None for a question about none.
         question: text.
         answer: the right one, or that most people gave.
         rule: from a given answer to how right it is, from 0 to 1; exact match if left open.
@@ -34,7 +36,7 @@ class VQAExample:
 
     def __init__(
         self,
-        image: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]],
+        image: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]] | None,
         question: str,
         answer: str | None = None,
         *,
@@ -50,8 +52,8 @@ class VQAExample:
         self.seen = seen
 
     @property
-    def image(self) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8."""
+    def image(self) -> NDArray[np.uint8] | None:
+        """(H, W, 3) uint8, or None."""
         return self._image() if callable(self._image) else self._image
 
     def score(self, given: str) -> float:

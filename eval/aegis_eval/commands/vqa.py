@@ -1,7 +1,7 @@
 """`aegis-vqa`: what can this backbone still answer?
 
 Asks a VLM, or the VLM inside a policy checkpoint, a benchmark's questions and scores the answers against a blind
-baseline, where there is one, and, sample by sample, against the pretrained model.
+baseline, where there is one, and, sample by sample, against the pretrained model; or has both read running text.
 """
 
 import hashlib
@@ -18,11 +18,13 @@ from accelerate import PartialState
 from aegis_eval.answers.asking import Asking
 from aegis_eval.answers.blind import BlindBaseline, blind_baseline
 from aegis_eval.answers.pretrained import PretrainedAnswers
+from aegis_eval.answers.running_text import PARAGRAPHS, TextFigures, read_texts, write_texts
 from aegis_eval.answers.scoring import format_table, score_answers
 from aegis_eval.answers.writing import Outcome, write_answers
 from aegis_eval.checkpoints import PolicySource, load_original_vlm, load_policy
 from aegis_eval.devices import torch_device
 from aegis_eval.questions.benchmarks import find_benchmark
+from aegis_eval.questions.data_sets import WHOLE
 from aegis_eval.questions.from_records import require_decoded
 from aegis_eval.questions.sample import Benchmark, Drawn, fingerprint
 from aegis_eval.results.provenance import provenance
@@ -34,6 +36,8 @@ from aegis_policy.support.files import alone, require_new_directory
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.checks import check_vlm
+from aegis_policy.vqa.examples import ANSWER_TOKENS, SENTENCE_TOKENS
+from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
 
 _FEWEST_SCENES = 40
 """Training scenes that a blind guesser knows at least."""
@@ -63,13 +67,14 @@ class VqaConfig:
         pretrained_answers: the output folder of an `aegis-vqa --vlm=` that asked that VLM the same questions, which
             is then not asked again.
         benchmark: which questions: `tabletop`, `tabletop_composed`, `tabletop_robot`; `vqav2`, `okvqa`, `textvqa`,
-            `gqa`, `pope`; or `custom` for one's own.
-        vqa: `--vqa.path`, for the last two kinds.
+            `gqa`, `pope`; `custom` for one's own; or `text:FILE`, questions without a picture (FILE.jsonl) or running
+            text (FILE.txt), which the pretrained model reads too.
+        vqa: `--vqa.path`, for public benchmarks and `custom`.
         split: of the benchmark, by default the one whose accuracy is reported.
         samples: number of questions, or as many as there are.
         seed: another seed asks about other images.
         batch_size: questions at a time.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer, by default 8, without a picture 24.
         device: `cuda` or `cpu`, by default CUDA if there is one.
         output_dir: a new folder for `results.json` and `samples.jsonl`, by default `outputs/vqa/DATE_NAME`. An
             interrupted command that named it goes on where it was, when given again with the same model, questions,
@@ -87,7 +92,7 @@ class VqaConfig:
     samples: int = 1200
     seed: int = 0
     batch_size: int = 32
-    max_new_tokens: int = 8
+    max_new_tokens: int | None = None
     device: str | None = None
     output_dir: Path | None = None
     cache_dir: Path | None = None
@@ -113,6 +118,47 @@ def evaluate(config: VqaConfig) -> Path:
 
 
 def _evaluate(config: VqaConfig, output_dir: Path, date: datetime, started: float) -> None:
+    text = text_file(config.benchmark, "--benchmark=")
+    if text is not None and text.suffix == RUNNING:
+        _read_text(config, text, output_dir, started)
+    else:
+        _ask_questions(config, output_dir, date, started)
+
+
+def _read_text(config: VqaConfig, file: Path, output_dir: Path, started: float) -> None:
+    """Have the model and the VLM it was made from read running text; both are in memory."""
+    if config.pretrained_answers is not None:
+        raise AegisError(
+            f"--pretrained_answers says nothing about running text ({config.benchmark}): leave it out."
+        )
+    paragraphs = read_paragraphs(file, config.samples, config.seed)
+    vlm, policy_config, _ = _load_model(config)
+    pretrained, note = load_original_vlm(policy_config, config.pretrained)
+    readings = read_texts(vlm, pretrained and pretrained.to(vlm.device), paragraphs)
+    if ranks.index() > 0:
+        return
+    figures = TextFigures.of(readings, compared=pretrained is not None)
+    about = {
+        "model": str(config.policy.path or config.vlm),
+        "vlm_fingerprint": vlm.fingerprint(),
+        "benchmark": f"{SOURCE}:{file.name}",
+        "split": WHOLE,
+        "pretrained_model": pretrained.name if pretrained is not None else None,
+    }
+    origin = provenance(
+        config.seed,
+        time.monotonic() - started,
+        benchmark_fingerprint=hashlib.sha256("\n\n".join(paragraphs).encode()).hexdigest()[:16],
+        config=asdict(config),
+    )
+    write_texts(output_dir, about, figures, paragraphs, readings, origin)
+    print(figures)
+    if note:
+        print(note)
+    print(f"wrote {output_dir / 'results.json'} and {output_dir / PARAGRAPHS}")
+
+
+def _ask_questions(config: VqaConfig, output_dir: Path, date: datetime, started: float) -> None:
     questions = ranks.first_alone(lambda: _choose(config))
     asked = _ask(config, questions, output_dir)
     if ranks.index() > 0:
@@ -124,7 +170,7 @@ def _evaluate(config: VqaConfig, output_dir: Path, date: datetime, started: floa
         seconds,
         benchmark_fingerprint=fingerprint(questions.drawn.samples),
         pictures_fingerprint=questions.pictures,
-        config=asdict(config),
+        config={**asdict(config), "max_new_tokens": _longest_answer(config)},
     )
     # Before there are results, for a command that has them is not given again.
     if asked.checkpoint is not None:
@@ -170,13 +216,20 @@ class _Asked:
 
 def _prepare(config: VqaConfig, date: datetime) -> Path:
     """Find out before the work what cannot work, and join the other ranks; returns the folder of the results."""
-    cli.require_at_least(config, samples=1, batch_size=1, max_new_tokens=1, seed=0)
+    cli.require_at_least(config, samples=1, batch_size=1, seed=0)
+    if config.max_new_tokens is not None:
+        cli.require_at_least(config, max_new_tokens=1)
     if "WORLD_SIZE" in os.environ:
         # Joins the other ranks, on this one's device; they wait while the first fetches the questions.
         PartialState(cpu=config.device == "cpu", timeout=_LONGEST_WAIT)
     torch_device(config.device)
     _check_pretrained(config)
     return _output_directory(config, date)
+
+
+def _longest_answer(config: VqaConfig) -> int:
+    of_text = config.benchmark.startswith(f"{SOURCE}:")
+    return config.max_new_tokens or (SENTENCE_TOKENS if of_text else ANSWER_TOKENS)
 
 
 def _choose(config: VqaConfig) -> _Questions:
@@ -196,7 +249,7 @@ def _ask(config: VqaConfig, questions: _Questions, output_dir: Path) -> _Asked:
     asking = Asking(
         questions.drawn.samples,
         config.batch_size,
-        config.max_new_tokens,
+        _longest_answer(config),
         # An interrupted command can only find again a folder that it was given.
         logs=_logs(output_dir) if config.output_dir is not None else None,
     )

@@ -39,7 +39,7 @@ class PublicSample:
     scene: str
     index: int
     metric: Metric = field(repr=False)
-    picture: Picture = field(repr=False)
+    picture: Picture | None = field(repr=False)
     origin: str = ""
 
     @property
@@ -49,9 +49,9 @@ class PublicSample:
         return Counter(said).most_common(1)[0][0] if said else ""
 
     @property
-    def image(self) -> NDArray[np.uint8]:
-        """`read_image`."""
-        return self.read_image()
+    def image(self) -> NDArray[np.uint8] | None:
+        """`read_image`, where there is a picture."""
+        return None if self.picture is None else self.read_image()
 
     def read_image(self) -> NDArray[np.uint8]:
         """(H, W, 3), read anew.
@@ -59,6 +59,7 @@ class PublicSample:
         Raises:
             AegisError: it is missing, or no picture.
         """
+        assert self.picture is not None
         try:
             return decode(self.picture)
         except ValueError as error:
@@ -81,7 +82,7 @@ def require_decoded(samples: Iterable[Sample]) -> list[str]:
     Raises:
         AegisError: with the first that cannot be, and how many others.
     """
-    read = [each for each in samples if isinstance(each, PublicSample)]
+    read = [each for each in samples if isinstance(each, PublicSample) and each.picture is not None]
     pictures = {each.picture: each for each in read}
     seen, bad = {}, []
     for sample in tqdm(pictures.values(), desc="pictures", unit="picture", delay=2, leave=False):
@@ -101,7 +102,7 @@ class ReadBenchmark(ABC):
     """A `Benchmark` whose questions are read; subclasses say from where, and what is right."""
 
     name: str
-    lmms_eval_task: str
+    lmms_eval_task: str | None
     takes_place = True
 
     @property

@@ -6,7 +6,7 @@ is `question_id` or `id` it is the question's, where there is `imageId`, `image_
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,6 @@ def read_own(place: str, split: str, *, answered: bool = True) -> Reread[Record]
 
 
 def _read_folder(folder: Path, answered: bool) -> Iterator[Record]:
-    index = folder / INDEX_FILE
     said = ', "answer": text}' if answered else "}"
     mend = f'it must be {{"image": a picture file beside it, "question": text{said}.'
 
@@ -81,14 +80,31 @@ def _read_folder(folder: Path, answered: bool) -> Iterator[Record]:
             raise ValueError(f"there is no picture {shown(name)}")
         return replace(record_of(line, number - 1, origin, name, answered=answered), picture=folder / name)
 
+    return read_lines(folder / INDEX_FILE, record, mend, "image-question pair")
+
+
+def read_lines(
+    file: Path, record: Callable[[str, int, Json], Record], mend: str, each_is: str
+) -> Iterator[Record]:
+    """The records of a file with a line of JSON for each.
+
+    Args:
+        file: of questions.
+        record: makes them of an origin, a number and a line, or refuses with a ValueError.
+        mend: what a line must be.
+        each_is: what there is a line for.
+
+    Raises:
+        AegisError: the file cannot be read, is empty, or has a line that is refused.
+    """
     empty = True
     try:
-        for each in usable(iterate_jsonl(index), f"{index} line", record, mend):
+        for each in usable(iterate_jsonl(file), f"{file} line", record, mend):
             empty = False
             yield each
     except LineError as error:
-        raise AegisError(f"{index} line {error.number} is not usable ({error.reason}): {mend}") from error
+        raise AegisError(f"{file} line {error.number} is not usable ({error.reason}): {mend}") from error
     except OSError as error:
-        raise AegisError(f"{index} cannot be read ({error.strerror}): see to it that it can.") from error
+        raise AegisError(f"{file} cannot be read ({error.strerror}): see to it that it can.") from error
     if empty:
-        raise AegisError(f"{index} is empty: it needs a line for every image-question pair.")
+        raise AegisError(f"{file} is empty: it needs a line for every {each_is}.")

@@ -28,7 +28,7 @@ def decode(picture: Picture) -> NDArray[np.uint8]:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def require_files(pictures: Iterable[tuple[Picture, str]]) -> None:
+def require_files(pictures: Iterable[tuple[Picture | None, str]]) -> None:
     """Refuse pictures, each with the origin of a question about it, whose files are missing.
 
     Raises:

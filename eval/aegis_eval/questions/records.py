@@ -32,7 +32,7 @@ class Record:
     Attributes:
         id: of the question.
         image: names the picture among all.
-        picture: its file, or what opens it.
+        picture: its file, or what opens it; None where the question is about none.
         question: text.
         answers: what people said, or the one right answer; empty if nobody said anything.
         type: of the question, as the source sorts them.
@@ -41,7 +41,7 @@ class Record:
 
     id: str
     image: str
-    picture: Picture
+    picture: Picture | None
     question: str
     answers: tuple[str, ...]
     type: str

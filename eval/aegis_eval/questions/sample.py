@@ -1,4 +1,4 @@
-"""One question about one image, as every benchmark gives it: what is asked, and how right an answer is."""
+"""One question, mostly about an image, as every benchmark gives it: what is asked, and how right an answer is."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Sample(Protocol):
-    """A question with its image (H, W, 3) uint8; samples with the same `scene` share their image.
+    """A question with its image (H, W, 3) uint8, or None; samples with the same `scene` share their image.
 
     Attributes:
         answer: the one that is right, or that most people gave.
@@ -22,7 +22,7 @@ class Sample(Protocol):
     @property
     def id(self) -> str: ...
     @property
-    def image(self) -> NDArray[np.uint8]: ...
+    def image(self) -> NDArray[np.uint8] | None: ...
     @property
     def question(self) -> str: ...
     @property

@@ -120,6 +120,10 @@ def read_vqa(directory: Path | str) -> Json:
     source = Path(directory) / "results.json"
     try:
         results: Json = read_json(source)
+        if "perplexity" in results:
+            raise AegisError(
+                f"{source} holds running text, which has no answers: name the output about questions."
+            )
         results["accuracy"], results["per_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AegisError(
