@@ -167,11 +167,28 @@ class AegisPolicy(PreTrainedPolicy):
         files.load_weights(model, model_file, resolve_safetensors_device(map_location), strict)
         return model
 
+    def train(self, mode: bool = True) -> Self:
+        """As any module's; what leaves training has its protected components held."""
+        if self.training and not mode:
+            self._hold()
+        return super().train(mode)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """As any module's, with the protected components held: weights are saved as this gives them."""
+        self._hold()
+        return super().state_dict(*args, **options)
+
+    def _hold(self) -> None:
+        """Put back what may not have moved, which the optimizer does in one of several steps alone."""
+        for projector in self.protection.projectors:
+            projector.hold_()
+
     def _save_pretrained(self, save_directory: Path, **options: Any) -> None:
         """Write the policy as a whole, or nothing.
 
         Newer versions of LeRobot call this on every rank, where their own part writes on the first alone.
         """
+        self._hold()
         if ranks.index() > 0:
             return
         files.remove_left(save_directory)
@@ -386,6 +403,8 @@ class AegisPolicy(PreTrainedPolicy):
         refuse_sharding(self)
         self._require_projection()
         self._begin_training()
+        if self._probe is not None and self._probe.due(self._training_state.steps - 1):
+            self._hold()
 
     def _begin_training(self) -> None:
         """Once: when the optimizer asks for the parameters, or else with the first batch."""

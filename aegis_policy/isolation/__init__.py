@@ -22,16 +22,16 @@ AEGIS (arXiv 2604.16067), in four steps.
 4. **Step** with g (`ProjectedAdamW`). Its rescaling and momentum can bring some of the conflict back.
 
 One direction a layer leaves a model much freedom to forget. Two more anchors block a subspace of every linear layer's
-weight instead, and act on the optimizer's update, which neither rescaling nor momentum can then undo:
+weight instead, and act on the weights after the optimizer's step, which neither rescaling nor momentum can undo:
 
 - **subspace** (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): a share of the directions of the layer's pretrained
   inputs, the leading ones, so that its outputs on them do not move;
-- **Kronecker**: of the components of an update along input and output directions, those with the most Fisher
+- **Kronecker**: of the components of a weight along input and output directions, those with the most Fisher
   weight (K-FAC, arXiv 1503.05671). They are few, and the rest stays free.
 
 `FactorAccumulator` gathers the covariances as thin sketches in passes over the data not to be forgotten,
 `select_blocks` and `select_components` decide which `BlockedComponents` each weight has (of one that several layers
-share they become `JoinedComponents`), and `LowRankProjector` takes them out in `ProjectedAdamW`. `Anchor` is the one
+share they become `JoinedComponents`), and `LowRankProjector` holds them in `ProjectedAdamW`. `Anchor` is the one
 file that keeps what was gathered.
 
 Nothing here knows about robots or language: any module will do whose layers you can name. On a plain model,
@@ -78,7 +78,7 @@ training without a second gradient:
 >>> for _ in range(20):
 ...     optimizer.zero_grad()
 ...     (model(x_BTD) - 1).square().mean().backward()
-...     optimizer.step()  # steps, then takes the blocked components out of the update
+...     optimizer.step()  # steps, then puts the blocked components back
 """
 
 from aegis_policy.isolation._anchor import Anchor
@@ -100,14 +100,13 @@ from aegis_policy.isolation._moments import EPS, Moments, global_moments, masked
 from aegis_policy.isolation._optimizer import ProjectedAdamW, ProjectedStep
 from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
-from aegis_policy.isolation._projector import PLACES, Projector
+from aegis_policy.isolation._projector import Projector
 from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
 __all__ = [
     "DEFAULT_SHARE",
     "EPS",
     "FISHER_EXACT",
-    "PLACES",
     "Anchor",
     "AnchorError",
     "BlockedComponents",

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from aegis_policy.isolation._factors import LinearFactors
-from aegis_policy.isolation._numerics import squared_norm
 from aegis_policy.isolation._sketch import Spectrum
 
 DEFAULT_SHARE = 0.17
@@ -38,16 +37,6 @@ class BlockedComponents(NamedTuple):
     def directions(self) -> int:
         """How many input directions have a part that may not move."""
         return self.input_vectors_DK.shape[1]
-
-    def remove_(self, change_ED: Tensor) -> Tensor:
-        """Take the blocked components out of `change_ED`, in place; two thin products a side.
-
-        Returns:
-            The squared norm of what was taken away, a scalar.
-        """
-        removed = self.coefficients(change_ED)
-        change_ED.addmm_(self.along_outputs(removed), self.input_vectors_DK.T, alpha=-1)
-        return squared_norm(removed)
 
     def coefficients(self, matrix_ED: Tensor) -> Tensor:
         """The blocked components V^T M U of a matrix, others zero: (J, K), or (E, K) without output directions."""

@@ -18,7 +18,7 @@ from aegis_policy.isolation._hidden_states import HiddenStates
 from aegis_policy.isolation._moments import EPS, global_moments
 from aegis_policy.isolation._numerics import unit_of
 from aegis_policy.isolation._projection import LayerProjection, project_
-from aegis_policy.isolation._projector import Descent, Projector, gradient_of
+from aegis_policy.isolation._projector import GradientOf, Projector, gradient_of
 
 
 class GradientIsolator(Projector):
@@ -145,8 +145,8 @@ class GradientIsolator(Projector):
         self._anchor_grads.reduce()
 
     @torch.no_grad()
-    def project_(self, descent: Descent = gradient_of) -> None:
-        """Project what `descent` gives for the parameters, group by group, after `prepare()`.
+    def project_(self, gradient: GradientOf = gradient_of) -> None:
+        """Project what `gradient` gives for the parameters, group by group, after `prepare()`.
 
         A parameter that the task did not reach (`.grad` is None) is no part of the group's vector and stays
         as it is.
@@ -158,7 +158,7 @@ class GradientIsolator(Projector):
             [
                 (step, anchor_grad)
                 for p, anchor_grad in zip(parameters, anchor_grads, strict=True)
-                if (step := descent(p)) is not None
+                if (step := gradient(p)) is not None
             ]
             for parameters, anchor_grads in zip(self.parameters, self._anchor_grads.reduce(), strict=True)
         ]

@@ -1,13 +1,13 @@
 """Several sets of blocked components on one weight, as tied layers have: all of them are blocked at once.
 
-Removing one set after the other would put a part of the first back, for their directions are not orthogonal to each
+Holding one set after the other would move a part of the first again, for their directions are not orthogonal to each
 other's.
 
-With the blocked components of all blocks as columns of R, the step D becomes
+With the blocked components of all blocks as columns of R, what may not move of a matrix M is
 
-    D - R z        where    R^T R z = R^T D
+    R z        where    R^T R z = R^T M
 
-which is the orthogonal projection away from their span. Of components that several blocks share z is not unique, and
+its orthogonal projection onto their span. Of components that several blocks share z is not unique, and
 R z is.
 
 Shape suffixes: D inputs, E outputs of a linear layer, K input and J output directions.
@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from aegis_policy.isolation._blocked_components import BlockedComponents
-from aegis_policy.isolation._numerics import squared_norm
 
 _SAME = 1e-10
 """Directions whose squared sine is below this share are the same one, known to float32."""
 _LEFT = 1e-7
-"""How much of the blocked components, relative to the step's, may be left."""
+"""How much of the blocked components, relative to the matrix's, may be left."""
 _MOST_ITERATIONS = 500
 
 
@@ -48,38 +47,38 @@ class JoinedComponents(NamedTuple):
         """How many input directions have a part that is taken away."""
         return self.basis.directions
 
-    def remove_(self, change_ED: Tensor) -> Tensor:
-        """Take the union out of `change_ED`, in place.
+    @property
+    def input_vectors_DK(self) -> Tensor:
+        """Orthonormal input directions that span those of all parts."""
+        return self.basis.input_vectors_DK
 
-        Returns:
-            The squared norm of what was taken away, a scalar.
-        """
-        inside = self.basis.coefficients(change_ED)
-        removed = self._blocked_part_of(inside.to(self.parts[0].input_vectors_DK)).to(inside)
-        change_ED.addmm_(self.basis.along_outputs(removed), self.basis.input_vectors_DK.T, alpha=-1)
-        return squared_norm(removed)
+    def coefficients(self, matrix_ED: Tensor) -> Tensor:
+        """What may not move of a matrix, R z, in the coordinates of the basis."""
+        inside = self.basis.coefficients(matrix_ED)
+        wanted = [part.coefficients(inside.to(part.input_vectors_DK)) for part in self.parts]
+        solution = _conjugate_gradients(
+            lambda z: [part.coefficients(self._assembled(z)) for part in self.parts], wanted
+        )
+        return self._assembled(solution).to(inside)
+
+    def along_outputs(self, coefficients: Tensor) -> Tensor:
+        """As that of `BlockedComponents`."""
+        return self.basis.along_outputs(coefficients)
 
     def to(self, like: Tensor) -> "JoinedComponents":
-        """The same union for steps on the device and in the dtype of `like`; its solution is found in float64."""
+        """The same union for matrices on the device and in the dtype of `like`; its solution is found in float64."""
         device = "cpu" if like.device.type == "mps" else like.device  # MPS has no float64
         precise = like.new_empty(0, dtype=torch.float64, device=device)
         return JoinedComponents(self.basis.to(like), tuple(part.to(precise) for part in self.parts))
 
-    def _blocked_part_of(self, inside: Tensor) -> Tensor:
-        """R z of the step's coefficients in the basis."""
-
-        def assembled(solution: Sequence[Tensor]) -> Tensor:
-            return torch.stack(
-                [
-                    part.along_outputs(z) @ part.input_vectors_DK.T
-                    for part, z in zip(self.parts, solution, strict=True)
-                ]
-            ).sum(0)
-
-        def seen(change: Tensor) -> list[Tensor]:
-            return [part.coefficients(change) for part in self.parts]
-
-        return assembled(_conjugate_gradients(lambda z: seen(assembled(z)), seen(inside)))
+    def _assembled(self, solution: Sequence[Tensor]) -> Tensor:
+        """R z, of a z for each part."""
+        return torch.stack(
+            [
+                part.along_outputs(z) @ part.input_vectors_DK.T
+                for part, z in zip(self.parts, solution, strict=True)
+            ]
+        ).sum(0)
 
 
 def join(blocks: Sequence[BlockedComponents]) -> BlockedComponents | JoinedComponents:

@@ -1,36 +1,53 @@
-"""Keeps the protected components of linear layers' weights where they are."""
+"""Holds the protected components of linear layers' weights where they are.
+
+A step of the optimizer may move them; they are put back afterwards. Nothing is computed on the data: no second backward
+pass, no communication between ranks.
+"""
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from aegis_policy.isolation._blocked_components import BlockedComponents
 from aegis_policy.isolation._joined_components import JoinedComponents, join
-from aegis_policy.isolation._numerics import squared_norm, whole_float32_products
-from aegis_policy.isolation._projector import PLACES, Descent, Projector, gradient_of, one_of
+from aegis_policy.isolation._numerics import (
+    at_least_float32,
+    most_precise,
+    squared_norm,
+    whole_float32_products,
+)
+from aegis_policy.isolation._projector import GradientOf, Projector, ValueOf, whole_value
+
+_ROWS = 16
+"""Of how many rows of every weight `blocked_energy` is measured."""
+
+Block = BlockedComponents | JoinedComponents
 
 
 class LowRankProjector(Projector):
-    """Takes the blocked components out of every step of the layers' weights.
+    """Holds the blocked components of the layers' weights.
 
-    With the input directions U, output directions V and strengths S of its `BlockedComponents`, the step D of a
-    weight becomes
+    With the input directions U of a weight W, which was W0 at the first step, and C = W0 U, an optimizer's step is
+    followed by
 
-        D - V (S * (V^T D U)) U^T
+        W <- W - (W U - C) U^T
 
-    With hard blocks that act on updates, the weights' own components V^T W U under S stay what they are, to the
-    weights' precision, however long the training lasts; outputs on inputs in the span of U then do not move along V.
-    Nothing is computed on the data: no second backward pass, no communication between ranks.
+    (with output directions V and a mask S by W - V (S * V^T W U - C) U^T with C = S * V^T W0 U). So the components stay
+    what they are to the weights' precision, however long the training lasts, and outputs on inputs in the span of U do
+    not move. C is known by the weights themselves: a training that goes on from weights that are held holds the same.
 
     Attributes:
         blocks: every weight that learns, with what may not move of it.
+        every: see `Projector`. Between, components stray by so many ordinary steps, not more: call `hold_` before the
+            weights are saved or looked at.
 
     Args:
         layers: linear layers by name. A layer without a block is left alone.
         blocks: by layer name, see `select_blocks`. Those of layers that share one weight are joined.
-        acts_on: the step to project, see `Projector`.
+        every: see above.
 
     Raises:
         ValueError: a block belongs to no layer or does not fit it, no blocked layer can learn, a layer's weight is
@@ -38,17 +55,13 @@ class LowRankProjector(Projector):
     """
 
     def __init__(
-        self,
-        layers: Mapping[str, nn.Linear],
-        blocks: Mapping[str, BlockedComponents],
-        acts_on: str = "update",
+        self, layers: Mapping[str, nn.Linear], blocks: Mapping[str, BlockedComponents], every: int = 1
     ) -> None:
         if unknown := sorted(blocks.keys() - layers.keys()):
             raise ValueError(
                 f"There are blocks for {', '.join(unknown)}, which are no layers of this model: "
                 "select blocks of its own."
             )
-        self.acts_on = one_of("acts_on", acts_on, PLACES)
         _require_own_memory(layers)
         by_weight: dict[nn.Parameter, list[BlockedComponents]] = {}
         for name, block in blocks.items():
@@ -61,10 +74,12 @@ class LowRankProjector(Projector):
             raise ValueError(
                 "No layer with a block requires gradients, so there is nothing to protect: unfreeze one before."
             )
-        self.blocks: list[tuple[nn.Parameter, BlockedComponents | JoinedComponents]] = [
+        self.blocks: list[tuple[nn.Parameter, Block]] = [
             (weight, join(together)) for weight, together in by_weight.items()
         ]
-        self._shed: Tensor | None = None
+        self.every = every
+        self._held: dict[int, _Held] = {}
+        self._blocked_energy = torch.zeros(())
 
     @property
     def protected(self) -> list[nn.Parameter]:
@@ -74,22 +89,36 @@ class LowRankProjector(Projector):
         """Blocks are always at hand."""
 
     @torch.no_grad()
-    def project_(self, descent: Descent = gradient_of) -> None:
-        steps = [
-            (index, step)
-            for index, (weight, _) in enumerate(self.blocks)
-            if (step := descent(weight)) is not None
-        ]
-        if not steps:
-            self._shed = None
-            return
-        whole = torch.stack([squared_norm(step) for _, step in steps]).sum()
-        with whole_float32_products(steps[0][1].device):
-            removed = torch.stack([self._block(index, step).remove_(step) for index, step in steps]).sum()
-        self._shed = removed / whole
+    def remember(self, value: ValueOf = whole_value) -> None:
+        """Take in what is to be held of every weight that is not yet; weights that are to be held must be here before
+        they move."""
+        for index, (weight, _) in enumerate(self.blocks):
+            if index not in self._held and (now := value(weight)) is not None:
+                with whole_float32_products(now.device):
+                    self._held[index] = _Held(self._block(index, now).coefficients(now), _rows(now).clone())
 
     @torch.no_grad()
-    def blocked_share(self, gradient: Descent) -> Tensor:
+    def hold_(self, value: ValueOf = whole_value) -> None:
+        """Put the blocked components of all weights that `remember` has seen back."""
+        moved, removed, scales = [], [], []
+        for index, held in list(self._held.items()):
+            if (now := value(self.blocks[index][0])) is None:
+                continue
+            strayed = _rows(now).clone()
+            with whole_float32_products(now.device):
+                _hold_(now, self._block(index, now), held.components)
+            rows = _rows(now).clone()
+            self._held[index] = held._replace(rows=rows)
+            moved.append(strayed - held.rows)
+            removed.append(strayed - rows)
+            scales.append(len(now) / len(rows))
+        if moved:
+            whole = _total(moved, scales)
+            share = _total(removed, scales) / whole
+            self._blocked_energy = torch.where(whole > 0, share, self._blocked_energy.to(share))
+
+    @torch.no_grad()
+    def blocked_share(self, gradient: GradientOf) -> Tensor:
         """The share of a gradient's squared norm, over all blocked layers, that lies in the blocks, a scalar.
 
         If the gradient is that of what is to be kept, this is what the blocks hold of it; the task may change the rest.
@@ -101,11 +130,12 @@ class LowRankProjector(Projector):
             ValueError: there is none at all.
         """
         inside, whole = [], []
-        with whole_float32_products(self.blocks[0][0].device):
-            for index, (weight, _) in enumerate(self.blocks):
-                if (other := gradient(weight)) is not None:
-                    whole.append(squared_norm(other))
-                    inside.append(self._block(index, other).remove_(other.clone()))
+        for index, (weight, _) in enumerate(self.blocks):
+            if (other := gradient(weight)) is not None:
+                other = at_least_float32(other)
+                with whole_float32_products(other.device):
+                    inside.append(squared_norm(self._block(index, other).coefficients(other)))
+                whole.append(squared_norm(other))
         if not whole:
             raise ValueError(
                 "The gradient reaches none of the blocked weights: give one of a loss that depends on them."
@@ -113,17 +143,58 @@ class LowRankProjector(Projector):
         return torch.nan_to_num(torch.stack(inside).sum() / torch.stack(whole).sum())
 
     def clear(self) -> None:
-        """Nothing of a step is kept, apart from its figures."""
+        """Nothing belongs to one step."""
 
     def metrics(self) -> dict[str, float]:
-        """`blocked_energy`: the share of the last step's squared norm, over all blocked layers, that was taken away."""
-        return {"blocked_energy": 0.0 if self._shed is None else float(torch.nan_to_num(self._shed))}
+        """`blocked_energy`: of what all blocked layers had moved since the time before, the share of the squared norm
+        that `hold_` took back the last time, measured on a few rows of each weight."""
+        return {"blocked_energy": float(self._blocked_energy)}
 
-    def _block(self, index: int, step: Tensor) -> BlockedComponents | JoinedComponents:
-        """The block as the step needs it, which is kept: it moves to another device or dtype once."""
-        weight, block = self.blocks[index]
-        self.blocks[index] = weight, block.to(step)
+    def _block(self, index: int, like: Tensor) -> Block:
+        """The block on the device and in the dtype of `like`."""
+        vectors = self.blocks[index][1].input_vectors_DK
+        if vectors.device != like.device or vectors.dtype != like.dtype:
+            self._move(vectors, like)
         return self.blocks[index][1]
+
+    def _move(self, vectors: Tensor, like: Tensor) -> None:
+        """Move all blocks of these input directions, which stay one tensor."""
+        moved = vectors.to(like)
+        for index, (weight, block) in enumerate(self.blocks):
+            if block.input_vectors_DK is vectors:
+                block = block.to(like)
+                if isinstance(block, BlockedComponents):
+                    block = block._replace(input_vectors_DK=moved)
+                self.blocks[index] = weight, block
+
+
+class _Held(NamedTuple):
+    """What is known of a weight as it was.
+
+    Attributes:
+        components: those that its block is about.
+        rows: `_ROWS` rows at most, when they were held the last time.
+    """
+
+    components: Tensor
+    rows: Tensor
+
+
+def _hold_(weight_ED: Tensor, block: Block, components: Tensor) -> None:
+    """Give the blocked components of a weight back the values in `components`."""
+    strayed = block.coefficients(weight_ED) - components
+    weight_ED.addmm_(block.along_outputs(strayed), block.input_vectors_DK.T, alpha=-1)
+
+
+def _rows(weight_ED: Tensor) -> Tensor:
+    """Rows from all over a weight, `_ROWS` at most."""
+    return weight_ED[:: -(-len(weight_ED) // _ROWS)]
+
+
+def _total(parts: list[Tensor], scales: list[float]) -> Tensor:
+    """The sum of squares of all parts, each times its scale."""
+    squares = most_precise(torch.stack(torch._foreach_norm(parts))).square()
+    return (squares * squares.new_tensor(scales)).sum()
 
 
 def _require_own_memory(layers: Mapping[str, nn.Linear]) -> None:

@@ -5,30 +5,28 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from aegis_policy.isolation._masters import masters_in_place, round_
-from aegis_policy.isolation._projector import Projector
+from aegis_policy.isolation._projector import Projector, whole_value
 
 
 class ProjectedStep(Optimizer):
     """Mixed into an optimizer, as `ProjectedAdamW` is, it lets projectors change the gradients before the step, or the
-    update after it.
+    weights after it.
 
     Parameters that no projector knows (an action expert's) step as ever. Clipping gradients before `step()`
     only scales what a projection leaves. `zero_grad()` clears the projectors too, which also covers
     steps that a gradient scaler skipped. Projectors are no part of `state_dict()`: checkpoints are those of
     the optimizer.
 
-    A projector that acts on updates costs, inside `step()`, one copy of the parameters it protects. Weights in 16 bits
-    step as float32 masters (`_masters`), which `state_dict()` holds.
+    Weights in 16 bits step as float32 masters (`_masters`), which `state_dict()` holds.
 
     Args:
         params: parameters or parameter groups.
-        projectors: applied in this order, those that act on gradients before the optimizer and the others after it.
+        projectors: applied in this order.
         options: of the optimizer: `lr`, `weight_decay`, ...
     """
 
@@ -37,6 +35,7 @@ class ProjectedStep(Optimizer):
     def __init__(self, params: ParamsT, *projectors: Projector, **options: Any) -> None:
         super().__init__(params, **options)
         self.projectors = projectors
+        self._steps = 0
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -45,7 +44,7 @@ class ProjectedStep(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Project the gradients, step, project the update.
+        """Project the gradients, step, hold the weights.
 
         Args:
             closure: computes the loss and both gradients again and returns the loss; it runs before the
@@ -67,13 +66,15 @@ class ProjectedStep(Optimizer):
         self._require_finite()
         for projector in self.projectors:
             projector.prepare()
+        self._steps += 1
         with torch.no_grad(), masters_in_place(self) as master_of:
             for projector in self.projectors:
-                if projector.acts_on == "gradient":
-                    projector.project_(lambda p: master_of.get(p, p).grad)
-            self._step_and_project(
-                [projector for projector in self.projectors if projector.acts_on == "update"], master_of
-            )
+                projector.project_(lambda p: master_of.get(p, p).grad)
+                projector.remember(lambda p: master_of.get(p, whole_value(p)))
+            super().step()
+            for projector in self.projectors:
+                if self._steps % projector.every == 0:
+                    projector.hold_(lambda p: master_of.get(p, whole_value(p)))
             round_(master_of)
         return loss
 
@@ -88,28 +89,11 @@ class ProjectedStep(Optimizer):
                     "look for outliers in the batch, or lower the learning rate."
                 )
 
-    def _step_and_project(self, projectors: list[Projector], master_of: dict[Tensor, Tensor]) -> None:
-        """The optimizer's step, then that step again as the projectors leave it.
-
-        Weights close to each other subtract exactly (Sterbenz), so a step that nobody changes comes back bit for bit.
-        """
-        unique = {id(p): p for projector in projectors for p in projector.protected if p.grad is not None}
-        moved = [master_of.get(p, p).detach() for p in unique.values()]
-        descent = [p.clone() for p in moved]
-        super().step()
-        if not moved:
-            return
-        torch._foreach_sub_(descent, moved)
-        torch._foreach_add_(moved, descent)
-        step_of = dict(zip(unique, descent, strict=True))
-        for projector in projectors:
-            projector.project_(lambda p: step_of.get(id(p)))
-        torch._foreach_sub_(moved, descent)
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the optimizer's; the moments of weights in 16 bits, and their masters, stay float32."""
         with masters_in_place(self, without_gradient=True):
             super().load_state_dict(state_dict)
+        self._steps = int(max((state["step"] for state in self.state.values() if "step" in state), default=0))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients and what the projectors keep of the step."""

@@ -1,30 +1,38 @@
 """What the optimizer asks of everything that bends a step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
 
+import torch
 from torch import Tensor, nn
 
-PLACES = ("gradient", "update")
-"""Where a projector may act on a step."""
+GradientOf = Callable[[nn.Parameter], Tensor | None]
+"""Parameter -> its gradient, to be changed in place, or None if it has none."""
+ValueOf = Callable[[nn.Parameter], Tensor | None]
+"""Parameter -> what the optimizer moves, to be changed in place: itself or its float32 master; None if it has moved
+neither."""
 
-Descent = Callable[[nn.Parameter], Tensor | None]
-"""Where a step goes downhill along: a tensor like the parameter, to be changed in place, or None if it stays."""
+gradient_of: GradientOf = attrgetter("grad")
 
-gradient_of: Descent = attrgetter("grad")
+
+def whole_value(parameter: nn.Parameter) -> Tensor | None:
+    """The parameter's own value; None for one in 16 bits, whose value is its float32 master."""
+    return None if parameter.dtype in (torch.bfloat16, torch.float16) else parameter.detach()
 
 
 class Projector(ABC):
     """Takes out of a step what would harm a pretrained model.
 
+    One step calls, in this order: `prepare`, `project_` and `remember`; the optimizer's own step; and `hold_`, in one
+    step of `every`. A projector acts in `project_`, on the gradient, or in `hold_`, on the weights, where neither the
+    optimizer's momentum nor its preconditioner nor weight decay can bring back what was taken out.
+
     Attributes:
-        acts_on: `gradient`, before the optimizer sees it, or `update`, the change that the optimizer then makes to the
-            weights, so that neither its momentum nor its preconditioner nor weight decay can bring back
-            what was taken out.
+        every: in which of the optimizer's steps `hold_` is called: one in so many.
     """
 
-    acts_on: str = "gradient"
+    every: int = 1
 
     @property
     @abstractmethod
@@ -33,31 +41,28 @@ class Projector(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Get ready to project; called before the optimizer moves anything.
+        """Get ready; called before anything moves.
 
         Raises:
-            RuntimeError: the step cannot be projected.
+            RuntimeError: the step would be unprotected.
         """
 
-    @abstractmethod
-    def project_(self, descent: Descent = gradient_of) -> None:
-        """Change `descent(parameter)` of the protected parameters in place."""
+    def project_(self, gradient: GradientOf = gradient_of) -> None:
+        """Change the gradients of the protected parameters in place, before the optimizer sees them."""
+        return
+
+    def remember(self, value: ValueOf = whole_value) -> None:
+        """Take in where the protected parameters are, if it is the first time."""
+        return
+
+    def hold_(self, value: ValueOf = whole_value) -> None:
+        """Put what must stay of the protected parameters back where it was."""
+        return
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
-        """Figures of the last step for a training log; the keys never change."""
+        """Figures for a training log; the keys never change."""
 
     @abstractmethod
     def clear(self) -> None:
         """Forget what belongs to the step that has just been made."""
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> str:
-    """Return `value` if it is one of the `choices`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}.")
-    return value

@@ -47,13 +47,17 @@ class VQAProbe:
         """How many questions it asks."""
         return len(self._examples)
 
+    def due(self, step: int) -> bool:
+        """Whether `figures` of this step, from 0, are going to be found anew."""
+        return not self._figures or step % self._every == 0
+
     def figures(self, vlm: VLMBackbone, protection: "Protection", step: int) -> dict[str, float]:
         """What the last probe found; the first call, and one in so many steps, probes.
 
         Args:
             step: of the training, from 0: how many batches it has had.
         """
-        if not self._figures or step % self._every == 0:
+        if self.due(step):
             self.last = self._accuracy(vlm)
             self.first = self.last if step == 0 else self.first
             self._figures = {

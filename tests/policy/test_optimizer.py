@@ -116,6 +116,7 @@ def test_eight_bits_leave_nothing_in_the_blocks(make_policy: MakePolicy, make_ba
     assert type(optimizer).__name__ == "ProjectedAdamW8bit"
     for step in range(3):
         training_step(policy, optimizer, make_batch(seed=step))
+    policy.eval()
     (projector,) = policy.protection.projectors
     assert isinstance(projector, LowRankProjector)
     for weight, block in projector.blocks:

@@ -27,6 +27,8 @@ def train(checkpoint: Path, batches: Path, rank: int, ranks: int) -> dict[str, A
     """
     policy = AegisPolicy.from_pretrained(checkpoint).train()
     optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+    for projector in policy.protection.projectors:
+        projector.every = 2  # of the few steps here
     wrapped = DistributedDataParallel(policy, find_unused_parameters=True) if ranks > 1 else policy
     micro, logged = MICRO_BATCHES.get(checkpoint.parent.name, 1), []
     torch.manual_seed(0)  # alike on all ranks, as `lerobot-train` seeds them

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from aegis_policy.isolation import BlockedComponents, JoinedComponents, LowRankProjector, ProjectedAdamW
+from aegis_policy.isolation import (
+    BlockedComponents,
+    JoinedComponents,
+    LowRankProjector,
+    ProjectedAdamW,
+    ProjectedStep,
+)
 
 D, E, K, J = 12, 10, 4, 3
 STAIRCASE_JK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
@@ -56,6 +62,15 @@ def tied(blocks: list[BlockedComponents]) -> tuple[nn.Linear, LowRankProjector]:
     return layers["0"], LowRankProjector(layers, {str(index): block for index, block in enumerate(blocks)})
 
 
+def hold_beside(projector: LowRankProjector, step_ED: torch.Tensor) -> None:
+    """Have the projector hold what moves by a step beside it."""
+    (weight,) = projector.protected
+    projector.remember()
+    with torch.no_grad():
+        weight += step_ED
+    projector.hold_()
+
+
 def left_of(step_ED: torch.Tensor, blocks: list[BlockedComponents]) -> torch.Tensor:
     """What may stay of a step, dense and in float64: nothing of the span of all blocked components."""
     blocked = []
@@ -76,11 +91,10 @@ def test_a_tied_weight_loses_the_union_of_its_blocks_and_no_more(kind, seed):
     blocks = pairs(seed)[kind]
     layer, projector = tied(blocks)
     assert [weight for weight, _ in projector.blocks] == projector.protected == [layer.weight]
-    step = torch.randn(E, D)
-    layer.weight.grad = step.clone()
-    projector.project_()
+    step, before = torch.randn(E, D), layer.weight.detach().clone()
+    hold_beside(projector, step)
     expected = left_of(step, blocks)
-    torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close((layer.weight - before).double(), expected, rtol=0, atol=1e-4)
     shed = (step.double() - expected).square().sum() / step.double().square().sum()
     assert projector.metrics()["blocked_energy"] == pytest.approx(float(shed), rel=1e-3)
 
@@ -108,9 +122,9 @@ def test_the_order_of_the_uses_does_not_matter():
         for ordered in (blocks, blocks[::-1]):
             layer, projector = tied(ordered)
             torch.manual_seed(2)
-            layer.weight.grad = torch.randn(E, D)
-            projector.project_()
-            results.append(layer.weight.grad)
+            before = layer.weight.detach().clone()
+            hold_beside(projector, torch.randn(E, D))
+            results.append(layer.weight.detach() - before)
         torch.testing.assert_close(*results, rtol=0, atol=1e-5)
 
 
@@ -123,16 +137,22 @@ def test_two_uses_of_whole_input_directions_are_one_block_of_them():
     assert block.mask_JK is None
 
 
-def test_a_weight_in_bfloat16_is_joined_to_its_own_precision():
+class ProjectedDescent(ProjectedStep, torch.optim.SGD):
+    """Plain gradient steps."""
+
+
+def test_the_master_of_a_tied_weight_in_bfloat16_is_held_in_float32():
     torch.manual_seed(0)
     blocks = [kronecker(), kronecker()]
     layer, projector = tied(blocks)
     assert isinstance(projector.blocks[0][1], JoinedComponents)
     layer.weight.data = layer.weight.data.bfloat16()
-    step = torch.randn(E, D)
-    layer.weight.grad = step.bfloat16()
-    projector.project_()
-    torch.testing.assert_close(layer.weight.grad.double(), left_of(step, blocks), rtol=0, atol=0.05)
+    before, step = layer.weight.detach().float(), torch.randn(E, D).bfloat16()
+    optimizer = ProjectedDescent([layer.weight], projector, lr=1.0, momentum=0.9)
+    layer.weight.grad = -step
+    optimizer.step()
+    moved = optimizer.state[layer.weight]["master"] - before
+    torch.testing.assert_close(moved.double(), left_of(step.float(), blocks), rtol=0, atol=1e-4)
 
 
 def test_a_layer_with_a_weight_of_its_own_keeps_its_block_as_it_is():

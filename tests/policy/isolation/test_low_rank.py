@@ -116,34 +116,128 @@ def test_a_rank_of_nothing_is_named(setting):
         FactorAccumulator(linears(setting), 0)
 
 
-def test_removing_is_the_projection_in_float64(setting):
+def stray(projector, step):
+    """Have the projector hold what moves by `step` beside it."""
+    (weight,) = projector.protected
+    projector.remember()
+    with torch.no_grad():
+        weight += step
+    projector.hold_()
+
+
+def test_holding_is_the_projection_of_the_step_in_float64():
     torch.manual_seed(0)
+    layer = nn.Linear(8, 6, bias=False)
     U = torch.linalg.qr(torch.randn(8, 3)).Q
     V = torch.linalg.qr(torch.randn(6, 2)).Q
     mask = torch.tensor([[True, False, True], [False, True, False]])
-    change = torch.randn(6, 8)
+    before, change = layer.weight.detach().clone(), torch.randn(6, 8)
     expected = (
         change.double() - V.double() @ (mask * (V.T.double() @ change.double() @ U.double())) @ U.T.double()
     )
-    ours = change.clone()
-    shed = BlockedComponents(U, V, mask).remove_(ours)
-    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(shed.double(), (change.double() - expected).square().sum(), rtol=1e-5, atol=0)
+    projector = LowRankProjector({"0": layer}, {"0": BlockedComponents(U, V, mask)})
+    stray(projector, change)
+    torch.testing.assert_close((layer.weight - before).double(), expected, rtol=1e-5, atol=1e-6)
+    share = (change.double() - expected).square().sum() / change.double().square().sum()
+    assert projector.metrics()["blocked_energy"] == pytest.approx(float(share), rel=1e-5)
 
 
-@pytest.mark.parametrize("acts_on", ["update", "gradient"])
-def test_a_subspace_block_keeps_the_outputs_on_inputs_in_its_span(setting, acts_on):
+def test_the_blocked_energy_of_a_wide_weight_is_measured_on_a_few_rows():
+    torch.manual_seed(0)
+    layer, U = nn.Linear(64, 500, bias=False), torch.linalg.qr(torch.randn(64, 16)).Q
+    projector = LowRankProjector({"0": layer}, {"0": BlockedComponents(U)})
+    stray(projector, torch.randn(500, 64))
+    assert projector.metrics()["blocked_energy"] == pytest.approx(0.25, abs=0.05)
+    projector.hold_()
+    assert projector.metrics()["blocked_energy"] == pytest.approx(0.25, abs=0.05), "nothing moved since"
+
+
+def test_a_subspace_block_keeps_the_outputs_on_inputs_in_its_span(setting):
     factors = gather(setting, outputs=False).factors()
     blocks = select_blocks(factors, 0.3)
     before = {name: layer.weight.detach().clone() for name, layer in linears(setting).items()}
-    train(setting, LowRankProjector(linears(setting), blocks, acts_on), weight_decay=0.1)
+    train(setting, LowRankProjector(linears(setting), blocks), weight_decay=0.1)
     for name, layer in linears(setting).items():
         moved = layer.weight.detach() - before[name]
         inside = (moved @ blocks[name].input_vectors_DK).norm() / moved.norm()
-        if acts_on == "update":
-            assert inside < 1e-4, "neither momentum, preconditioner nor weight decay moved it"
-        else:
-            assert inside > 1e-2, "AdamW brings back what was taken out of the gradient"
+        assert inside < 1e-5, "neither momentum, preconditioner nor weight decay moved it"
+
+
+def strayed(setting, blocks, before):
+    """How far blocked components are from where they were, relative to the way of the whole weight: the most of all."""
+    return max(
+        float(block.coefficients(moved).norm() / moved.norm())
+        for name, block in blocks.items()
+        if (moved := linears(setting)[name].weight.detach() - before[name]).norm() > 0
+    )
+
+
+def test_nothing_adds_up_over_a_long_training(setting):
+    blocks = select_blocks(gather(setting, outputs=False).factors(), 0.3)
+    before = {name: layer.weight.detach().clone() for name, layer in linears(setting).items()}
+    train(setting, LowRankProjector(linears(setting), blocks), steps=500, weight_decay=0.1)
+    assert strayed(setting, blocks, before) < 1e-6
+
+
+def test_held_in_one_of_several_steps_components_stray_by_those_steps_and_come_back(setting):
+    blocks = select_blocks(gather(setting, outputs=False).factors(), 0.3)
+    before = {name: layer.weight.detach().clone() for name, layer in linears(setting).items()}
+    projector = LowRankProjector(linears(setting), blocks, every=4)
+    optimizer = ProjectedAdamW(setting.model.parameters(), projector, lr=1e-3)
+    away = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        setting.task_loss().backward()
+        optimizer.step()
+        away.append(strayed(setting, blocks, before))
+        for name, block in blocks.items():
+            inside = block.coefficients(linears(setting)[name].weight.detach() - before[name])
+            assert inside.abs().max() < 4 * 1.1e-3 * block.input_vectors_DK.abs().sum(0).max(), (
+                "of AdamW's steps"
+            )
+    assert [share < 1e-5 for share in away] == [step % 4 == 0 for step in range(1, 11)]
+    projector.hold_()
+    assert strayed(setting, blocks, before) < 1e-5
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_holds_the_pretrained_components_in_the_same_steps(
+    make_setting,
+):
+    def parts(setting):
+        blocks = select_blocks(gather(make_setting(), outputs=False).factors(), 0.3)
+        projector = LowRankProjector(linears(setting), blocks, every=4)
+        return blocks, projector, ProjectedAdamW(setting.model.parameters(), projector, lr=1e-2)
+
+    def steps(setting, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            setting.task_loss().backward()
+            optimizer.step()
+
+    whole, resumed = make_setting(), make_setting()
+    before = {name: layer.weight.detach().clone() for name, layer in linears(whole).items()}
+    blocks, projector, optimizer = parts(whole)
+    steps(whole, optimizer, 6)
+    projector.hold_()
+    resumed.model.load_state_dict(copy.deepcopy(whole.model.state_dict()))
+    state = copy.deepcopy(optimizer.state_dict())
+    _, again, continued = parts(resumed)
+    continued.load_state_dict(state)
+    steps(whole, optimizer, 4)
+    steps(resumed, continued, 4)
+    for p, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-7)
+    again.hold_()
+    assert strayed(resumed, blocks, before) < 1e-6
+
+
+def test_layers_that_read_the_same_inputs_share_their_directions_wherever_they_go():
+    layers = {name: nn.Linear(8, 4, bias=False).double() for name in "qkv"}
+    vectors = torch.eye(8)[:, :2]
+    projector = LowRankProjector(layers, {name: BlockedComponents(vectors) for name in layers})
+    projector.remember()
+    kept = [block.input_vectors_DK for _, block in projector.blocks]
+    assert kept[0].dtype == torch.float64 and kept[0] is kept[1] is kept[2]
 
 
 def test_a_kronecker_block_keeps_its_components_and_leaves_the_others_free(setting):
@@ -242,14 +336,14 @@ def test_directions_from_a_file_which_holds_them_rounded_are_made_orthonormal_ag
         assert (held.T @ kept).norm(dim=0).min() > 0.999, "and still span the directions of the file"
 
 
-def test_products_are_whole_while_components_are_removed(setting):
+def test_products_are_whole_while_components_are_held(setting):
     """A trainer that allows TF32 would leave a thousandth of them in; afterwards it has its own precision again."""
     seen = []
 
     class Watched(BlockedComponents):
-        def remove_(self, change_ED):
+        def coefficients(self, matrix_ED):
             seen.append(torch.get_float32_matmul_precision())
-            return super().remove_(change_ED)
+            return super().coefficients(matrix_ED)
 
         def to(self, like):
             return self
@@ -260,12 +354,13 @@ def test_products_are_whole_while_components_are_removed(setting):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        projector.project_()
+        projector.remember()
+        projector.hold_()
         projector.blocked_share(lambda p: p.grad)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert seen == ["highest", "highest"]
+    assert seen == ["highest"] * 3
 
 
 def test_bfloat16_weights_are_blocked_to_their_own_precision(setting):
@@ -307,18 +402,11 @@ def test_nothing_that_learns_is_an_error(setting):
         LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8))})
 
 
-def test_an_unknown_place_is_refused(setting):
-    with pytest.raises(ValueError, match="acts_on='weights' is unknown"):
-        LowRankProjector(linears(setting), {"0.up": BlockedComponents(torch.eye(8))}, "weights")
-
-
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e25])
 def test_shares_of_any_gradient_are_finite(setting, scale):
     block = BlockedComponents(torch.eye(8)[:, :2])
     projector = LowRankProjector(linears(setting), {"0.up": block})
     gradient = scale * torch.ones(16, 8)
     assert float(projector.blocked_share(lambda p: gradient)) == pytest.approx(0.25 if scale else 0.0)
-    projector.project_(lambda p: gradient)
-    assert projector.metrics()["blocked_energy"] == pytest.approx(0.25 if scale else 0.0)
     with pytest.raises(ValueError, match="reaches none of the blocked weights"):
         projector.blocked_share(lambda p: None)
