@@ -28,6 +28,11 @@ REFERENCE_FILE = "pretrained_weights.safetensors"
 PREPROCESSOR_FILE, POSTPROCESSOR_FILE = "policy_preprocessor.json", "policy_postprocessor.json"
 STATE_FOLDER = "training_state"
 
+_FORMER = (
+    *("anchor_soft", "granularity", "project"),
+    *("anchor_tokens", "anchor_whiten", "anchor_momentum", "anchor_refresh", "anchor_restoring"),
+)
+"""Options that earlier versions wrote into a checkpoint's configuration (docs/ablation.md)."""
 _RESTORE = "restore it from where the checkpoint was saved"
 _SHOWN = 100
 """Characters of what a file says in place of a name."""
@@ -165,6 +170,15 @@ def _check_config(folder: Path) -> Iterator[Finding]:
     if config.get("type") != "aegis":
         kind = str(config.get("type"))[:_SHOWN]
         yield Finding("error", f"{folder} is a policy of type {kind}, not aegis", "name an aegis policy")
+    if former := [name for name in _FORMER if name in config]:
+        if "kronecker" not in str(config.get("anchor")) or isinstance(config.get("anchor_energy"), dict):
+            former.append("anchor_energy")
+        yield Finding(
+            "error",
+            f"{folder / CONFIG_FILE} is of an earlier version, whose options {', '.join(former)} are gone",
+            f"remove them there and from {TRAINING_CONFIG_FILE}, and the weights are used as they are (a training that "
+            "goes on from them protects as this version does), or take the version that saved it",
+        )
 
 
 def _check_files(folder: Path) -> Iterator[Finding]:

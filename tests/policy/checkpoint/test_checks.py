@@ -86,6 +86,13 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
         _edit("config.json", lambda c: c.pop("type") and None),
         "is a policy of type None, not aegis",
     ),
+    (
+        "options of an earlier version",
+        _edit(
+            "config.json", lambda c: {**c, "anchor": "subspace", "granularity": "tensor", "project": "update"}
+        ),
+        "earlier version, whose options granularity, project, anchor_energy are gone: remove them there",
+    ),
     ("no weights", _remove("model.safetensors"), "lacks model.safetensors"),
     ("weights cut off", _cut("model.safetensors"), "model.safetensors is truncated: 7 bytes are missing"),
     (
