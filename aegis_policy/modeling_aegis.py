@@ -252,6 +252,7 @@ class AegisPolicy(PreTrainedPolicy):
             steps=self._training_state.steps,
             probed=self._probed(),
             anchor_file=self._anchor_file,
+            coverages=self.protection.coverages() if self._training_begun else (),
             dataset=dataset,
         )
 

@@ -5,7 +5,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from aegis_policy.support.files import atomic_write
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.protections.coverage import Coverage
 
 CARD_FILE = "README.md"
 _BEGIN, _END = "<!-- vqa -->", "<!-- /vqa -->"
@@ -56,6 +57,7 @@ def card_text(
     steps: int,
     probed: VQAScore | None = None,
     anchor_file: Path | None = None,
+    coverages: Iterable["Coverage"] = (),
     dataset: str | None = None,
 ) -> str:
     """The card of a policy.
@@ -65,6 +67,7 @@ def card_text(
         steps: of training so far.
         probed: what the probe found before and last.
         anchor_file: what a checkpoint keeps of its anchor.
+        coverages: how much the kinds of anchors protect, if training has begun.
         dataset: repository of the demonstrations.
     """
     inputs, outputs = (
@@ -75,6 +78,7 @@ def card_text(
         "VLM": f"{config.vlm}, fingerprint {config.vlm_fingerprint}",
         "protection": config.protection + (f", {config.anchor}" if config.protection == "aegis" else ""),
         **_anchor(config.anchor_info, anchor_file),
+        **{f"protected by {coverage.kind}": str(coverage) for coverage in coverages},
         **({"demonstrations": dataset} if dataset else {}),
         "training": f"{steps} steps, learning rates {config.optimizer_lr:g} (expert) and "
         f"{config.optimizer_lr_backbone:g} (backbone)",
