@@ -67,7 +67,7 @@ class AegisConfig(
         vqa_probe_freq: ask the backbone questions before the first training step and after every so many (0: never);
             the training log shows their accuracy until the next time, and how their gradient lies to the anchor.
         vqa_probe_data, vqa_probe_samples: which questions (as `replay_data`; a benchmark's validation split), and
-            how many.
+            how many; or `text:FILE.txt`, running text, whose reading the log compares with the first one.
         instruction: what the policy is told, always, where data or environment say nothing of use (PushT, ALOHA).
         train_vision_tower, train_projector: train these too (with the backbone's learning rate).
             Token embeddings, final norm and language-model head never train (but for the entries that

@@ -43,7 +43,8 @@ from aegis_policy.support.lerobot_flags import resuming
 from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.checks import check_reading, check_saving, check_texts
-from aegis_policy.vqa.probe import VQAProbe
+from aegis_policy.vqa.probe import VQAProbe, probe_of
+from aegis_policy.vqa.text_probe import TextProbe
 
 
 class AegisPolicy(PreTrainedPolicy):
@@ -127,7 +128,7 @@ class AegisPolicy(PreTrainedPolicy):
         self._optimizer_restored = optimizer_begun(checkpoint) if checkpoint and resuming() else {}
         self._training_begun = False
         self._optimized: PolicyParameters | None = None
-        self._probe: VQAProbe | None = None
+        self._probe: VQAProbe | TextProbe | None = None
         self._anchor_file: Path | None = None
         self._saved_card: str | None = None
         self._action_queue = ActionQueue()
@@ -421,7 +422,7 @@ class AegisPolicy(PreTrainedPolicy):
                     if not parameter.requires_grad:
                         parameter.data = parameter.data.to(torch.bfloat16)
             if self.config.vqa_probe_freq:
-                self._probe = VQAProbe(self.config, self.vlm)
+                self._probe = probe_of(self.config, self.vlm)
             self._training_begun = True
             if self._dataset is not None and ranks.index() == 0:
                 self._try_saving()

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from aegis_policy.support import ranks
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vqa.examples import load_vqa
+from aegis_policy.vqa.examples import ANSWER_TOKENS, SENTENCE_TOKENS, load_vqa
 from aegis_policy.vqa.loss import answer_loss
+from aegis_policy.vqa.text_probe import TextProbe
+from aegis_policy.vqa.texts import RUNNING, text_file
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.protections import Protection
 
 _BATCH = 32
-_MAX_NEW_TOKENS = 8
 
 
 class VQAProbe:
@@ -37,6 +38,8 @@ class VQAProbe:
                 refuses=vlm.refuses,
             )
         )
+        of_text = text_file(config.vqa_probe_data) is not None
+        self._longest_answer = SENTENCE_TOKENS if of_text else ANSWER_TOKENS
         self._figures: dict[str, float] = {}
         self.first: float | None = None
         """Accuracy before the first step of training, None if there was no probe then; answers are scored as in
@@ -72,7 +75,7 @@ class VQAProbe:
         for start in range(0, len(own), _BATCH):
             batch = own[start : start + _BATCH]
             given = vlm.answer(
-                [each.image for each in batch], [each.question for each in batch], _MAX_NEW_TOKENS
+                [each.image for each in batch], [each.question for each in batch], self._longest_answer
             )
             correct += sum(each.score(said) for said, each in zip(given, batch, strict=True))
         total = ranks.mean(torch.tensor(correct, device=vlm.device)) * ranks.count()
@@ -80,3 +83,13 @@ class VQAProbe:
 
     def _loss(self, vlm: VLMBackbone) -> Tensor:
         return answer_loss(vlm, self._examples[:_BATCH])
+
+
+def probe_of(config: "AegisConfig", vlm: VLMBackbone) -> VQAProbe | TextProbe:
+    """The probe that `config.vqa_probe_data` asks for: of questions, or of running text (`text:FILE.txt`).
+
+    Raises:
+        AegisError: what it names cannot be read.
+    """
+    file = text_file(config.vqa_probe_data, "--policy.vqa_probe_data=")
+    return TextProbe(config) if file is not None and file.suffix == RUNNING else VQAProbe(config, vlm)

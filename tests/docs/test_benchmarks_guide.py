@@ -22,7 +22,7 @@ def test_every_command_works(
 ) -> None:
     blocks = re.findall(r"^```\n(aegis-.*?)^```", _GUIDE, re.M | re.S)
     commands = [shlex.split(block.replace("\\\n", " ")) for block in blocks]
-    assert [command[0] for command in commands] == ["aegis-vqa", "aegis-vqa", "aegis-anchor"]
+    assert [command[0] for command in commands] == [*["aegis-vqa"] * 4, "aegis-anchor"]
     checkpoint = tmp_path / "outputs" / "run" / "checkpoints" / "last" / "pretrained_model"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.symlink_to(tiny_checkpoint)
@@ -33,9 +33,16 @@ def test_every_command_works(
     datasets.Dataset.from_dict(own).to_parquet(
         tmp_path / "data" / "questions" / "test-00000-of-00001.parquet"
     )
+    (tmp_path / "general_questions.jsonl").write_text('{"question": "what is it?", "answers": ["a cube"]}')
+    (tmp_path / "prose.txt").write_text("the red cube is on the table\n\nand the green one is not")
     for command in commands:
         done = shell(*command, cwd=tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[-3000:]}"
     results = [json.loads(path.read_text()) for path in (tmp_path / "outputs" / "vqa").glob("*/results.json")]
-    assert sorted(each["benchmark"] for each in results) == ["custom", "okvqa"]
+    assert sorted(each["benchmark"] for each in results) == [
+        "custom",
+        "okvqa",
+        "text:general_questions.jsonl",
+        "text:prose.txt",
+    ]
     assert (tmp_path / "anchor.safetensors").is_file()

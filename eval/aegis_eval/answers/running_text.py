@@ -154,12 +154,19 @@ def write_texts(
         write_jsonl(
             beside / PARAGRAPHS,
             (
-                {"text": text[:_SHOWN], "tokens": len(each.kl_T)} | (_means(each) if len(each.kl_T) else {})
+                {"text": text[:_SHOWN], "tokens": len(each.kl_T), **_means(each, figures.kl is not None)}
                 for text, each in zip(paragraphs, readings, strict=True)
             ),
         )
 
 
-def _means(reading: TextChange) -> dict[str, float]:
-    """Over the tokens of a paragraph; of one that nothing is compared with, divergence 0 and agreement 1."""
-    return {name.removesuffix("_T"): float(x.double().mean()) for name, x in vars(reading).items()}
+def _means(reading: TextChange, compared: bool) -> dict[str, float]:
+    """Over the tokens of a paragraph, if there are any: perplexity's logarithm, and what only a comparison has."""
+    found = {"nll": reading.nll_T}
+    if compared:
+        found |= {
+            "kl": reading.kl_T,
+            "agreement": reading.agrees_T,
+            "pretrained_nll": reading.reference_nll_T,
+        }
+    return {name: float(x_T.double().mean()) for name, x_T in found.items() if len(x_T)}

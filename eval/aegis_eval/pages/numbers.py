@@ -28,6 +28,7 @@ CURVES = {
     "blocked_energy": ("Energy blocked", "share of the update's energy removed", False),
     "weight_penalty": ("Way of the weights", "penalty on it", True),
     "vqa_accuracy": ("Answers", "accuracy of the probe in training", False),
+    "text_kl": ("Running text", "KL to the first reading, nats a token", True),
     "grad_norm": ("Gradient norm", "norm before clipping", True),
 }
 """Figure of training -> heading, what is shown, whether the axis is logarithmic."""

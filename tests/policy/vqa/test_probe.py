@@ -1,5 +1,6 @@
 """The probe: what the backbone still answers in training, and where the gradient of the questions lies."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,55 @@ def test_the_probe_scores_as_the_benchmark_does(
     assert figures["vqa_accuracy"] == pytest.approx(0.45)
     samples, _ = load_public("custom", str(folder), None, 20)
     assert sum(each.score("Red.") for each in samples) / 20 == pytest.approx(0.45)
+
+
+def test_questions_without_a_picture_are_asked_in_training(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [{"question": f"what is {n}?", "answers": [str(n), "cube"]} for n in range(4)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    probe = {"vqa_probe_freq": 1, "vqa_probe_data": f"text:{tmp_path / 'q.jsonl'}"}
+    policy = make_policy("aegis", anchor="subspace", **probe)
+    asked = []
+
+    def answer(images: list[None], questions: list[str], max_new_tokens: int) -> list[str]:
+        asked.append((set(images), max_new_tokens))
+        return ["It is 3 of them."] * len(questions)
+
+    monkeypatch.setattr(policy.vlm, "answer", answer)
+    figures = training_step(policy, build_optimizer(policy), make_batch())
+    assert figures["vqa_accuracy"] == 0.25 and asked == [({None}, 24)]
+    assert 0 < figures["subspace_vqa_gradient_blocked"] < 1
+
+
+def test_running_text_is_compared_with_its_first_reading(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    texts = ["push the red cube to the left", "the green sphere"]
+    (tmp_path / "prose.txt").write_text("\n\n".join(texts))
+    policy = make_policy("none", vqa_probe_freq=2, vqa_probe_data=f"text:{tmp_path / 'prose.txt'}")
+    optimizer = build_optimizer(policy)
+    before = copy.deepcopy(policy.vlm)
+    figures = [training_step(policy, optimizer, make_batch(seed=seed)) for seed in range(2)]
+    assert figures[0] | {"text_kl": 0.0, "text_agreement": 1.0} == pytest.approx(figures[0], abs=1e-6)
+    now = copy.deepcopy(policy.vlm)
+    last = training_step(policy, optimizer, make_batch(seed=2))
+    kl, same = [], []
+    for text in texts:
+        p, q = (vlm.read(text).logits_STV[0, :-1].double().log_softmax(-1) for vlm in (before, now))
+        kl += (p.exp() * (p - q)).sum(-1).tolist()
+        same += (p.argmax(-1) == q.argmax(-1)).tolist()
+    assert last["text_kl"] == pytest.approx(sum(kl) / len(kl), rel=1e-2) and last["text_kl"] > 0
+    assert last["text_agreement"] == pytest.approx(sum(same) / len(same))
+    assert "vqa_accuracy" not in last
+    policy.save_pretrained(tmp_path / "saved")  # its card has no answers to tell of
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("p.txt", "holds no paragraph"), ("p.md", "must end with")])
+def test_a_text_that_cannot_be_probed_is_one_sentence(
+    make_policy: MakePolicy, tmp_path: Path, name: str, sentence: str
+) -> None:
+    (tmp_path / name).write_text("\n")
+    policy = make_policy("none", vqa_probe_freq=1, vqa_probe_data=f"text:{tmp_path / name}")
+    with pytest.raises(AegisError, match=sentence):
+        policy.get_optim_params()
