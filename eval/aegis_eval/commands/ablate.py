@@ -25,11 +25,15 @@ from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import VARIANTS
 from aegis_eval.pages.ablation import write_page
-from aegis_eval.results.frontier import AblatedRun, Frontier
+from aegis_eval.questions.data_sets import WHOLE
+from aegis_eval.questions.texts import TextQuestions
+from aegis_eval.results.frontier import TEXT, AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json, write_json
+from aegis_policy.vqa.sources import expanded
+from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
 """Seeds of the held-out demonstrations, far from any of the training ones."""
@@ -79,6 +83,8 @@ class AblateConfig:
             of the protections refuses.
         vlm: the pretrained VLM.
         samples: questions asked of each trained backbone.
+        texts: files that `aegis-vqa --benchmark=text:FILE` takes: questions without pictures (`.jsonl`) and running
+            text (`.txt`), which each trained backbone is asked, or reads, too. They may be added to what has been run.
         frames: at which the action error is measured.
         jobs: trainings at once.
         device: `cuda` or `cpu`, by default CUDA if there is one.
@@ -104,6 +110,7 @@ class AblateConfig:
     policy: list[str] = field(default_factory=list)
     vlm: str = "embedded"
     samples: int = 1000
+    texts: list[str] = field(default_factory=list)
     frames: int = 1000
     jobs: int = 2
     device: str | None = None
@@ -171,8 +178,23 @@ def _check(config: AblateConfig) -> None:
         raise AegisError(f"--variants=[] names none; there are: {', '.join(VARIANTS)}.")
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
+    _check_texts(config.texts)
     parse_tasks(config.tasks, "--tasks")
     check_cameras(config.cameras)
+
+
+def _check_texts(files: Sequence[str]) -> None:
+    """Read all of them, as nobody wants to hear of a line after the trainings."""
+    for file in files:
+        path = text_file(f"{SOURCE}:{file}", "--texts: ")
+        assert path is not None
+        if path.suffix == RUNNING:
+            read_paragraphs(path, 1)
+        else:
+            TextQuestions.of(path).drawn(None, WHOLE, 1, 0)
+    names = [Path(file).stem for file in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise AegisError(f"--texts: several files are called {twice[0]}: give them different names.")
 
 
 def _launch(config: AblateConfig, jobs: Sequence[Job], title: str) -> Mapping[str, AegisError]:
@@ -199,7 +221,7 @@ def ablation_plan(config: AblateConfig, variants: Sequence[str], setting: Mappin
         vlm=config.vlm,
     )
     phases = {
-        "recordings": lambda: [*_recordings(config), _pretrained(config)],
+        "recordings": lambda: [*_recordings(config), _pretrained(config), *_pretrained_texts(config)],
         "anchors": anchors,
         "trainings": lambda: [run.job for run in runs],
     }
@@ -242,6 +264,26 @@ def _pretrained(config: AblateConfig) -> Job:
     return alone(stage, config.output_dir)
 
 
+def _pretrained_texts(config: AblateConfig) -> list[Job]:
+    """Asks the pretrained model the questions without pictures; running text it reads beside each trained one."""
+    stages = [
+        catalogue.text(folder.name, folder, file=_file(each), vlm=config.vlm, device=config.device)
+        for each in config.texts
+        if (folder := _answers_folder(config, each)) is not None
+    ]
+    return [alone(stage, config.output_dir) for stage in stages]
+
+
+def _answers_folder(config: AblateConfig, text: str) -> Path | None:
+    """What the pretrained model answers to a file of questions; None of running text."""
+    file = _file(text)
+    return None if file.suffix == RUNNING else config.output_dir / f"pretrained-{TEXT}{file.stem}"
+
+
+def _file(text: str) -> Path:
+    return Path(expanded(text))
+
+
 def _name(variant: str, seed: int) -> str:
     return f"{variant.replace(' ', '_')}-{seed}"
 
@@ -280,6 +322,17 @@ def _run(config: AblateConfig, variant: str, seed: int) -> Run:
             samples=config.samples,
             split=config.split,
             device=config.device,
+        ),
+        *(
+            catalogue.text(
+                f"{name}-{TEXT}{_file(each).stem}",
+                folder / f"{TEXT}{_file(each).stem}",
+                file=_file(each),
+                checkpoint=checkpoint,
+                pretrained=_answers_folder(config, each),
+                device=config.device,
+            )
+            for each in config.texts
         ),
     ]
     return Run(name, variant, config.lr_backbone, seed, folder, root / "logs", stages)

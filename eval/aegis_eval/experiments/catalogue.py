@@ -13,6 +13,7 @@ from aegis_eval.experiments import costs
 from aegis_eval.experiments.stage import Stage
 from aegis_eval.results import measured
 from aegis_eval.results.training_log import METRICS
+from aegis_policy.vqa.texts import RUNNING
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,35 @@ def questions(
         command,
         cost=costs.questions(samples),
         read=measured.answers,
+    )
+
+
+def text(
+    name: str,
+    output_dir: Path,
+    *,
+    file: Path,
+    checkpoint: Path | None = None,
+    vlm: str | None = None,
+    pretrained: Path | None = None,
+    device: str | None,
+) -> Stage:
+    """A file of questions without pictures, or of running text, which the pretrained VLM reads beside it.
+
+    `pretrained` is as of `questions`; running text takes none.
+    """
+    asked = f"--vlm={vlm}" if checkpoint is None else f"--policy.path={checkpoint}"
+    command = ["aegis-vqa", asked, f"--benchmark=text:{file}", f"--output_dir={output_dir}", *_on(device)]
+    if pretrained is not None:
+        command.append(f"--pretrained_answers={pretrained}")
+    running = file.suffix == RUNNING
+    return Stage(
+        name,
+        f"reading {file.name}" if running else f"asking {file.name}",
+        output_dir / "results.json",
+        command,
+        cost=costs.text(),
+        read=measured.running_text if running else measured.text_answers,
     )
 
 

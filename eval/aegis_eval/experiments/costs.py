@@ -11,6 +11,7 @@ _DEMONSTRATION_S = {"aegis_tabletop": 0.25, "aegis_metaworld": 1.4}
 _ROLLOUT_S = {"aegis_tabletop": 0.5, "aegis_metaworld": 3.0}
 """An episode of a policy, by type of environment; Meta-World's by its rates (`docs/metaworld.md`)."""
 _QUESTION_S = 0.012
+_TEXT_S = 10.0
 _ANCHOR_S = 200.0
 _DRIFT_S = 3 * _START_S
 _FRAME_S = 0.04
@@ -51,6 +52,11 @@ def rollouts(episodes: int, tasks: int, env: str = "aegis_tabletop") -> float:
 def questions(samples: int) -> float:
     """Seconds that so many answers take."""
     return _START_S + _QUESTION_S * samples
+
+
+def text() -> float:
+    """Seconds that a file of questions or of running text takes."""
+    return _START_S + _TEXT_S
 
 
 def swap(pairs: int, tasks: int) -> float:

@@ -45,17 +45,24 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
 
 
 def format_table(frontier: Mapping[str, Any]) -> str:
-    """Markdown, a row a variant: accuracy, retained share, action error, share of the gain; with 95 % intervals."""
+    """Markdown, a row a variant: accuracy, retained share, action error, share of the gain; with 95 % intervals.
+
+    Behind these, if there are any: retained share of questions without pictures, KL on running text, a column a file.
+    """
     variants = frontier["variants"]
+    questions, running = (list(next(iter(variants.values()))[key]) for key in ("text_retained", "text_kl"))
+    header = [*_HEADER, *(f"{name}: retained %" for name in questions), *(f"{name}: KL" for name in running)]
     rows = [["(pretrained)", f"{100 * frontier['pretrained']:.1f}", "100"]]
     for name, row in variants.items():
         shares = [rate(_estimate(row[key])) for key in ("accuracy", "retained")]
         kept = rate(_estimate(row["gain_kept"]), 0) if row["gain_kept"] else ""
-        rows.append([name, *shares, number(_estimate(row["action_error"])), kept])
+        texts = [rate(_estimate(row["text_retained"][each])) for each in questions]
+        texts += [number(_estimate(row["text_kl"][each]), 4) for each in running]
+        rows.append([name, *shares, number(_estimate(row["action_error"])), kept, *texts])
     one_seed = all(len(row["by_seed"]) == 1 for row in variants.values())
     over = "scenes and episodes, one seed" if one_seed else "seeds, scenes, episodes"
     return (
-        f"{Table(_HEADER, rows).markdown()}\n\n"
+        f"{Table(header, rows).markdown()}\n\n"
         f"`stop_gradient` errs more than `none` by {number(_estimate(frontier['gain']))}; "
         f"brackets: 95 % intervals over {over}.\n"
     )

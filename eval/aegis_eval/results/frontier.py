@@ -6,13 +6,16 @@ and compared at the same frames: differences are paired. Intervals come from `ae
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
-from aegis_eval.results.run_file import RunFile
+from aegis_eval.results.run_file import Json, RunFile
 from aegis_eval.statistics.resampling import Estimate, Resampling, bits, estimate
+
+TEXT = "text-"
+"""What the kinds of stages begin with that ask, or have read, a file without pictures."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class AblatedRun:
         episode_errors: mean action error in each held-out episode, of so many frames and draws.
         per_type: accuracy by question type.
         curves: of the training log: name -> {"steps", "values"}.
+        texts: file -> what was found of it, as `measured.text_answers` or `measured.running_text` has it.
     """
 
     variant: str
@@ -39,6 +43,7 @@ class AblatedRun:
     episode_frames: list[int]
     per_type: dict[str, float]
     curves: dict[str, dict[str, list[float]]]
+    texts: dict[str, Json] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunFile) -> Self:
@@ -56,6 +61,11 @@ class AblatedRun:
             episode_frames=errors["episode_frames"],
             per_type=answers["per_type"],
             curves=run.measured["training"],
+            texts={
+                kind.removeprefix(TEXT): found
+                for kind, found in run.measured.items()
+                if kind.startswith(TEXT)
+            },
         )
 
 
@@ -70,6 +80,9 @@ class VariantResult:
         gain_kept: which share of the lower error that `none` has over `stop_gradient` it has too; None where the
             two cannot be told apart.
         by_seed: (accuracy, action error) of each.
+        text_retained: file of questions without pictures -> `retained` of these; without those of which the pretrained
+            model knows hardly any.
+        text_kl: file of running text -> KL to the pretrained model, nats a token.
     """
 
     accuracy: Estimate
@@ -77,6 +90,8 @@ class VariantResult:
     action_error: Estimate
     gain_kept: Estimate | None
     by_seed: list[tuple[float, float]]
+    text_retained: Mapping[str, Estimate]
+    text_kl: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,8 @@ class Frontier:
                 action_error=estimate(error[name]),
                 gain_kept=estimate((error["stop_gradient"] - error[name]) / gain) if told_apart else None,
                 by_seed=[(run.accuracy, run.action_error) for run in group],
+                text_retained=_text_retained(group, seed),
+                text_kl=_text_kl(group, seed),
             )
             for name, group in grouped.items()
         }
@@ -133,3 +150,27 @@ class Frontier:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
+
+
+def _text_retained(group: Sequence[AblatedRun], seed: int) -> dict[str, Estimate]:
+    found = {}
+    for name, first in group[0].texts.items():
+        if "correct" not in first:
+            continue
+        questions = Resampling(len(group), count=len(first["correct"]), seed=seed)
+        before, after = (
+            questions.means(np.stack([bits(run.texts[name][key]) for run in group]))
+            for key in ("pretrained", "correct")
+        )
+        if before.all():  # in every draw, or some would divide by nothing
+            found[name] = estimate(after / before)
+    return found
+
+
+def _text_kl(group: Sequence[AblatedRun], seed: int) -> dict[str, Estimate]:
+    found = {}
+    for name, first in group[0].texts.items():
+        if "kl" in first:
+            paragraphs = Resampling(len(group), count=len(first["kl"]), weights_N=first["tokens"], seed=seed)
+            found[name] = estimate(paragraphs.means(np.array([run.texts[name]["kl"] for run in group])))
+    return found

@@ -15,7 +15,7 @@ from aegis_eval.results.rollouts import read_rollouts
 from aegis_eval.results.run import Json, read_answers, read_vqa
 from aegis_eval.results.swap import read_swaps
 from aegis_eval.results.training_log import read_curves
-from aegis_policy.support.json_files import read_json
+from aegis_policy.support.json_files import read_json, read_jsonl
 
 
 def curves(metrics: Path) -> dict[str, Json]:
@@ -46,6 +46,21 @@ def answers(results: Path) -> Json:
             "correct": bits(each["pretrained_correct"] for each in asked),
         }
     return found
+
+
+def text_answers(results: Path) -> Json:
+    """Answers without pictures: a `1` for every one that is right, of the model and of the pretrained one."""
+    asked = read_answers(results.parent)
+    return {
+        "correct": bits(each["correct"] for each in asked),
+        "pretrained": bits(each["pretrained_correct"] for each in asked),
+    }
+
+
+def running_text(results: Path) -> Json:
+    """Running text, a figure a paragraph: KL to the pretrained model (nats a token), agreement, number of tokens."""
+    lines = [line for line in read_jsonl(results.with_name("paragraphs.jsonl")) if line["tokens"]]
+    return {name: [line[name] for line in lines] for name in ("kl", "agreement", "tokens")}
 
 
 def swaps(output: Path) -> dict[str, dict[str, int]]:

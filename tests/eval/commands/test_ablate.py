@@ -19,6 +19,7 @@ from aegis_eval.commands.action_error import (
 )
 from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.variants import ANCHORS, VARIANTS
+from aegis_eval.results import measured
 from aegis_eval.results.run_file import RunFile
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import write_json
@@ -147,6 +148,8 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
         ({"policy": ["gradient_checkpointing"]}, r"^--policy\.gradient_checkpointing gives no field"),
         ({"policy": ["chunk_size=many"]}, r"^--policy\.chunk_size=many cannot be \(invalid literal"),
         ({"policy": ["normalization_mapping={"]}, r"^--policy\.normalization_mapping=\{ cannot be \("),
+        ({"texts": ["no.jsonl"]}, r"^--texts: text:no\.jsonl names no file"),
+        ({"texts": ["no.md"]}, r"^--texts: text:no\.md must end with \.jsonl"),
         ({"policy": ["dtype=float8"]}, r"^--policy\.dtype=float8 is unknown"),
     ],
 )
@@ -203,3 +206,32 @@ def test_what_cannot_be_drawn_again_is_named(held: str | None, tmp_path: Path) -
         (tmp_path / "ablation.json").write_text(held)
     with pytest.raises(AegisError, match=r"--redraw=.* cannot be read .*: name an ablation\.json"):
         ablate(AblateConfig(output_dir=tmp_path / "out", redraw=tmp_path / "ablation.json"))
+
+
+def test_every_trained_backbone_is_asked_the_texts(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "what is 1 and 1?", "answer": "two"}')
+    (tmp_path / "p.txt").write_text("some words")
+    texts = [str(tmp_path / name) for name in ("q.jsonl", "p.txt")]
+    config = AblateConfig(output_dir=tmp_path / "ablation", seeds=1, texts=texts)
+    plan = ablation_plan(config, ["none", "stop_gradient"], {})
+    jobs = [job for found in plan.jobs().values() for job in found]
+    asked = {stage.name: stage.command for job in jobs for stage in job.stages if "text-" in stage.name}
+    assert list(asked) == [
+        "pretrained-text-q",
+        *(f"{run}-text-{name}" for run in ("none-0", "stop_gradient-0") for name in ("q", "p")),
+    ]
+    assert asked["pretrained-text-q"][1:3] == ["--vlm=embedded", f"--benchmark=text:{texts[0]}"]
+    assert f"--pretrained_answers={tmp_path / 'ablation' / 'pretrained-text-q'}" in asked["none-0-text-q"]
+    assert not any("answers" in flag for flag in asked["none-0-text-p"])
+    with pytest.raises(AegisError, match="several files are called q: give them different names"):
+        ablate(AblateConfig(output_dir=tmp_path / "ablation", texts=[texts[0], texts[0]]))
+
+
+def test_what_was_found_of_texts_is_read_from_what_aegis_vqa_writes(tmp_path: Path) -> None:
+    lines = [
+        {"text": "a b", "tokens": 2, "kl": 0.5, "agreement": 1.0, "nll": 1.0},
+        {"text": "c", "tokens": 0},
+    ]
+    (tmp_path / "paragraphs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = measured.running_text(tmp_path / "results.json")
+    assert found == {"kl": [0.5], "agreement": [1.0], "tokens": [2]}

@@ -101,3 +101,32 @@ def test_the_page_is_drawn_from_the_json_alone(tmp_path: Path, capsys: pytest.Ca
     for name in ("frontier.png", "retention.png"):
         assert (tmp_path / name).stat().st_size > 5000
     assert str(tmp_path / "frontier.png") in capsys.readouterr().out
+
+
+def _with_texts(run: AblatedRun, right: int, kl: list[float]) -> AblatedRun:
+    answered = {"correct": "1" * right + "0" * (100 - right), "pretrained": "1" * 80 + "0" * 20}
+    read = {"kl": kl, "agreement": [1.0, 0.5], "tokens": [30, 10]}
+    return replace(run, texts={"general": answered, "prose": read})
+
+
+def test_texts_get_a_column_each() -> None:
+    runs = _runs(none=(80, 0.5), stop_gradient=(0, 0.7))
+    runs = [
+        _with_texts(run, *((40, [0.4, 0.8]) if run.variant == "none" else (80, [0.0, 0.0]))) for run in runs
+    ]
+    frontier = Frontier.of(runs)
+    none, stopped = frontier.variants["none"], frontier.variants["stop_gradient"]
+    assert none.text_retained["general"].value == pytest.approx(0.5)
+    assert none.text_retained["general"].ci[0] < 0.5 < none.text_retained["general"].ci[1]
+    assert none.text_kl["prose"].value == pytest.approx(0.5), "long paragraphs weigh more"
+    assert stopped.text_retained["general"].ci == (1.0, 1.0) and stopped.text_kl["prose"].value == 0
+    header, _, pretrained, row, *_ = format_table(frontier.to_dict()).splitlines()
+    assert "| general: retained % | prose: KL |" in header
+    assert "| 50.0 [" in row and "| 0.5000 [" in row
+    assert header.count("|") == pretrained.count("|") == row.count("|")
+
+
+def test_texts_of_which_the_pretrained_model_knows_nothing_have_no_share() -> None:
+    texts = {"hard": {"correct": "01", "pretrained": "00"}}
+    runs = [replace(run, texts=texts) for run in _runs(none=(80, 0.5), stop_gradient=(0, 0.7))]
+    assert Frontier.of(runs).variants["none"].text_retained == {}
