@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aegis_policy.anchors.answers import fisher_passes, with_answers
 from aegis_policy.isolation import FactorAccumulator
+from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
 
@@ -67,6 +68,10 @@ class KroneckerFactors(InputFactors):
 
     def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
         inputs = with_answers(self.vlm, batch, answers)
+        if "pixel_values" not in inputs:
+            raise AegisError(
+                "the anchor kronecker is made of gradients that reach a picture: leave questions without one out."
+            )
         # Every layer's outputs depend on the pixels: their gradient is one that passes through all of them.
         inputs["pixel_values"].requires_grad_()
         with self.collect(inputs):

@@ -40,6 +40,10 @@ class TextProbe:
         """How many paragraphs it reads."""
         return len(self._paragraphs)
 
+    def due(self, step: int) -> bool:
+        """Whether `figures` of this step, from 0, are going to be found anew."""
+        return not self._figures or step % self._every == 0
+
     def figures(self, vlm: VLMBackbone, protection: "Protection", step: int) -> dict[str, float]:
         """What the last reading found; the first call, and one in so many steps, reads.
 
@@ -48,7 +52,7 @@ class TextProbe:
             protection: of no account: running text has no answers whose gradient it could be asked about.
             step: of the training, from 0.
         """
-        if not self._figures or step % self._every == 0:
+        if self.due(step):
             self._figures = self._read(vlm)
         return self._figures
 

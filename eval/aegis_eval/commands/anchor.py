@@ -239,7 +239,7 @@ def _revision(source: str) -> str:
     version of the package that offers it."""
     named = parse_source(source, offered())[1] != ""
     place, own_index = _place(source), "meta/info.json" if _is_dataset(source) else INDEX_FILE
-    if named and is_file(index := place / own_index):
+    if named and is_file(index := place if is_file(place) else place / own_index):
         with index.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if named and place.is_dir():

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_data import write_random_questions
 
+from aegis_eval.commands.anchor import AnchorConfig, make_anchor
 from aegis_eval.questions.benchmarks import find_benchmark
 from aegis_eval.questions.texts import says_one_of
 from aegis_policy.support.errors import AegisError
@@ -101,3 +103,22 @@ def test_the_questions_and_the_prose_that_are_shipped_are_usable() -> None:
     assert not any(each.score(each.question) for each in examples), "no question gives its answer away"
     prose = read_paragraphs(SHIPPED / "prose.txt", 100)
     assert len(prose) == 40 and all(60 <= len(each.split()) <= 110 for each in prose)
+
+
+def test_an_anchor_is_made_of_questions_with_and_without_pictures(tiny_vlm_dir: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "q.jsonl", *({"question": f"what is {n}?", "answer": n} for n in range(3)))
+    write_random_questions(tmp_path / "vqa", answer="a cube")
+    source = f"{tmp_path / 'vqa'}+text:{file}"
+
+    def anchor(**options: Any) -> Any:
+        return make_anchor(
+            AnchorConfig(vlm=str(tiny_vlm_dir), batch_size=2, out=tmp_path / "anchor.safetensors", **options)
+        )
+
+    both = anchor(vqa=source, kinds=["subspace"], samples=3)
+    assert both.metadata["samples"] == "6"
+    file.write_text(file.read_text() + "\n")
+    again = anchor(vqa=source, kinds=["subspace"], samples=3)
+    assert both.metadata["source"] != again.metadata["source"], "another file"
+    with pytest.raises(AegisError, match="gradients that reach a picture: leave questions without one out"):
+        anchor(vqa=source, kinds=["kronecker"], samples=3)
