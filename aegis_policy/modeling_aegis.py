@@ -233,8 +233,7 @@ class AegisPolicy(PreTrainedPolicy):
             ) from error
 
     def _state_to_save(self) -> files.TrainingState:
-        state = replace(self._training_state, vqa_before=self._vqa_before())
-        return replace(state, protection=self.protection.state()) if self._training_begun else state
+        return replace(self._training_state, vqa_before=self._vqa_before())
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str | None:
         """Upload the policy as it is saved, with a card that stays its own."""
@@ -416,7 +415,6 @@ class AegisPolicy(PreTrainedPolicy):
             self.protection.begin_training(self.vlm, self.anchor, self.reference)
             for coverage in self.protection.coverages():
                 enforce(coverage.findings())
-            self._training_state.restore(self.protection.state())
             if self.config.frozen_dtype == "bfloat16":
                 for parameter in self.vlm.parameters():
                     if not parameter.requires_grad:

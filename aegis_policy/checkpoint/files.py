@@ -3,8 +3,7 @@
 The model card is in `card`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,17 +41,14 @@ class TrainingState:
     Attributes:
         steps: of training so far.
         vqa_before: the accuracy that the probe found of the pretrained model; None if it was not asked.
-        protection: `Protection.state()`.
     """
 
     steps: int = 0
     vqa_before: float | None = None
-    protection: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint."""
-        tensors = {name: x.detach().cpu().contiguous() for name, x in self.protection.items()}
-        tensors[_STEPS] = torch.tensor(self.steps)
+        tensors = {_STEPS: torch.tensor(self.steps)}
         if self.vqa_before is not None:
             tensors[_VQA_BEFORE] = torch.tensor(self.vqa_before)
         save_file(tensors, folder / STATE_FILE)
@@ -68,27 +64,12 @@ class TrainingState:
             return cls()
         try:
             tensors = load_file(checkpoint / STATE_FILE)
-            steps, before = tensors.pop(_STEPS, None), tensors.pop(_VQA_BEFORE, None)
-            return cls(0 if steps is None else int(steps), None if before is None else float(before), tensors)
+            steps, before = tensors.get(_STEPS), tensors.get(_VQA_BEFORE)
+            return cls(0 if steps is None else int(steps), None if before is None else float(before))
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise AegisError(
                 f"{checkpoint / STATE_FILE} is not readable ({error}): restore it from where the checkpoint was saved."
             ) from error
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Copy what was saved of a protection's state into the tensors that it uses.
-
-        Raises:
-            AegisError: they have other shapes.
-        """
-        for name, tensor in state.items():
-            saved = self.protection.get(name, tensor)
-            if saved.shape != tensor.shape:
-                raise AegisError(
-                    f"{STATE_FILE} of the checkpoint holds {name} with the shape {list(saved.shape)} instead of "
-                    f"{list(tensor.shape)}: restore it from where the checkpoint was saved."
-                )
-            tensor.copy_(saved)
 
 
 def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:

@@ -194,13 +194,6 @@ class Protection:
         """Encode the prefix of a training step which is about these actions."""
         return Step(vlm.encode(inputs))
 
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep besides weights and anchor, so that training goes on as if never stopped.
-
-        Once training has begun these are the tensors in use: to restore them is to copy into them.
-        """
-        return {}
-
     def diagnose(self, vqa_loss: Callable[[], Tensor]) -> dict[str, float]:
         """Called when the probe asks, between `Step.finish` and the task's backward pass.
 

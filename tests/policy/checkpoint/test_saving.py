@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from training_steps import MakePolicy, build_optimizer
 
+from aegis_policy.checkpoint.files import TrainingState
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
@@ -29,7 +29,7 @@ def _unwritable_configuration(policy: AegisPolicy) -> None:
 
 
 def _broken_state(policy: AegisPolicy) -> None:
-    policy.protection.state = lambda: {"x": torch.zeros(2).to_sparse()}  # type: ignore[method-assign]
+    policy._training_state = TrainingState(steps="two")  # type: ignore[arg-type]
 
 
 def _broken_processor(policy: AegisPolicy) -> None:
