@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from aegis_policy.isolation import Anchor, BlockedComponents, LinearFactors, select_components
 from aegis_policy.protections.blocks import BlockKind
+from aegis_policy.support.errors import AegisError
 
 
 @dataclass
@@ -35,5 +36,11 @@ class Kronecker(BlockKind):
         return {"inputs": True, "outputs": True}
 
     def select(self, factors: Mapping[str, LinearFactors]) -> Mapping[str, BlockedComponents]:
-        assert self.config.anchor_energy is not None, "resolved by AegisConfig"
-        return select_components(factors, self.config.anchor_energy)
+        energy = self.config.anchor_energy
+        assert energy is not None, "resolved by AegisConfig"
+        try:
+            return select_components(factors, energy)
+        except ValueError as error:
+            raise AegisError(
+                f"--policy.anchor_energy={energy} is more than the kronecker anchor can protect: {error}"
+            ) from error

@@ -70,7 +70,8 @@ def test_too_much_fisher_weight_for_what_the_anchor_keeps_is_one_sentence(
         "aegis", anchor="kronecker", anchor_energy=1.0, anchor_path=tmp_path / "anchor.safetensors"
     )
     with pytest.raises(
-        AegisError, match=r"kronecker anchor cannot protect.*eigenpairs kept hold.*protect less"
+        AegisError,
+        match=r"--policy.anchor_energy=1.0 is more than the kronecker.*eigenpairs kept hold.*protect less",
     ):
         policy.get_optim_params()
 
