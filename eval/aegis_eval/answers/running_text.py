@@ -86,7 +86,7 @@ class TextFigures:
         if self.kl is not None and self.agreement is not None and self.pretrained_perplexity is not None:
             lines = [
                 f"KL to the pretrained model {_said(self.kl, 4)} nats a token",
-                f"the same word is likeliest at {_said(self.agreement, 1, 100)} % of the tokens",
+                f"the same token is likeliest next at {_said(self.agreement, 1, 100)} % of the tokens",
                 f"{lines[0]}; pretrained {_said(self.pretrained_perplexity)}",
             ]
         return "\n".join([*lines, f"over {self.n} paragraphs of {self.tokens} tokens, 95 % intervals"])
