@@ -189,8 +189,8 @@ class AegisPolicy(PreTrainedPolicy):
 
         Newer versions of LeRobot call this on every rank, where their own part writes on the first alone.
         """
-        self._hold()
         if ranks.index() > 0:
+            self._hold()  # as the first rank does, in `state_dict`
             return
         files.remove_left(save_directory)
         with atomic_contents(save_directory) as folder:

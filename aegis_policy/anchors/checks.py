@@ -22,9 +22,11 @@ def check_anchor(path: Path, vlm: VLMBackbone, protection: "Protection") -> Iter
         vlm: the pretrained model; what learns is marked in it, and the protection begins with it.
         protection: as the training is configured.
     """
+    fingerprint = vlm.fingerprint()
+    protection.adapt(vlm)
     protection.set_trainable(vlm)
     try:
-        anchor = read_anchor(path, vlm, vlm.fingerprint(), protection)
+        anchor = read_anchor(path, vlm, fingerprint, protection)
     except AnchorError as error:
         yield refusal(f"--policy.anchor_path={path}", error)
         return

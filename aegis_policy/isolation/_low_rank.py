@@ -118,6 +118,14 @@ class LowRankProjector(Projector):
             self._blocked_energy = torch.where(whole > 0, share, self._blocked_energy.to(share))
 
     @torch.no_grad()
+    def empty_(self) -> None:
+        """Take the blocked components out of the weights, which then hold none of them."""
+        for index, (weight, _) in enumerate(self.blocks):
+            block = self._block(index, weight)
+            with whole_float32_products(weight.device):
+                _hold_(weight, block, torch.zeros_like(block.coefficients(weight)))
+
+    @torch.no_grad()
     def blocked_share(self, gradient: GradientOf) -> Tensor:
         """The share of a gradient's squared norm, over all blocked layers, that lies in the blocks, a scalar.
 

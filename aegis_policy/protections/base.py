@@ -110,9 +110,9 @@ class Protection:
     """The decoder layers learn."""
     gradient_flows: ClassVar[bool] = True
     """The action expert's gradient enters the VLM, whether or not anything there learns."""
-    needs_anchor: ClassVar[bool] = False
+    needs_anchor: bool = False
     """It compares with statistics of the pretrained model."""
-    projects: ClassVar[bool] = False
+    projects: bool = False
     """It acts in the optimizer's step."""
     needs_reference: ClassVar[bool] = False
     """It compares with the pretrained weights themselves."""

@@ -60,7 +60,7 @@ class BlockKind(AnchorKind):
         return bool(anchor.factors)
 
     def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
-        _require_factors(_learning(vlm), anchor)
+        require_factors(_learning(vlm), anchor)
 
     @property
     def part(self) -> dict[str, Any]:
@@ -115,7 +115,6 @@ def block_layers(
     rule: Rule,
     name: str,
     share: float | None = None,
-    *,
     every: int = 1,
 ) -> tuple[LowRankProjector, Coverage]:
     """What blocks the part of the layers' weights that a rule selects, and how much that is.
@@ -132,7 +131,7 @@ def block_layers(
         AegisError: a layer is unknown to the anchor, or the anchor cannot protect what the rule asks for.
     """
     try:
-        _require_factors(layers, anchor)
+        require_factors(layers, anchor)
     except AnchorError as error:
         raise AegisError(str(error)) from error
     factors = {each: anchor.factors[each] for each in layers}
@@ -147,7 +146,7 @@ def _learning(vlm: "VLMBackbone") -> dict[str, nn.Linear]:
     return {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad}
 
 
-def _require_factors(layers: Mapping[str, nn.Linear], anchor: Anchor) -> None:
+def require_factors(layers: Mapping[str, nn.Linear], anchor: Anchor) -> None:
     """See that an anchor knows all of these layers, as wide as they are.
 
     Raises:

@@ -87,6 +87,7 @@ LEFT_OPEN = [
     ("none", {}, {}),
     ("freeze", {}, {}),
     ("lora", {}, {}),
+    ("lora", {"lora_null_space": True}, {"anchor_share": 0.17}),
     ("w2_penalty", {}, {"penalty": 0.002}),
     ("l2_sp", {}, {"penalty": 0.01}),
     ("ewc", {}, {"penalty": 0.01}),

@@ -28,6 +28,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "replay_batch_size": (5, {"protection": "replay"}),
     "lora_rank": (4, {"protection": "lora"}),
     "lora_alpha": (4, {"protection": "lora"}),
+    "lora_null_space": (True, {"protection": "lora"}),
     "action_tokenizer": ("fast", {"protection": "knowledge_insulation"}),
     "action_bins": (64, {"protection": "knowledge_insulation"}),
     "anchor_share": (0.5, {"protection": "aegis", "anchor": "subspace"}),
