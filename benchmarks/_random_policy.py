@@ -1,6 +1,7 @@
 """What the cost benchmarks share: a policy of any VLM, and random batches."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,14 @@ def make_policy(vlm: str, protection: str, image_size: int, device: str, **optio
         return _awake(AegisPolicy(_config(vlm, protection, image_size, device, options)).to(device))
 
 
-def save_random_anchor(vlm: str, image_size: int, folder: Path) -> Path:
-    """An anchor of everything, from a few random pictures."""
+def save_random_anchor(
+    vlm: str, image_size: int, folder: Path, kinds: Iterable[str] = ("gaussian", "kronecker", "fisher")
+) -> Path:
+    """An anchor of these kinds, from a few random pictures."""
     images = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), dtype=np.uint8)
     examples = (VQAExample(image, "what is on the table?") for image in images)
     backbone = VLMBackbone.from_pretrained(vlm)
-    kinds = ["gaussian", "kronecker", "fisher"]
-    build_anchor(backbone, examples, kinds=kinds, source="noise", batch_size=8).save(
+    build_anchor(backbone, examples, kinds=sorted(kinds), source="noise", batch_size=8).save(
         folder / "anchor.safetensors"
     )
     return folder / "anchor.safetensors"

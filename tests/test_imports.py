@@ -62,8 +62,8 @@ _MAY_IMPORT = {
     "envs.tabletop eval.results",
     "eval.pages": "policy.support envs.tabletop eval.statistics eval.questions eval.results",
     "eval.pretraining": "policy.support policy.vlm envs.tabletop eval.questions eval.answers",
-    "eval.doctor": "policy.support policy.vlm policy.anchors policy.checkpoint policy.data policy.configuration_aegis "
-    "envs.libero",
+    "eval.doctor": "policy.support policy.isolation policy.vlm policy.anchors policy.checkpoint policy.data "
+    "policy.configuration_aegis envs.libero",
     "eval.commands": "policy.support policy.isolation policy.vlm policy.vqa policy.data policy.anchors "
     "policy.checkpoint policy.configuration_aegis envs.tabletop eval.devices "
     "eval.checkpoints eval.statistics eval.questions eval.answers eval.results eval.experiments eval.pages "

@@ -34,8 +34,10 @@ shape with 16 short samples on a CPU, and more of one whose other products are b
 compared with the pretrained ones and no steps are summed up, so what strayed comes back as a whole, and nothing
 accumulates over a training, whose steps would add up by the thousand. Between, the flow loss is of weights at most ten
 ordinary steps away along the blocked directions. Nobody else sees those: `AegisPolicy` holds before a checkpoint, the
-probe and evaluation. Ten divides the usual numbers of steps between these, so that they fall on steps in which all
-ranks hold; after others the rank that saves alone is held some steps before the rest, which follow.
+probe and evaluation. On the embedded VLM (120 steps of 8, backbone at 1.2e-3, 400 questions, one seed) held in every
+step, every tenth and every fortieth kept 96.5, 97.2 and 97.0 % of 97.0 %, with losses alike to two thousandths.
+Ten divides the usual numbers of steps between checkpoints and probes, so that they fall on steps in which all ranks
+hold; after others the rank that saves alone is held some steps before the rest, which follow.
 """
 
 

@@ -133,14 +133,16 @@ class Training:
     def bytes(self, frozen: int, learning: int) -> int:
         """What a VLM takes before activations: of so many parameters, those of the decoder layers last.
 
-        Weights that learn, and gradients, are float32; a projection, or a penalty on weights, holds one more copy of
-        what learns. LoRA's adapters are not counted.
+        Weights that learn, and gradients, are float32; a penalty on weights holds one more copy of what
+        learns, and `aegis` the components that it protects. LoRA's adapters are not counted.
         """
+        from aegis_policy.isolation import DEFAULT_SHARE
+
         frozen_bytes = 2 if self.frozen_dtype == "bfloat16" else 4
         if self.protection in _FROZEN:
             return frozen_bytes * (frozen + learning)
-        copies = 3 if self.protection in ("aegis", "l2_sp", "ewc") else 2
-        return frozen_bytes * frozen + (4 * copies + 2 * self.optimizer_bits // 8) * learning
+        held = {"aegis": DEFAULT_SHARE, "l2_sp": 1.0, "ewc": 1.0}.get(self.protection, 0.0)
+        return frozen_bytes * frozen + int((4 * (2 + held) + 2 * self.optimizer_bits // 8) * learning)
 
 
 def vlm_memory(vlm: str, training: Training, largest: int | None) -> Iterator[Finding]:

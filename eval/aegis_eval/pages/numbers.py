@@ -25,7 +25,7 @@ CURVES = {
     "anchor_distance": ("Drift", "squared W2 distance to the anchor", True),
     "conflict_fraction": ("Conflict", "share of projections in conflict", False),
     "energy_shed": ("Energy shed", "share of gradient energy removed", False),
-    "blocked_energy": ("Energy blocked", "share of the update's energy removed", False),
+    "blocked_energy": ("Energy blocked", "share of the steps' energy taken back", False),
     "weight_penalty": ("Way of the weights", "penalty on it", True),
     "vqa_accuracy": ("Answers", "accuracy of the probe in training", False),
     "text_kl": ("Running text", "KL to the first reading, nats a token", True),
