@@ -1,13 +1,15 @@
 """From a pretrained VLM and what it must not forget to its anchor, in one pass.
 
-Two kinds of batches: questions about images, which the model reads with its own answers behind them, and frames of a
-robot dataset, which it reads as the policy will. Only the first have answers, so Fisher information is theirs alone.
-What is gathered on the way is decided in `kinds`.
+Two kinds of batches: questions about images, which the model answers, and frames of a robot dataset, which it reads as
+the policy will. Only the first have answers, so what is known of their gradients is theirs alone. What is gathered on
+the way is decided in `kinds`; most of it is seen while the model reads, which it does once.
 """
 
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import batched, islice
+from itertools import batched
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
+from aegis_policy.anchors.gradients import QUESTIONS, with_gradients
 from aegis_policy.anchors.kinds import gatherers
 from aegis_policy.anchors.unfinished import UnfinishedPass
-from aegis_policy.isolation import FISHER_EXACT, Anchor
+from aegis_policy.isolation import DEFAULT_SHARE, FISHER_EXACT, Anchor
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
@@ -41,7 +44,7 @@ def build_anchor(
     kinds: Sequence[str],
     source: str,
     batch_size: int,
-    rank: int = 256,
+    share: float = DEFAULT_SHARE,
     total: int | None = None,
     seed: int = 0,
 ) -> Anchor:
@@ -53,7 +56,7 @@ def build_anchor(
         kinds: of `KINDS`.
         source: where the examples come from, for the anchor's metadata.
         batch_size: samples at a time.
-        rank: eigenpairs kept for each side of a linear layer.
+        share: of the directions of every linear layer's inputs to keep.
         total: how many examples there are, for the progress bar.
         seed: of the sketches and of the signs in the Fisher information.
 
@@ -61,7 +64,7 @@ def build_anchor(
         AegisError: there are no examples, a part of the model never took part, or computed values that are not finite.
     """
     return anchor_of_batches(
-        vlm, batched(examples, batch_size), kinds=kinds, source=source, rank=rank, total=total, seed=seed
+        vlm, batched(examples, batch_size), kinds=kinds, source=source, share=share, total=total, seed=seed
     )
 
 
@@ -71,7 +74,7 @@ def anchor_of_batches(
     *,
     kinds: Sequence[str],
     source: str,
-    rank: int,
+    share: float,
     total: int | None,
     seed: int,
     unfinished: UnfinishedPass | None = None,
@@ -85,11 +88,14 @@ def anchor_of_batches(
     Raises:
         AegisError: as in `build_anchor`.
     """
-    builder = AnchorBuilder(vlm, kinds, rank, seed)
+    builder = AnchorBuilder(vlm, kinds, share, seed)
     number, count = unfinished.restore(builder) if unfinished else (0, 0)
     with tqdm(total=total, initial=count, desc="anchor", unit="sample") as bar:
         try:
-            for batch in islice(batches, number, None):
+            for index, batch in enumerate(batches):
+                builder.remember(batch)
+                if index < number:  # taken in before the pass was interrupted
+                    continue
                 builder.add(batch, number)
                 number, count = number + 1, count + len(batch)
                 bar.update(len(batch))
@@ -109,9 +115,9 @@ def anchor_of_batches(
         "samples": str(count),
         "source": source,
         "kinds": ",".join(kinds),
-        "rank": str(rank),
+        "share": str(share),
         "seed": str(seed),
-        "tokens": "all valid tokens of image and question; for covariances those of the model's own answer too",
+        "tokens": "all valid tokens of image and question; for covariances those that its own answer is read from too",
         "fisher": f"sum over tokens: the {FISHER_EXACT} heaviest of each answer, the others together with random signs",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -127,14 +133,30 @@ class AnchorBuilder:
     Args:
         vlm: the pretrained model.
         kinds: of `KINDS`, what to gather.
-        rank: eigenpairs kept for each side of a linear layer.
+        share: of the directions of every linear layer's inputs to keep.
         seed: of the sketches and of the signs in the Fisher information.
     """
 
-    def __init__(self, vlm: VLMBackbone, kinds: Collection[str], rank: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, vlm: VLMBackbone, kinds: Collection[str], share: float = DEFAULT_SHARE, seed: int = 0
+    ) -> None:
         self.vlm = vlm.eval()
-        self._parts = gatherers(vlm, kinds, rank, seed)
+        self._parts = gatherers(vlm, kinds, share, seed)
         self._needs_answers = any(part.needs_answers for part in self._parts.values())
+        self._random = random.Random(seed)
+        self._some: list[VQAExample] = []
+        self._passed = 0
+
+    def remember(self, batch: Batch) -> None:
+        """Keep a few questions for their gradient, drawn evenly from all that come by (Vitter's algorithm R)."""
+        for each in batch:
+            if isinstance(each, VQAExample):
+                place = self._random.randrange(self._passed + 1)
+                self._passed += 1
+                if len(self._some) < QUESTIONS:
+                    self._some.append(each)
+                elif place < QUESTIONS:
+                    self._some[place] = each
 
     def add(self, batch: Batch, number: int) -> None:
         """Take in the batch of this `number` in the stream, all of one kind."""
@@ -145,21 +167,30 @@ class AnchorBuilder:
 
     def add_questions(self, batch: Sequence[VQAExample], number: int) -> None:
         """Take in a batch; its `number` in the stream decides the signs in the Fisher information."""
-        answers: list[str] = []
-        if self._needs_answers:
-            answers = self.vlm.answer([each.image for each in batch], [each.question for each in batch])
+        inputs = self.vlm.question_inputs([each.image for each in batch], [each.question for each in batch])
+        answers = self._read(inputs, answer=self._needs_answers)
         for part in self._parts.values():
-            part.questions(batch, answers, number)
+            part.answered(batch, answers, number)
 
     def add_frames(self, batch: Sequence[RobotFrame]) -> None:
         """Take in a batch of robot frames, all with the same cameras."""
         cameras = [torch.stack(views) for views in zip(*(frame.images for frame in batch), strict=True)]
-        inputs = self.vlm.prepare(cameras, [frame.instruction for frame in batch])
-        for part in self._parts.values():
-            part.frames(inputs)
+        self._read(self.vlm.prepare(cameras, [frame.instruction for frame in batch]), answer=False)
+
+    @torch.no_grad()
+    def _read(self, inputs: dict[str, Tensor], *, answer: bool) -> list[str]:
+        """Have the model read prepared inputs, and answer them, under the eyes of all parts."""
+        with ExitStack() as stack:
+            watching = [stack.enter_context(part.watch(inputs)) for part in self._parts.values()]
+            if answer:
+                return self.vlm.answer_to(
+                    inputs, before_each=lambda goes_on_N: [each(goes_on_N) for each in watching]
+                )
+            self.vlm.encode(inputs)
+        return []
 
     def state(self) -> dict[str, Tensor]:
-        """Flat tensors that `load_state` of a builder of the same model, kinds and rank continues from."""
+        """Flat tensors that `load_state` of a builder of the same model, kinds and share continues from."""
         return {f"{name}/{key}": x for name, part in self._parts.items() for key, x in part.state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -180,4 +211,6 @@ class AnchorBuilder:
                 gathered |= part.gathered()
         except ValueError as error:
             raise AegisError(f"The anchor of {self.vlm.name} cannot be made: {error}") from error
+        if "factors" in gathered and self._some:
+            gathered["factors"] = with_gradients(self.vlm, self._some, gathered["factors"])
         return Anchor(**gathered, metadata=metadata)

@@ -1,64 +1,80 @@
-"""Covariances of what goes through every linear layer while the model reads frames, or questions with its answers."""
+"""Covariances of what goes through every linear layer while the model reads frames, or answers questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from aegis_policy.anchors.answers import fisher_passes, with_answers
-from aegis_policy.isolation import FactorAccumulator
+from aegis_policy.anchors.gatherer import Continue, Gatherer
+from aegis_policy.isolation import EveryRow, FactorAccumulator, thinned
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
 
+ENOUGH = 8
+"""Tokens seen, in units of the widest layer, from which on pictures are thinned."""
+EVERY = 5
+"""Of pictures' tokens one in so many is then taken, for the others: neighbours are much alike, and what is left out of
+one picture comes with the next. Directions found so hold 99.8 % of what those of all tokens hold of other pictures,
+where half as many pictures hold 99.1 % (embedded VLM, 512 questions)."""
 
-class InputFactors:
+
+class InputFactors(Gatherer):
     """Gathers the covariances of linear layers' inputs, padding left out where there is any.
 
-    Memory: for each linear layer (D inputs, E outputs) 24 `rank` (D + E) bytes of sketches, or 12 D^2 where D is not
-    wider than twice the rank.
+    Memory, on the model's device: 8 D^2 bytes for each tensor of D features that linear layers read, 15 `share` D^2
+    where D is above 4,096 (see `CovarianceSketch`).
     """
 
-    needs_answers = True
     outputs = False
 
-    def __init__(self, vlm: VLMBackbone, rank: int, seed: int) -> None:
+    def __init__(self, vlm: VLMBackbone, share: float, seed: int) -> None:
         self.vlm, self.seed = vlm, seed
         prefix = vlm.family.decoder_layers
         decoder = {name: layer for name, layer in vlm.linear_layers.items() if name.startswith(prefix)}
         vision = {name: layer for name, layer in vlm.linear_layers.items() if name not in decoder}
         self.decoder, self.vision = (
-            FactorAccumulator(part, rank, outputs=self.outputs, seed=seed) for part in (decoder, vision)
+            FactorAccumulator(part, share, outputs=self.outputs, seed=seed) for part in (decoder, vision)
         )
-
-    @torch.no_grad()
-    def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
-        inputs = with_answers(self.vlm, batch, answers)
-        with self.collect(inputs):
-            self.vlm.answer_logits(inputs)
-
-    @torch.no_grad()
-    def frames(self, inputs: dict[str, Tensor]) -> None:
-        with self.collect(inputs):
-            self.vlm.encode(inputs)
+        self._batches = 0
 
     @contextmanager
-    def collect(self, inputs: dict[str, Tensor]) -> Iterator[None]:
+    def watch(self, inputs: dict[str, Tensor]) -> Iterator[Continue]:
         """Take what goes through every layer: the decoder's see padding, those of the vision tower do not."""
-        with self.decoder.collect(inputs["attention_mask"]), self.vision.collect():
-            yield
+        in_decoder, in_vision = (self._rows_of_pictures(part) for part in (self.decoder, self.vision))
+        weights_NT = thinned(inputs["attention_mask"], self.vlm.image_tokens(inputs), in_decoder)
+        with self.decoder.collect(weights_NT) as weigh, self.vision.collect(every=in_vision):
+            yield lambda goes_on_N: weigh(goes_on_N.unsqueeze(1))
+        self._batches += 1
 
     def gathered(self) -> dict[str, Any]:
-        return {"factors": self.decoder.factors() | self.vision.factors()}
+        in_decoder, in_vision = (
+            partial(tqdm, desc=f"directions of the {part}", unit="layer")
+            for part in ("decoder", "vision side")
+        )
+        return {"factors": self.decoder.factors(in_decoder) | self.vision.factors(in_vision)}
 
     def state(self) -> dict[str, Tensor]:
-        return self.decoder.state() | self.vision.state()
+        parts = {"decoder": self.decoder, "vision": self.vision}
+        state = {f"{name}/{key}": x for name, part in parts.items() for key, x in part.state().items()}
+        return state | {"batches": torch.tensor(self._batches)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.decoder.load_state(state)
-        self.vision.load_state(state)
+        self._batches = int(state["batches"])
+        for name, part in (("decoder", self.decoder), ("vision", self.vision)):
+            prefix = f"{name}/"
+            part.load_state(
+                {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+            )
+
+    def _rows_of_pictures(self, part: FactorAccumulator) -> EveryRow:
+        """All, until enough were seen; then some, other ones in each batch."""
+        return EveryRow(EVERY, self._batches % EVERY) if part.seen >= ENOUGH * part.widest else EveryRow()
 
 
 class KroneckerFactors(InputFactors):
@@ -66,7 +82,7 @@ class KroneckerFactors(InputFactors):
 
     outputs = True
 
-    def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
+    def answered(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
         inputs = with_answers(self.vlm, batch, answers)
         if "pixel_values" not in inputs:
             raise AegisError(
@@ -74,7 +90,7 @@ class KroneckerFactors(InputFactors):
             )
         # Every layer's outputs depend on the pixels: their gradient is one that passes through all of them.
         inputs["pixel_values"].requires_grad_()
-        with self.collect(inputs):
-            logits, passes = fisher_passes(self.vlm, inputs, [self.seed, number])
+        with self.decoder.collect(inputs=False), self.vision.collect(inputs=False):
+            logits_NKV, passes = fisher_passes(self.vlm, inputs, [self.seed, number])
             for cotangent in passes:
-                torch.autograd.grad(logits, inputs["pixel_values"], cotangent, retain_graph=True)
+                torch.autograd.grad(logits_NKV, inputs["pixel_values"], cotangent, retain_graph=True)

@@ -7,21 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from aegis_policy.anchors.answers import fisher_passes, with_answers
+from aegis_policy.anchors.gatherer import Gatherer
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
 
 
-class Fisher:
+class Fisher(Gatherer):
     """Gathers the importance of every weight that may ever learn; as large as the model."""
-
-    needs_answers = True
 
     def __init__(self, vlm: VLMBackbone, seed: int) -> None:
         self.vlm, self.seed = vlm, seed
         self.weights = _weights(vlm)
         self.totals = {name: torch.zeros_like(p) for name, p in self.weights.items()}
 
-    def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
+    def answered(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
         for index, (example, answer) in enumerate(zip(batch, answers, strict=True)):
             inputs = with_answers(self.vlm, [example], [answer])
             logits, passes = fisher_passes(self.vlm, inputs, [self.seed, number, index])
@@ -32,9 +31,6 @@ class Fisher:
                 for total, gradient in zip(self.totals.values(), gradients, strict=True):
                     if gradient is not None:
                         total.addcmul_(gradient, gradient)
-
-    def frames(self, inputs: dict[str, Tensor]) -> None:
-        """Frames have no answers."""
 
     def gathered(self) -> dict[str, Any]:
         mean = sum(float(x.sum()) for x in self.totals.values()) / sum(

@@ -1,45 +1,13 @@
 """The kinds of statistics that an anchor may hold, and what gathers each of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
 
 from aegis_policy.anchors.factors import InputFactors, KroneckerFactors
 from aegis_policy.anchors.fisher import Fisher
+from aegis_policy.anchors.gatherer import Gatherer
 from aegis_policy.anchors.moments import GaussianMoments
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vqa.examples import VQAExample
-
-
-class Gatherer(Protocol):
-    """One kind of statistics of a VLM, fed batch by batch.
-
-    Attributes:
-        needs_answers: whether it reads the model's own answers behind the questions.
-    """
-
-    needs_answers: bool
-
-    def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
-        """Take in the batch of this number in the stream; `answers` is empty if no gatherer needs them."""
-
-    def frames(self, inputs: dict[str, Tensor]) -> None:
-        """Take in a batch of robot frames, prepared for the model."""
-
-    def gathered(self) -> dict[str, Any]:
-        """The fields of an `Anchor` that hold the statistics.
-
-        Raises:
-            ValueError: there are none, or they are not finite.
-        """
-
-    def state(self) -> dict[str, Tensor]:
-        """What an interrupted pass continues from."""
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue where the gatherer that returned `state` was."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +16,29 @@ class Kind:
 
     Attributes:
         part: name of its share of a builder's state. Kinds with the same one are gathered by the last of them.
-        make: the gatherer for a VLM, a rank and a seed.
+        make: the gatherer for a VLM, a share of directions and a seed.
         asks: whether it is about answers, so that robot frames alone are not enough.
         brings: further kinds that an anchor with this one can serve.
     """
 
     part: str
-    make: Callable[[VLMBackbone, int, int], Gatherer]
+    make: Callable[[VLMBackbone, float, int], Gatherer]
     asks: bool = False
     brings: tuple[str, ...] = ()
 
 
 KINDS = {
-    "gaussian": Kind("moments", lambda vlm, rank, seed: GaussianMoments(vlm)),
+    "gaussian": Kind("moments", lambda vlm, share, seed: GaussianMoments(vlm)),
     "subspace": Kind("factors", InputFactors),
     "kronecker": Kind("factors", KroneckerFactors, asks=True, brings=("subspace",)),
-    "fisher": Kind("fisher", lambda vlm, rank, seed: Fisher(vlm, seed), asks=True),
+    "fisher": Kind("fisher", lambda vlm, share, seed: Fisher(vlm, seed), asks=True),
 }
-DEFAULT_KINDS = ("gaussian", "kronecker")
+DEFAULT_KINDS = ("subspace",)
+"""What the default protection needs."""
 
 
-def gatherers(vlm: VLMBackbone, kinds: Iterable[str], rank: int, seed: int) -> dict[str, Gatherer]:
+def gatherers(vlm: VLMBackbone, kinds: Iterable[str], share: float, seed: int) -> dict[str, Gatherer]:
     """What gathers these kinds, by the name of its part."""
     wanted = set(kinds)
     by_part = {kind.part: kind for name, kind in KINDS.items() if name in wanted}
-    return {part: kind.make(vlm, rank, seed) for part, kind in by_part.items()}
+    return {part: kind.make(vlm, share, seed) for part, kind in by_part.items()}

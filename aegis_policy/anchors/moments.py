@@ -1,19 +1,19 @@
 """Mean and deviation of every decoder layer's output: of all tokens, of those of images, of those of text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from aegis_policy.anchors.gatherer import Continue, Gatherer
 from aegis_policy.isolation import EPS, GaussianAnchor, MomentAccumulator, NoiseAccumulator, global_moments
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vqa.examples import VQAExample
 
 TOKEN_GROUPS = ("all", "image", "text")
 
 
-class GaussianMoments:
+class GaussianMoments(Gatherer):
     """Gathers the Gaussian anchors of a VLM, one a group of tokens, from questions without answers and from frames."""
 
     needs_answers = False
@@ -23,21 +23,19 @@ class GaussianMoments:
         self.moments = {group: [MomentAccumulator() for _ in range(vlm.num_layers)] for group in TOKEN_GROUPS}
         self.noise = {group: NoiseAccumulator() for group in TOKEN_GROUPS}
 
-    def questions(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
-        images, questions = [each.image for each in batch], [each.question for each in batch]
-        self.frames(self.vlm.question_inputs(images, questions))
-
-    @torch.no_grad()
-    def frames(self, inputs: dict[str, Tensor]) -> None:
-        prefix = self.vlm.encode(inputs)
-        is_image = self.vlm.image_tokens(inputs)
-        masks = {"all": prefix.mask, "image": prefix.mask & is_image, "text": prefix.mask & ~is_image}
-        for group, mask_BT in masks.items():
-            for accumulator, hidden in zip(self.moments[group], prefix.hidden_states, strict=True):
-                accumulator.update(hidden, mask_BT)
-            if mask_BT.any():
-                batch = global_moments(prefix.hidden_states, mask_BT, EPS)
-                self.noise[group].update(batch, len(mask_BT))
+    @contextmanager
+    def watch(self, inputs: dict[str, Tensor]) -> Iterator[Continue]:
+        with self.vlm.recorded_layers() as recorded:
+            yield lambda goes_on_N: None
+        hidden_states = recorded[: self.vlm.num_layers]  # of what is asked, and none of the answers' tokens
+        mask_BT, is_image_BT = inputs["attention_mask"].bool(), self.vlm.image_tokens(inputs)
+        groups = {"all": mask_BT, "image": mask_BT & is_image_BT, "text": mask_BT & ~is_image_BT}
+        for group, of_group_BT in groups.items():
+            for accumulator, hidden in zip(self.moments[group], hidden_states, strict=True):
+                accumulator.update(hidden, of_group_BT)
+            if of_group_BT.any():
+                batch = global_moments(hidden_states, of_group_BT, EPS)
+                self.noise[group].update(batch, len(of_group_BT))
 
     def gathered(self) -> dict[str, Any]:
         anchors = {}

@@ -29,7 +29,7 @@ weight instead, and act on the weights after the optimizer's step, which neither
 - **Kronecker**: of the components of a weight along input and output directions, those with the most Fisher
   weight (K-FAC, arXiv 1503.05671). They are few, and the rest stays free.
 
-`FactorAccumulator` gathers the covariances as thin sketches in passes over the data not to be forgotten,
+`FactorAccumulator` gathers sketches of the covariances in passes over the data not to be forgotten,
 `select_blocks` and `select_components` decide which `BlockedComponents` each weight has (of one that several layers
 share they become `JoinedComponents`), and `LowRankProjector` holds them in `ProjectedAdamW`. `Anchor` is the one
 file that keeps what was gathered.
@@ -67,7 +67,7 @@ or, with blocks instead of one direction: a few passes for the Fisher informatio
 training without a second gradient:
 
 >>> linears = {str(depth): layer[0] for depth, layer in enumerate(layers)}
->>> accumulator = FactorAccumulator(linears, rank=8)
+>>> accumulator = FactorAccumulator(linears, outputs=True)
 >>> with accumulator.collect():
 ...     logits = model(x_BTD)
 ...     for cotangent in fisher_cotangents(logits.detach()):
@@ -82,13 +82,13 @@ training without a second gradient:
 """
 
 from aegis_policy.isolation._anchor import Anchor
-from aegis_policy.isolation._blocked_components import (
+from aegis_policy.isolation._blocked_components import BlockedComponents, select_blocks
+from aegis_policy.isolation._factors import (
     DEFAULT_SHARE,
-    BlockedComponents,
+    FactorAccumulator,
+    LinearFactors,
     direction_count,
-    select_blocks,
 )
-from aegis_policy.isolation._factors import FactorAccumulator, LinearFactors
 from aegis_policy.isolation._fisher import FISHER_EXACT, fisher_cotangents
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._isolator import GradientIsolator
@@ -101,6 +101,7 @@ from aegis_policy.isolation._optimizer import ProjectedAdamW, ProjectedStep
 from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
 from aegis_policy.isolation._projector import Projector
+from aegis_policy.isolation._rows import EveryRow, thinned
 from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
 __all__ = [
@@ -111,6 +112,7 @@ __all__ = [
     "AnchorError",
     "BlockedComponents",
     "CovarianceSketch",
+    "EveryRow",
     "FactorAccumulator",
     "GaussianAnchor",
     "GradientIsolator",
@@ -133,6 +135,7 @@ __all__ = [
     "project_",
     "select_blocks",
     "select_components",
+    "thinned",
     "w2_cotangents",
     "w2_squared",
     "weight_penalty",

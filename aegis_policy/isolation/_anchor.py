@@ -118,9 +118,12 @@ class Anchor:
         return tensors
 
     def _shared(self) -> dict[str, str]:
-        """Layers that share the inputs' spectrum of an earlier one, with its name."""
-        first: dict[int, str] = {}
-        owners = {name: first.setdefault(id(layer.inputs), name) for name, layer in self.factors.items()}
+        """Layers whose inputs' spectrum lies in the same memory as that of an earlier one, with its name."""
+        first: dict[tuple[object, ...], str] = {}
+        owners = {
+            name: first.setdefault(tuple((x.data_ptr(), x.shape) for x in layer.inputs), name)
+            for name, layer in self.factors.items()
+        }
         return {name: owner for name, owner in owners.items() if name != owner}
 
 

@@ -13,11 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aegis_policy.isolation._factors import LinearFactors
+from aegis_policy.isolation._factors import DEFAULT_SHARE, LinearFactors, direction_count
 from aegis_policy.isolation._sketch import Spectrum
-
-DEFAULT_SHARE = 0.17
-"""The share of every layer's input directions that an anchor keeps and `subspace` protects (docs/ablation.md)."""
 
 
 class BlockedComponents(NamedTuple):
@@ -54,17 +51,6 @@ class BlockedComponents(NamedTuple):
         outputs = None if self.output_vectors_EJ is None else self.output_vectors_EJ.to(like)
         mask = None if self.mask_JK is None else self.mask_JK.to(like.device)
         return BlockedComponents(self.input_vectors_DK.to(like), outputs, mask)
-
-
-def direction_count(width: int, share: float) -> int:
-    """How many directions a share of `width` inputs is: rounded, and at least one.
-
-    Raises:
-        ValueError: the share is not above 0, or above 1.
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} must lie between 0 and 1.")
-    return max(1, round(share * width))
 
 
 def select_blocks(

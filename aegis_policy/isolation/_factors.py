@@ -4,17 +4,38 @@ For a linear layer y = W x the anchor keeps the uncentred covariance A of its in
 covariance G of the loss's gradients with respect to its outputs. Which components of the weight they protect is decided
 in `_blocked_components`.
 
-Shape suffixes: B batch, T tokens, N rows, D inputs, E outputs of a linear layer.
+Shape suffixes: B batch, T tokens, N rows, D inputs, E outputs of a linear layer, K directions kept.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
+from aegis_policy.isolation._rows import EveryRow, Rows, WeightedRows
 from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
+
+DEFAULT_SHARE = 0.17
+"""The share of every layer's input directions that an anchor keeps and `subspace` protects (docs/ablation.md)."""
+WEIGHED_PAIRS = 256
+"""Eigenpairs kept at least of both sides of a layer whose outputs are gathered too: of those the heaviest pairs count,
+and their number grows with the product of both sides'."""
+
+
+def direction_count(width: int, share: float) -> int:
+    """How many directions a share of `width` inputs is: rounded, and at least one.
+
+    Raises:
+        ValueError: the share is not above 0, or above 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must lie between 0 and 1.")
+    return max(1, round(share * width))
 
 
 class LinearFactors(NamedTuple):
@@ -35,21 +56,34 @@ class LinearFactors(NamedTuple):
     gradient_K: Tensor | None = None
 
 
+class Weigh(Protocol):
+    """Says how much the rows of the next batch count."""
+
+    def __call__(self, weights_BT: Tensor) -> None: ...
+
+
 class FactorAccumulator:
     """Gathers the factors of linear layers from the passes that run inside `collect`.
 
+    Layers that read the very same tensor (queries, keys and values; gate and up) share a sketch and a spectrum.
+
     Args:
         layers: linear layers by name; each receives (..., D).
-        rank: eigenpairs kept a factor.
-        outputs: gather the output factor too: run a backward pass inside `collect`.
+        share: of every layer's input directions to keep. With `outputs`, at least `WEIGHED_PAIRS` are.
+        outputs: gather the output factors too, `WEIGHED_PAIRS` of each: run a backward pass inside `collect`.
         seed: of the sketches' test matrices.
 
     Raises:
-        ValueError: a layer is not linear, or the rank is not positive.
+        ValueError: a layer is not linear, or the share is not above 0, or above 1.
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Linear], rank: int, *, outputs: bool = True, seed: int = 0
+        self,
+        layers: Mapping[str, nn.Linear],
+        share: float = DEFAULT_SHARE,
+        *,
+        outputs: bool = False,
+        seed: int = 0,
     ) -> None:
         self.layers = dict(layers)
         for name, layer in layers.items():
@@ -57,75 +91,166 @@ class FactorAccumulator:
                 raise ValueError(
                     f"Layer {name} is {type(layer).__name__}, and only linear layers have these factors: leave it out."
                 )
-        self.inputs = {
-            name: CovarianceSketch(layer.in_features, rank, seed) for name, layer in layers.items()
+        self._ranks = {
+            name: max(direction_count(layer.in_features, share), WEIGHED_PAIRS if outputs else 0)
+            for name, layer in layers.items()
         }
-        self.outputs = (
-            {name: CovarianceSketch(layer.out_features, rank, seed) for name, layer in layers.items()}
+        self._seed = seed
+        self._first_reader: dict[str, str] = {}
+        self._inputs: dict[str, CovarianceSketch] = {}
+        self._outputs = (
+            {name: self._sketch(layer, layer.out_features, WEIGHED_PAIRS) for name, layer in layers.items()}
             if outputs
             else {}
         )
 
+    @property
+    def seen(self) -> float:
+        """How many rows the layer that saw most has seen, each counting its weight."""
+        return max((sketch.weight for sketch in self._inputs.values()), default=0.0)
+
+    @property
+    def widest(self) -> int:
+        """The number of inputs of the widest layer."""
+        return max((layer.in_features for layer in self.layers.values()), default=0)
+
     @contextmanager
-    def collect(self, weights_BT: Tensor | None = None) -> Iterator[None]:
+    def collect(
+        self, weights_BT: Tensor | None = None, *, every: EveryRow | None = None, inputs: bool = True
+    ) -> Iterator[Weigh]:
         """Take the inputs of each layer that runs inside the block, and the gradients of its outputs.
 
         Args:
             weights_BT: how much each token's input counts, 0 for padding; None counts all alike.
-        """
-        with ExitStack() as hooks:
-            for name, layer in self.layers.items():
-                hook = layer.register_forward_hook(partial(self._see, name, weights_BT))
-                hooks.callback(hook.remove)
-            yield
+            every: which rows to take where all count alike.
+            inputs: take them; False if they were taken in another pass, and the gradients alone are wanted.
 
-    def factors(self) -> dict[str, LinearFactors]:
-        """The factors by layer.
+        Yields:
+            What to call between two passes inside the block, with the weights of the second.
 
         Raises:
-            ValueError: a layer never ran, or never had a gradient.
+            ValueError: layers read the same tensor in one pass and two in another.
         """
+        reading = _Reading(every or EveryRow())
+        if weights_BT is not None:
+            reading.weigh(weights_BT)
+        with ExitStack() as hooks:
+            for name, layer in self.layers.items():
+                hook = layer.register_forward_hook(partial(self._see, name, reading if inputs else None))
+                hooks.callback(hook.remove)
+            yield reading.weigh
+        for name, firsts in reading.first_readers.items():
+            known = self._first_reader.setdefault(name, min(firsts))
+            if others := sorted(firsts - {known}):
+                raise ValueError(
+                    f"Layer {name} reads the same input as {known} in one pass and as {others[0]} in another: give "
+                    f"{name} an accumulator of its own."
+                )
+
+    def factors(self, show: Callable[[Iterable[str]], Iterable[str]] = iter) -> dict[str, LinearFactors]:
+        """The factors of all layers.
+
+        Args:
+            show: what goes through their names, to show how far it is: tqdm, say.
+
+        Raises:
+            ValueError: a layer never ran inside `collect` its output never had a gradient, or values were not finite.
+        """
+        spectra: dict[str, Spectrum] = {}
         factors = {}
-        for name in self.layers:
-            if not self.inputs[name].weight > 0:
+        for name in show(self.layers):
+            first = self._first_reader.get(name)
+            if first is None or not self._inputs[first].weight > 0:
                 raise ValueError(
                     f"Layer {name} never ran inside collect(): run it, or leave it out if something else reads its "
                     "weight, as nn.MultiheadAttention does."
                 )
-            if self.outputs and not self.outputs[name].weight > 0:
+            if self._outputs and not self._outputs[name].weight > 0:
                 raise ValueError(
                     f"Layer {name} never had a gradient of its outputs: run a backward pass inside collect(), to a "
                     "parameter or an input that requires gradients below this layer, or gather with outputs=False."
                 )
             try:
-                inputs = self.inputs[name].spectrum().scaled(1 / float(self.inputs[name].weight))
-                factors[name] = LinearFactors(inputs, self.outputs[name].spectrum() if self.outputs else None)
+                if first not in spectra:
+                    sketch = self._inputs[first]
+                    spectra[first] = sketch.spectrum().scaled(1 / sketch.weight)
+                outputs = self._outputs[name].spectrum() if self._outputs else None
             except ValueError as error:
                 raise ValueError(f"Layer {name}: {error}") from error
+            factors[name] = LinearFactors(spectra[first], outputs)
         return factors
 
     def state(self) -> dict[str, Tensor]:
-        """Flat tensors that `load_state` of an accumulator of the same layers and rank continues from."""
+        """Flat tensors that `load_state` of an accumulator of the same layers and share continues from."""
+        order = {name: index for index, name in enumerate(self.layers)}
+        readers = [order[first] if (first := self._first_reader.get(name)) else -1 for name in order]
         return {
-            f"{side}.{name}.{key}": tensor
-            for side, sketches in (("inputs", self.inputs), ("outputs", self.outputs))
-            for name, sketch in sketches.items()
-            for key, tensor in sketch.state().items()
+            "first_readers": torch.tensor(readers),
+            **{
+                f"{side}.{name}.{key}": tensor
+                for side, sketches in (("inputs", self._inputs), ("outputs", self._outputs))
+                for name, sketch in sketches.items()
+                for key, tensor in sketch.state().items()
+            },
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue where the accumulator that returned `state` was."""
-        for side, sketches in (("inputs", self.inputs), ("outputs", self.outputs)):
+        names = list(self.layers)
+        self._first_reader = {
+            name: names[index]
+            for name, index in zip(names, state["first_readers"].tolist(), strict=True)
+            if index >= 0
+        }
+        for first in self._first_reader.values():
+            self._input_sketch(first)
+        for side, sketches in (("inputs", self._inputs), ("outputs", self._outputs)):
             for name, sketch in sketches.items():
                 sketch.load_state({key: state[f"{side}.{name}.{key}"] for key in sketch.state()})
 
     def _see(
-        self, name: str, weights_BT: Tensor | None, layer: nn.Module, args: tuple[Any, ...], output: Tensor
+        self,
+        name: str,
+        reading: "_Reading | None",
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        output: Tensor,
     ) -> None:
-        weights_N = None if weights_BT is None else weights_BT.flatten()
-        self.inputs[name].update(args[0].flatten(0, -2), weights_N)
-        if self.outputs and output.requires_grad:
+        if reading is not None and reading.is_first(name, args[0]):
+            self._input_sketch(name).update(args[0].flatten(0, -2), reading.rows)
+        if self._outputs and output.requires_grad:
             output.register_hook(partial(self._see_gradient, name))
 
     def _see_gradient(self, name: str, gradient: Tensor) -> None:
-        self.outputs[name].update(gradient.flatten(0, -2))
+        self._outputs[name].update(gradient.flatten(0, -2))
+
+    def _input_sketch(self, name: str) -> CovarianceSketch:
+        if name not in self._inputs:
+            layer = self.layers[name]
+            self._inputs[name] = self._sketch(layer, layer.in_features, self._ranks[name])
+        return self._inputs[name]
+
+    def _sketch(self, layer: nn.Linear, width: int, rank: int) -> CovarianceSketch:
+        return CovarianceSketch(width, rank, self._seed, layer.weight.device)
+
+
+class _Reading:
+    """What is known of the passes inside one `collect`: which rows count, and which layer read each tensor first."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.first_readers: dict[str, set[str]] = defaultdict(set)
+        self._read_by = WeakIdKeyDictionary()
+
+    def weigh(self, weights_BT: Tensor) -> None:
+        self.rows = WeightedRows.by(weights_BT)
+
+    def is_first(self, name: str, x: Tensor) -> bool:
+        """Whether this layer is the first to read `x` as it is now."""
+        version = 0 if x.is_inference() else x._version
+        first, read = self._read_by.get(x, (name, version))
+        if read != version:
+            first = name
+        self._read_by[x] = first, version
+        self.first_readers[name].add(first)
+        return bool(first == name)

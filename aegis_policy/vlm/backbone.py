@@ -10,7 +10,7 @@ Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 import copy
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteriaList
 
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
-from aegis_policy.vlm.generation import greedy
+from aegis_policy.vlm.generation import GoesOn, greedy
 from aegis_policy.vlm.loading import longest_prompt, read_files, resolve
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
@@ -229,7 +229,7 @@ class VLMBackbone(nn.Module):
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
         mask = inputs["attention_mask"].bool()
-        with self._reading(inputs), self._recorded_layers() as hidden_states:
+        with self._reading(inputs), self.recorded_layers() as hidden_states:
             self.model.base_model(**inputs, **self._positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
 
@@ -257,7 +257,7 @@ class VLMBackbone(nn.Module):
             key: torch.cat([value, behind[key].to(value)], dim=1) if key in behind else value
             for key, value in inputs.items()
         }
-        with self._reading(longer), self._recorded_layers() as hidden_states:
+        with self._reading(longer), self.recorded_layers() as hidden_states:
             output = self.model(
                 **longer,
                 **self._positions(longer["attention_mask"].bool()),
@@ -284,9 +284,28 @@ class VLMBackbone(nn.Module):
         Raises:
             AegisError: the model cannot read them, or answers nothing without a picture.
         """
-        inputs = self.question_inputs(images, questions)
+        return self.answer_to(self.question_inputs(images, questions), max_new_tokens)
+
+    @torch.no_grad()
+    def answer_to(
+        self,
+        inputs: dict[str, Tensor],
+        max_new_tokens: int = 16,
+        before_each: Callable[[Tensor], object] | None = None,
+    ) -> list[str]:
+        """Answer the questions of `question_inputs`, greedily.
+
+        Args:
+            inputs: of N questions, which the model reads first.
+            max_new_tokens: longest answer.
+            before_each: called before the model reads a further token of every answer, with which of them go on, bool
+                (N,); the others' are padding.
+        """
+        said = StoppingCriteriaList([] if before_each is None else [GoesOn(self.model, before_each)])
         with self._evaluating(), self._reading(inputs):
-            tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+            tokens = self.model.generate(
+                **inputs, do_sample=False, max_new_tokens=max_new_tokens, stopping_criteria=said
+            )
         new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
         answers = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
         return [answer.strip() for answer in answers]
@@ -407,7 +426,8 @@ class VLMBackbone(nn.Module):
             ) from error
 
     @contextmanager
-    def _recorded_layers(self) -> Iterator[list[Tensor]]:
+    def recorded_layers(self) -> Iterator[list[Tensor]]:
+        """The outputs of every decoder layer, one after the other, of what the model reads inside the block."""
         hidden_states: list[Tensor] = []
         caller = threading.get_ident()
 

@@ -3,9 +3,12 @@
 What the file says besides is kept for who uses an exported model otherwise, as far as transformers would save it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from transformers import GenerationConfig
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from aegis_policy.support.errors import AegisError, one_line
@@ -67,6 +70,27 @@ def greedy(generation: GenerationConfig, tokenizer: Any) -> GenerationConfig:
         said["pad_token_id"] = tokenizer.pad_token_id
     penalty = getattr(generation, _PENALTY)
     return GenerationConfig(**said, **({} if penalty is None else {_PENALTY: float(penalty)}))
+
+
+class GoesOn(StoppingCriteria):
+    """Stops nothing, and says after each token which of the answers have not ended.
+
+    Args:
+        model: whose generation_config says which tokens end an answer.
+        tell: called with bool (N,).
+    """
+
+    def __init__(self, model: PreTrainedModel, tell: Callable[[Tensor], object]) -> None:
+        said = model.generation_config.eos_token_id
+        ends = said if isinstance(said, list) else [] if said is None else [said]
+        self._ends = torch.tensor(ends, dtype=torch.int64, device=model.device)
+        self._goes_on_N: Tensor | bool = True
+        self._tell = tell
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        self._goes_on_N = self._goes_on_N & ~torch.isin(input_ids[:, -1], self._ends)
+        self._tell(self._goes_on_N)
+        return torch.zeros_like(self._goes_on_N)
 
 
 def _is_id(value: Any, key: str) -> bool:

@@ -159,7 +159,7 @@ def _anchor(policy: Any) -> Anchor:
         for name, layer in vlm_linear_layers(policy).items()
         if ".layers." in name and "vision" not in name
     }
-    accumulator = FactorAccumulator(layers, rank=32)
+    accumulator = FactorAccumulator(layers, outputs=True)
     with accumulator.collect():
         policy.forward(_batch(0))[0].backward()
     reached = {

@@ -1,11 +1,12 @@
 """`aegis-anchor`: one pass of a pretrained VLM over VQA samples -> the static anchor that AEGIS protects.
 
-The samples go through the model's own processor and prompt, image and question together. `gaussian` streams the moments
-of every decoder layer's output over all valid tokens (arXiv 2604.16067 uses 3,000 VQAv2 samples); `subspace` and
-`kronecker` stream sketches of what goes through every linear layer while the model reads its own answers, and
-`kronecker` takes four backward passes for the Fisher information of the model's own predictions: the sum over tokens,
-each answer's three heaviest terms exactly, the others together. `fisher` does that for single weights, one sample at a
-time.
+The samples go through the model's own processor and prompt, image and question together, and the model answers them.
+While it does, `subspace` sketches the covariance of what goes into every linear layer, whose leading directions are
+what the default protection blocks; layers that read the same tensor share a sketch. `gaussian` streams the moments of
+every decoder layer's output over all valid tokens of the questions (arXiv 2604.16067 uses 3,000 VQAv2 samples).
+`kronecker` takes four backward passes more for the Fisher information of the model's own predictions: the sum over
+tokens, each answer's three heaviest terms exactly, the others together. `fisher` does that for single weights, one
+sample at a time. At the end the gradient of some answers tells how much of it lies along the directions kept.
 No label is read: the anchor is about what the model knows, right or wrong.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from itertools import batched, chain
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +28,7 @@ from aegis_policy.anchors.building import RobotFrame, anchor_of_batches
 from aegis_policy.anchors.kinds import DEFAULT_KINDS, KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.data.batches import says_something
-from aegis_policy.isolation import Anchor
+from aegis_policy.isolation import DEFAULT_SHARE, Anchor
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write, is_file
@@ -58,9 +60,11 @@ class AnchorConfig:
             `+`; what exists is taken whole, whatever its name holds. `tabletop` unless given, of the embedded VLM;
             another one has questions of its own.
         cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.
-        kinds: what to gather: `gaussian`, `subspace`, `kronecker` (which brings what `subspace` needs), and `fisher`
-            for `--policy.protection=ewc`, as large as the model. The last two need questions.
-        rank: eigenpairs kept for each side of a linear layer.
+        kinds: what to gather: `subspace`, which is all that the default protection needs, `gaussian`, `kronecker`
+            (which brings what `subspace` needs), and `fisher` for `--policy.protection=ewc`, as large as the model.
+            The last two need questions.
+        share: of the directions of every linear layer's inputs to keep, in (0, 1]: the most that
+            `--policy.anchor_share` can then protect. `kronecker` keeps 256 at least, and 256 of a layer's outputs.
         samples: how many of each source; one that holds fewer gives all it has.
         out: the anchor's file, replaced once the new one is complete. An interrupted pass is kept beside it, and
             the same command continues it.
@@ -73,7 +77,7 @@ class AnchorConfig:
     vqa: str | None = None
     cameras: str | None = None
     kinds: list[str] = field(default_factory=lambda: list(DEFAULT_KINDS))
-    rank: int = 256
+    share: float = DEFAULT_SHARE
     samples: int = 3_000
     out: Path = Path("anchor.safetensors")
     batch_size: int = 32
@@ -92,7 +96,9 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     Raises:
         AegisError: the VLM or the samples cannot be read, or a flag cannot be.
     """
-    cli.require_at_least(config, samples=1, batch_size=1, rank=1, seed=0)
+    cli.require_at_least(config, samples=1, batch_size=1, seed=0)
+    if not 0 < config.share <= 1:
+        raise AegisError(f"--share={config.share} must lie above 0 and not above 1.")
     if not config.kinds or set(config.kinds) - set(KINDS):
         raise AegisError(f"--kinds={config.kinds} must name one or more of {', '.join(KINDS)}.")
     if config.vqa is None and config.vlm != EMBEDDED_VLM:
@@ -124,7 +130,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         chain.from_iterable(batched(each, config.batch_size) for each in samples),
         kinds=config.kinds,
         source=_described(sources),
-        rank=config.rank,
+        share=config.share,
         total=total,
         seed=config.seed,
         unfinished=unfinished,
@@ -132,18 +138,40 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     with atomic_write(config.out) as beside:
         anchor.save(beside)
     unfinished.discard()
-    size = config.out.stat().st_size / 1e6
     asked, found = config.samples * len(sources), int(anchor.metadata["samples"])
     fewer = f" ({asked} were asked for: there are no more)" if found < asked else ""
+    size = config.out.stat().st_size / 1e6
     print(f"wrote {config.out}: {', '.join(_kinds(config))} from {found} samples{fewer}, {size:.1f} MB")
+    if anchor.factors:
+        print(_directions(anchor))
     return anchor
+
+
+def _directions(anchor: Anchor) -> str:
+    """How many directions an anchor keeps of its layers' inputs, and what they hold of the answers' gradient."""
+    layers = list(anchor.factors.values())
+    counts = [len(each.inputs.values_K) for each in layers]
+    shares = [len(each.inputs.values_K) / len(each.inputs.vectors_DK) for each in layers]
+    told = (
+        f"It keeps {_three(counts, '{:.0f}')} directions of the inputs of a linear layer (least, median and most of "
+        f"{len(layers)}), {_three(shares, '{:.1%}')} of them all"
+    )
+    gradients = [float(each.gradient_K.sum()) for each in layers if each.gradient_K is not None]
+    if not gradients:
+        return f"{told}."
+    return f"{told}; they hold {_three(gradients, '{:.1%}')} of the gradient of its answers."
+
+
+def _three(values: Sequence[float], form: str) -> str:
+    """The least, the median and the greatest of some values."""
+    return "{}, {} and {}".format(*map(form.format, (min(values), median(values), max(values))))
 
 
 def _unfinished(
     config: AnchorConfig, sources: Sequence[str], samples: Sequence[Iterable[Any]], fingerprint: str
 ) -> UnfinishedPass:
     """The place of an interrupted pass, which the same flags over the same samples with the same packages continue."""
-    names = ("cameras", "kinds", "rank", "samples", "batch_size", "seed")
+    names = ("cameras", "kinds", "share", "samples", "batch_size", "seed")
     identity = [
         fingerprint,
         _described(sources),

@@ -34,7 +34,6 @@ from aegis_eval.questions.tabletop import TABLETOP, load_samples
 from aegis_eval.questions.templated import all_words
 from aegis_eval.results.provenance import provenance
 from aegis_policy.anchors.building import build_anchor
-from aegis_policy.anchors.kinds import DEFAULT_KINDS
 from aegis_policy.checkpoint.card import CARD_FILE
 from aegis_policy.support import cli, ranks
 from aegis_policy.support.errors import AegisError
@@ -45,6 +44,8 @@ from aegis_policy.vqa.examples import VQAExample
 
 _TRANSFER = ("tabletop_robot", "tabletop_composed")
 """Benchmarks of the model card that show how far what was learned carries."""
+_KINDS = ("gaussian", "kronecker")
+"""What the model's own anchor serves, and `subspace` with it: all that experiments compare."""
 
 
 @dataclass
@@ -231,7 +232,7 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
         build_anchor(
             saved,
             examples,
-            kinds=DEFAULT_KINDS,
+            kinds=_KINDS,
             source="tabletop",
             batch_size=32,
             total=len(questions),

@@ -41,15 +41,6 @@ def _samples() -> list[VQAExample]:
     return list(load_vqa("tabletop", "--vqa", count=COUNT))
 
 
-def _input_of(vlm: VLMBackbone, layer: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    seen: list[torch.Tensor] = []
-    hook = vlm.linear_layers[layer].register_forward_pre_hook(lambda _module, args: seen.append(args[0][0]))
-    with torch.no_grad():
-        vlm.answer_logits(inputs)
-    hook.remove()
-    return seen[0]
-
-
 def test_an_anchor_belongs_to_the_model_it_was_made_from(tiny_vlm_dir: Path, tmp_path: Path) -> None:
     _anchor(tiny_vlm_dir, tmp_path)
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
@@ -57,9 +48,18 @@ def test_an_anchor_belongs_to_the_model_it_was_made_from(tiny_vlm_dir: Path, tmp
     loaded.check(vlm.num_layers, vlm.hidden_size)
     assert loaded.metadata["fingerprint"] == vlm.fingerprint()
     assert loaded.metadata["samples"] == str(COUNT)
-    assert loaded.gaussians["all"].count > COUNT * vlm.processor.image_seq_length
     assert loaded.factors.keys() == vlm.linear_layers.keys()
-    assert all(factors.outputs is not None for factors in loaded.factors.values())
+    assert not loaded.gaussians and not loaded.importance, "the default protection needs none"
+    for name, factors in loaded.factors.items():
+        assert factors.outputs is None and factors.gradient_K is not None
+        kept = len(factors.inputs.values_K)  # a few pictures span fewer
+        assert kept <= round(0.17 * vlm.linear_layers[name].in_features)
+    assert len(loaded.factors[LAYER].inputs.values_K) == round(0.17 * vlm.linear_layers[LAYER].in_features)
+    decoder = "model.language_model.layers.1."
+    for first, others in (("self_attn.q_proj", ("k_proj", "v_proj")), ("mlp.gate_proj", ("up_proj",))):
+        for other in others:
+            shared = loaded.factors[f"{decoder}{first.split('.')[0]}.{other}"]
+            assert shared.inputs is loaded.factors[decoder + first].inputs
 
 
 def test_moments_are_those_of_the_valid_tokens(tiny_vlm_dir: Path, tmp_path: Path) -> None:
@@ -78,13 +78,24 @@ def test_moments_are_those_of_the_valid_tokens(tiny_vlm_dir: Path, tmp_path: Pat
 def test_input_covariances_are_those_of_question_and_own_answer_without_padding(
     tiny_vlm_dir: Path, tmp_path: Path
 ) -> None:
-    anchor = _anchor(tiny_vlm_dir, tmp_path, kinds=["subspace"])
+    """The answers' tokens are fed to the model one by one, as it says them, and in one piece here."""
+    anchor = _anchor(tiny_vlm_dir, tmp_path, kinds=["subspace"], share=1.0)
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
     tokens = []
     for each in _samples():
-        images, questions = [each.image], [each.question]
-        inputs = vlm.answer_inputs(images, questions, vlm.answer(images, questions))
-        tokens.append(_input_of(vlm, LAYER, inputs))
+        inputs = vlm.question_inputs([each.image], [each.question])
+        said = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=16)
+        said = said[:, :-1]  # the last is not read
+        seen: list[torch.Tensor] = []
+        hook = vlm.linear_layers[LAYER].register_forward_pre_hook(lambda _m, args: seen.append(args[0][0]))  # noqa: B023
+        types = torch.full_like(said, vlm.family.causal_type)
+        types[:, : inputs["input_ids"].shape[1]] = inputs["token_type_ids"]
+        with torch.no_grad():
+            vlm.encode(
+                inputs | {"input_ids": said, "token_type_ids": types, "attention_mask": torch.ones_like(said)}
+            )
+        hook.remove()
+        tokens += seen
     x_ND = torch.cat(tokens)
     spectrum = anchor.factors[LAYER].inputs
     rebuilt = spectrum.vectors_DK * spectrum.values_K @ spectrum.vectors_DK.T
@@ -97,7 +108,8 @@ def test_input_covariances_are_those_of_question_and_own_answer_without_padding(
     ("options", "sentence"),
     [
         ({"samples": 0}, "--samples=0 must be at least 1"),
-        ({"rank": 0}, "--rank=0 must be at least 1"),
+        ({"share": 0.0}, "--share=0.0 must lie above 0 and not above 1"),
+        ({"share": 1.5}, "--share=1.5 must lie above 0 and not above 1"),
         ({"kinds": []}, r"--kinds=\[\] must name one or more of gaussian"),
         ({"kinds": ["anchor"]}, r"--kinds=\['anchor'\] must name"),
         *(
@@ -163,8 +175,9 @@ def test_robot_frames_are_read_as_the_policy_reads_them(
 def test_both_domains_come_together_but_only_questions_have_answers(
     tiny_vlm_dir: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    alone = _anchor(tiny_vlm_dir, tmp_path)
-    both = _anchor(tiny_vlm_dir, tmp_path, vqa=f"tabletop+{tiny_dataset}")
+    kinds = ["gaussian", "kronecker"]
+    alone = _anchor(tiny_vlm_dir, tmp_path, kinds=kinds)
+    both = _anchor(tiny_vlm_dir, tmp_path, kinds=kinds, vqa=f"tabletop+{tiny_dataset}")
     assert both.metadata["samples"] == str(2 * COUNT)
     assert both.gaussians["all"].count > alone.gaussians["all"].count
     outputs, alone_outputs = both.factors[LAYER].outputs, alone.factors[LAYER].outputs
@@ -194,8 +207,8 @@ def test_a_pass_that_was_stopped_is_continued_to_the_same_anchor(
     with pytest.raises(KeyboardInterrupt):
         _anchor(tiny_vlm_dir, tmp_path, kinds=kinds)
     assert not (tmp_path / "anchor.safetensors").exists()
-    with pytest.raises(AegisError, match="rank"):
-        _anchor(tiny_vlm_dir, tmp_path, kinds=kinds, rank=0)
+    with pytest.raises(AegisError, match="share"):
+        _anchor(tiny_vlm_dir, tmp_path, kinds=kinds, share=0.0)
     continued = _anchor(tiny_vlm_dir, tmp_path, kinds=kinds)
     assert seen == [0, 1, 2, 2]
     assert [path.name for path in tmp_path.glob(".*")] == [], "what was kept of it is gone"
@@ -252,6 +265,8 @@ def test_fewer_questions_than_asked_for_are_told(
     told = capsys.readouterr()
     assert "4/4" in told.err, "the progress bar ends where the questions do"
     assert "gaussian, kronecker, subspace from 4 samples (7 were asked for: there are no more)" in told.out
+    assert "directions of the inputs of a linear layer (least, median and most of" in told.out
+    assert "of the gradient of its answers." in told.out
 
 
 def test_a_pass_whose_anchor_could_not_be_saved_is_not_lost(

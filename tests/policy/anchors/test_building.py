@@ -8,12 +8,14 @@ import torch
 
 from aegis_policy.anchors.answers import drawing
 from aegis_policy.anchors.building import AnchorBuilder, build_anchor
+from aegis_policy.anchors.factors import InputFactors
 from aegis_policy.anchors.kinds import KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.isolation import Anchor, fisher_cotangents, global_moments, w2_squared
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
+from aegis_policy.vqa.loss import answer_loss
 
 COUNT = 7
 _QUESTIONS = ("what is on the table?", "what colour is the cube", "how many?")
@@ -170,3 +172,49 @@ def test_one_question_makes_an_anchor_and_none_is_one_sentence(
     Anchor.load(tmp_path / "anchor.safetensors")
     with pytest.raises(AegisError, match=r"anchor of .* cannot be made: there is no sample in test"):
         build_anchor(vlm, [], kinds=[kind], source="test", batch_size=4)
+
+
+def test_the_gradient_along_each_direction_is_that_of_the_answers_own_loss(tiny_vlm_dir: Path) -> None:
+    """Against the gradients of whole weights; nothing of the pass is left behind in them."""
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    examples = _examples(3)
+    factors = build_anchor(vlm, examples, kinds=["subspace"], source="test", batch_size=3).factors
+    assert all(p.grad is None and p.requires_grad for p in vlm.parameters())
+    answers = vlm.answer([each.image for each in examples], [each.question for each in examples])
+    told = [
+        VQAExample(each.image, each.question, answer) for each, answer in zip(examples, answers, strict=True)
+    ]
+    answer_loss(vlm, told).backward()
+    for name, layer in vlm.linear_layers.items():
+        gradient_ED, shares_K = layer.weight.grad, factors[name].gradient_K
+        assert gradient_ED is not None and shares_K is not None
+        expected_K = (gradient_ED @ factors[name].inputs.vectors_DK).square().sum(
+            0
+        ) / gradient_ED.square().sum()
+        torch.testing.assert_close(shares_K, expected_K, rtol=1e-3, atol=1e-6)
+        assert 0 < shares_K.sum() <= 1
+
+
+def test_pictures_are_thinned_once_enough_was_seen_and_all_tokens_counted(
+    tiny_vlm_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+
+    def gathered() -> InputFactors:
+        builder = AnchorBuilder(vlm, ["subspace"])
+        for number in range(3):
+            builder.add_questions(_examples(), number)
+        part = builder._parts["factors"]
+        assert isinstance(part, InputFactors)
+        return part
+
+    every = gathered()
+    monkeypatch.setattr("aegis_policy.anchors.factors.ENOUGH", 0)
+    some = gathered()
+    for whole, thinned in ((every.decoder, some.decoder), (every.vision, some.vision)):
+        assert thinned.seen == pytest.approx(whole.seen, rel=0.1)
+        for name, factors in whole.factors().items():
+            total = thinned.factors()[name].inputs.total
+            torch.testing.assert_close(total, factors.inputs.total, rtol=0.1, atol=0)
+        assert set(thinned.state()) == set(whole.state())
+        assert not all(torch.equal(x, whole.state()[key]) for key, x in thinned.state().items())

@@ -17,7 +17,7 @@ from aegis_policy.isolation import (
     select_components,
 )
 
-RANK = 64
+SHARE = 1.0
 
 
 def linears(setting):
@@ -30,7 +30,7 @@ def linears(setting):
 
 
 def gather(setting, outputs=True):
-    accumulator = FactorAccumulator(linears(setting), RANK, outputs=outputs)
+    accumulator = FactorAccumulator(linears(setting), SHARE, outputs=outputs)
     with accumulator.collect(setting.mask_BT):
         logits = setting.model(setting.x_BTD)[setting.mask_BT]
         nn.functional.cross_entropy(logits, logits.argmax(-1), reduction="sum").backward()
@@ -69,7 +69,7 @@ def test_factors_are_the_covariances_of_inputs_and_of_output_gradients(setting):
 
 
 def test_gathering_continues_from_its_state(setting):
-    whole, half, rest = (FactorAccumulator(linears(setting), RANK, outputs=False) for _ in range(3))
+    whole, half, rest = (FactorAccumulator(linears(setting), SHARE) for _ in range(3))
     with torch.no_grad():
         for accumulator, rows in ((half, slice(0, 2)), (whole, slice(0, 2)), (whole, slice(2, 4))):
             with accumulator.collect(setting.mask_BT[rows]):
@@ -82,14 +82,14 @@ def test_gathering_continues_from_its_state(setting):
 
 
 def test_a_layer_that_never_ran_is_named(setting):
-    accumulator = FactorAccumulator(linears(setting), RANK)
+    accumulator = FactorAccumulator(linears(setting))
     with pytest.raises(ValueError, match=r"Layer 0\.up never ran"):
         accumulator.factors()
 
 
 def test_a_layer_that_another_module_reads_without_running_it_is_named():
     attention, x_BTD = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 3, 8)
-    accumulator = FactorAccumulator({"out": attention.out_proj}, RANK)
+    accumulator = FactorAccumulator({"out": attention.out_proj})
     with accumulator.collect():
         attention(x_BTD, x_BTD, x_BTD)[0].sum().backward()
     with pytest.raises(ValueError, match=r"Layer out never ran .*MultiheadAttention"):
@@ -98,7 +98,7 @@ def test_a_layer_that_another_module_reads_without_running_it_is_named():
 
 def test_a_layer_below_all_that_requires_gradients_is_named():
     model = nn.Sequential(nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 4))
-    accumulator = FactorAccumulator({"0": model[0], "1": model[1]}, RANK)
+    accumulator = FactorAccumulator({"0": model[0], "1": model[1]}, outputs=True)
     with accumulator.collect():
         model(torch.randn(3, 8)).sum().backward()
     with pytest.raises(ValueError, match="Layer 0 never had a gradient"):
@@ -108,12 +108,13 @@ def test_a_layer_below_all_that_requires_gradients_is_named():
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 8, 3), nn.Embedding(10, 8), nn.LayerNorm(8)])
 def test_a_layer_that_is_not_linear_is_named(layer):
     with pytest.raises(ValueError, match=f"Layer a is {type(layer).__name__}, and only linear"):
-        FactorAccumulator({"a": layer}, RANK)
+        FactorAccumulator({"a": layer})
 
 
-def test_a_rank_of_nothing_is_named(setting):
-    with pytest.raises(ValueError, match="rank=0"):
-        FactorAccumulator(linears(setting), 0)
+@pytest.mark.parametrize("share", [0, 1.1])
+def test_a_share_out_of_range_is_named(setting, share):
+    with pytest.raises(ValueError, match=f"share={share} must lie between 0 and 1"):
+        FactorAccumulator(linears(setting), share)
 
 
 def stray(projector, step):
@@ -410,3 +411,53 @@ def test_shares_of_any_gradient_are_finite(setting, scale):
     assert float(projector.blocked_share(lambda p: gradient)) == pytest.approx(0.25 if scale else 0.0)
     with pytest.raises(ValueError, match="reaches none of the blocked weights"):
         projector.blocked_share(lambda p: None)
+
+
+class _Attention(nn.Module):
+    """Queries and keys of the same tensor, values of another; the second call may change that."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 8, bias=False) for _ in range(3))
+
+    def forward(self, x_ND, apart=False):
+        return self.q(x_ND) + self.k(x_ND.clone() if apart else x_ND) + self.v(2 * x_ND)
+
+
+def test_layers_that_read_the_same_tensor_share_one_sketch_and_one_spectrum(setting):
+    attention, x_ND = _Attention(), torch.randn(30, 8)
+    accumulator = FactorAccumulator(dict(attention.named_children()), SHARE)
+    for part in x_ND.split(10):
+        with accumulator.collect():
+            attention(part)
+            attention(part)
+    kept = {key.split(".")[1] for key in accumulator.state() if key.startswith("inputs.")}
+    assert kept == {"q", "v"}
+    continued = FactorAccumulator(dict(attention.named_children()), SHARE)
+    continued.load_state(accumulator.state())
+    for factors in (accumulator.factors(), continued.factors()):
+        assert factors["k"].inputs is factors["q"].inputs
+        torch.testing.assert_close(factors["v"].inputs.values_K, 4 * factors["q"].inputs.values_K)
+        total = x_ND.square().sum() / len(x_ND)
+        torch.testing.assert_close(factors["q"].inputs.total, total)
+
+
+def test_layers_that_share_their_input_in_some_passes_alone_are_named():
+    attention, x_ND = _Attention(), torch.randn(30, 8)
+    accumulator = FactorAccumulator(dict(attention.named_children()))
+    with accumulator.collect():
+        attention(x_ND)
+    with pytest.raises(ValueError, match="k reads the same input as q in one pass and as k in another"):
+        with accumulator.collect():
+            attention(x_ND, apart=True)
+
+
+def test_a_tensor_that_was_written_to_in_between_is_another_input():
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    accumulator = FactorAccumulator({"first": first, "second": second}, SHARE)
+    with torch.no_grad(), accumulator.collect():
+        x_ND = torch.randn(30, 8)
+        first(x_ND)
+        second(x_ND.mul_(2))
+    factors = accumulator.factors()
+    torch.testing.assert_close(factors["second"].inputs.values_K, 4 * factors["first"].inputs.values_K)

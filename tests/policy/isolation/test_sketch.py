@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aegis_policy.isolation import CovarianceSketch
+from aegis_policy.isolation import CovarianceSketch, EveryRow, thinned
 
 D, N = 40, 300
 
@@ -21,6 +21,12 @@ def sketched(x_ND: torch.Tensor, rank: int, batch: int = 64) -> CovarianceSketch
     for part in x_ND.split(batch):
         sketch.update(part)
     return sketch
+
+
+@pytest.fixture
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sketch is thin, as that of a very wide layer."""
+    monkeypatch.setattr("aegis_policy.isolation._sketch.WHOLE_WIDTH", 0)
 
 
 @pytest.mark.parametrize("rank", [5, 10, 20, D, 2 * D])
@@ -52,7 +58,7 @@ SLOW = {"falling slowly": lambda: rows(0.97), "flat": lambda: rows(1.0), "spiked
 
 @pytest.mark.parametrize("rank", [5, 10, 15])
 @pytest.mark.parametrize("name", SLOW)
-def test_a_slow_spectrum_is_never_overstated_and_missed_by_no_more_than_the_tail(name, rank):
+def test_a_slow_spectrum_is_never_overstated_and_missed_by_no_more_than_the_tail(name, rank, thin):
     """Nystrom's approximation lies below the covariance, and a sketch of S columns misses on average no more than
     (1 + r / (S - r - 1)) times what the best approximation of any rank r < S - 1 does (Halko et al., Tropp et al.)."""
     x_ND = SLOW[name]()
@@ -69,7 +75,7 @@ def test_a_slow_spectrum_is_never_overstated_and_missed_by_no_more_than_the_tail
         spectrum.vectors_DK.T @ spectrum.vectors_DK, torch.eye(rank), rtol=0, atol=1e-4
     )
 
-    size = 2 * rank
+    size = rank + 8
     missed = min((1 + r / (size - r - 1)) * float(values_D[r:].sum()) for r in range(size - 1))
     beyond = float(values_D[rank:size].sum())  # the sketch approximates them too, and they are not kept
     assert float(values_D.sum() - values_K.sum()) <= missed + beyond
@@ -177,13 +183,67 @@ class _Largest(TorchDispatchMode):
 
 
 def test_a_wide_layer_never_holds_a_square_matrix():
-    width, rank = 2_048, 8
+    """One of 9,216 inputs, as PaliGemma 2's, with a share of its directions."""
+    width, rank, rows_at_once = 9_216, 40, 260
     with _Largest() as largest:
         sketch = CovarianceSketch(width, rank)
-        sketch.update(torch.randn(100, width))
+        for _ in range(2):
+            sketch.update(torch.randn(rows_at_once, width))
         spectrum = sketch.spectrum()
     assert spectrum.vectors_DK.shape == (width, rank)
-    assert largest.elements == width * 100, "the rows themselves are the largest"
+    assert largest.elements == width * rows_at_once, "the rows themselves are the largest"
+    held = sum(x.numel() * x.element_size() for x in sketch.state().values())
+    assert held <= 12 * width * (rank + rank // 4) + 1024
+
+
+def spectrum_like(power: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows whose covariance's eigenvalues fall like k^-power, and that covariance."""
+    generator = torch.Generator().manual_seed(0)
+    width = 192
+    basis_DD = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    deviation_D = torch.arange(1, width + 1.0) ** (-power / 2)
+    x_ND = torch.randn(8_000, width, generator=generator) * deviation_D @ basis_DD.T
+    return x_ND, x_ND.double().T @ x_ND.double()
+
+
+@pytest.mark.parametrize(("power", "least"), [(0.5, 0.93), (1.0, 0.98), (3.0, 0.9999)])
+def test_a_thin_sketch_finds_nearly_the_best_directions_of_a_long_stream(power, least, thin):
+    """A single look through a random matrix finds 81 % (power 0.5) and 95 % (1.0) of what the best directions hold."""
+    x_ND, covariance_DD = spectrum_like(power)
+    rank = 32
+    sketch = CovarianceSketch(len(covariance_DD), rank)
+    for part in x_ND.split(500):
+        sketch.update(part)
+    found_DK = sketch.spectrum().vectors_DK.double()
+    best = torch.linalg.eigvalsh(covariance_DD)[-rank:].sum()
+    assert float(torch.trace(found_DK.T @ covariance_DD @ found_DK) / best) > least
+
+
+def test_rows_that_wait_for_others_are_in_the_state():
+    x_ND = rows()
+    first, second = CovarianceSketch(D, 10), CovarianceSketch(D, 10)
+    for part in x_ND.split(7):
+        first.update(part)
+        second.load_state(first.state())
+        second, first = first, second
+    assert first.weight == N
+    torch.testing.assert_close(first.spectrum().values_K, sketched(x_ND, 10).spectrum().values_K)
+
+
+def test_a_row_that_is_taken_for_others_counts_for_them():
+    x_ND = rows().repeat_interleave(5, 0)
+    every, all_ = CovarianceSketch(D, 10), CovarianceSketch(D, 10)
+    every.update(x_ND, EveryRow(5, 2))
+    all_.update(x_ND)
+    assert every.weight == all_.weight == 5 * N
+    torch.testing.assert_close(every.spectrum().values_K, all_.spectrum().values_K, rtol=1e-4, atol=0)
+
+
+def test_thinning_leaves_other_tokens_and_padding_as_they_are():
+    mask_BT = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    is_image_BT = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]]).bool()
+    found_BT = thinned(mask_BT, is_image_BT, EveryRow(3, 1))
+    assert found_BT.tolist() == [[0, 0, 3, 0, 1, 1], [0, 3, 0, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("along", ["one input", "all inputs"])

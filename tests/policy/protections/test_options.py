@@ -59,12 +59,13 @@ def test_an_option_of_another_protection_is_refused(
 
 
 def test_too_much_fisher_weight_for_what_the_anchor_keeps_is_one_sentence(
-    make_policy: MakePolicy, tiny_vlm_dir: Path, tmp_path: Path
+    make_policy: MakePolicy, tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("aegis_policy.isolation._factors.WEIGHED_PAIRS", 2)
     rng = np.random.default_rng(1)
     pairs = (VQAExample(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), "what is it") for _ in range(8))
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
-    anchor = build_anchor(vlm, pairs, kinds=["kronecker"], source="noise", batch_size=8, rank=2)
+    anchor = build_anchor(vlm, pairs, kinds=["kronecker"], source="noise", batch_size=8, share=0.01)
     anchor.save(tmp_path / "anchor.safetensors")
     policy = make_policy(
         "aegis", anchor="kronecker", anchor_energy=1.0, anchor_path=tmp_path / "anchor.safetensors"
