@@ -19,7 +19,8 @@ _PAGES = {
 
 
 @pytest.mark.parametrize(
-    ("page", "file"), [(page, file) for page, folder in _PAGES.items() for file in sorted(folder.glob("*val.json"))]
+    ("page", "file"),
+    [(page, file) for page, folder in _PAGES.items() for file in sorted(folder.glob("*val.json"))]
     + [(_RESULTS / "2026-11-23-ablation" / "tables.md", _RESULTS / "2026-11-23-ablation" / "ablation.json")],
     ids=lambda path: path.stem,
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,12 @@ def other_vlm(tiny_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             parameter.add_(0.2 * torch.randn_like(parameter))
     vlm.save_pretrained(folder := tmp_path_factory.mktemp("vlm") / "other")
     return folder
+
+
+@pytest.fixture
+def own_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy, whose card gets a line of what is asked here."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "pretrained_model"))
 
 
 @pytest.fixture
@@ -86,9 +93,9 @@ def test_running_text_is_compared_token_by_token(
 
 
 def test_a_model_reads_as_itself_and_without_a_pretrained_one_has_a_perplexity(
-    tiny_vlm_dir: Path, tiny_checkpoint: Path, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_vlm_dir: Path, own_checkpoint: Path, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = VqaConfig(policy=PolicySource(str(tiny_checkpoint)), benchmark=f"text:{prose}")
+    checkpoint = VqaConfig(policy=PolicySource(str(own_checkpoint)), benchmark=f"text:{prose}")
     checkpoint.output_dir = tmp_path / "checkpoint"
     compared = read_json(evaluate(checkpoint) / "results.json")
     assert compared["kl"]["value"] == pytest.approx(0, abs=1e-6) and compared["agreement"]["value"] == 1
@@ -101,7 +108,7 @@ def test_a_model_reads_as_itself_and_without_a_pretrained_one_has_a_perplexity(
 
 
 def test_questions_without_a_picture_are_scored_against_the_pretrained_model(
-    tiny_checkpoint: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_checkpoint: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -110,7 +117,7 @@ def test_questions_without_a_picture_are_scored_against_the_pretrained_model(
         return ["I see a cube." if "3" in text else "none" for text in texts]
 
     monkeypatch.setattr(VLMBackbone, "answer", answer)
-    config = VqaConfig(policy=PolicySource(str(tiny_checkpoint)), benchmark=f"text:{questions}")
+    config = VqaConfig(policy=PolicySource(str(own_checkpoint)), benchmark=f"text:{questions}")
     config.output_dir = tmp_path / "run" / "vqa"
     results = read_json(evaluate(config) / "results.json")
     assert (results["accuracy"], results["n"], results["blind"]) == (pytest.approx(1 / 6), 6, None)

@@ -26,7 +26,7 @@ from aegis_eval.doctor.files import (
     vlm_memory,
 )
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.isolation import Anchor, LinearFactors, Spectrum
+from aegis_policy.isolation import DEFAULT_SHARE, Anchor, LinearFactors, Spectrum
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
 
@@ -189,11 +189,10 @@ def test_memory_is_counted_from_the_files(tmp_path: Path):
         "model.vision_tower.layers.0.weight": (16, 16),
     }
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
-    needed = 4 * (64 * 32 + 16 * 16) + 16 * 64 * 32
+    held = int(4 * DEFAULT_SHARE * 64 * 32)
+    needed = 4 * (64 * 32 + 16 * 16) + 12 * 64 * 32 + held
     assert [each.status for each in vlm_memory(str(tmp_path), Training(), needed)] == ["ok"]
-    assert [each.status for each in vlm_memory(str(tmp_path), Training("none"), needed - 4 * 64 * 32)] == [
-        "ok"
-    ]
+    assert [each.status for each in vlm_memory(str(tmp_path), Training("none"), needed - held)] == ["ok"]
     assert [each.status for each in vlm_memory(str(tmp_path), Training("lora"), 4 * (64 * 32 + 16 * 16))] == [
         "ok"
     ]
@@ -202,7 +201,7 @@ def test_memory_is_counted_from_the_files(tmp_path: Path):
         found.status == "error" and "--policy.optimizer_bits=8, --policy.frozen_dtype=bfloat16" in found.mend
     )
     small = Training(frozen_dtype="bfloat16", optimizer_bits=8)
-    needed = 2 * 16 * 16 + (4 + 4 + 4 + 2) * 64 * 32
+    needed = 2 * 16 * 16 + (4 + 4 + 2) * 64 * 32 + held
     assert [each.status for each in vlm_memory(str(tmp_path), small, needed)] == ["ok"]
     (found,) = vlm_memory(str(tmp_path), small, needed - 1)
     assert found.mend.startswith("--policy.protection=lora take less")

@@ -75,8 +75,8 @@ def test_a_checkpoint_acts_and_answers_the_same_after_it_moved_and_its_vlm_is_go
     ("protection", "options", "held"),
     [
         ("aegis", {"anchor": "gaussian"}, {"gaussian"}),
-        ("aegis", {"anchor": "subspace"}, {"inputs"}),
-        ("aegis", {"anchor": "gaussian+kronecker"}, {"gaussian", "inputs", "outputs"}),
+        ("aegis", {"anchor": "subspace"}, {"inputs", "gradient"}),
+        ("aegis", {"anchor": "gaussian+kronecker"}, {"gaussian", "inputs", "outputs", "gradient"}),
         ("w2_penalty", {}, {"gaussian"}),
         ("ewc", {}, {"importance"}),
     ],
