@@ -1,4 +1,4 @@
-"""Covariances of what goes through every linear layer while the model reads frames, or answers questions."""
+"""Covariances of what goes through every linear layer while the model reads frames or text, or answers questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from aegis_policy.anchors.answers import fisher_passes, with_answers
 from aegis_policy.anchors.gatherer import Continue, Gatherer
-from aegis_policy.isolation import EveryRow, FactorAccumulator, thinned
+from aegis_policy.isolation import EveryRow, FactorAccumulator, LinearFactors, thinned
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
@@ -27,6 +27,8 @@ where half as many pictures hold 99.1 % (embedded VLM, 512 questions)."""
 class InputFactors(Gatherer):
     """Gathers the covariances of linear layers' inputs, padding left out where there is any.
 
+    Where no picture was seen, those of the decoder's layers alone: the vision side's never ran.
+
     Memory, on the model's device: 8 D^2 bytes for each tensor of D features that linear layers read, 15 `share` D^2
     where D is above 4,096 (see `CovarianceSketch`).
     """
@@ -41,7 +43,7 @@ class InputFactors(Gatherer):
         self.decoder, self.vision = (
             FactorAccumulator(part, share, outputs=self.outputs, seed=seed) for part in (decoder, vision)
         )
-        self._batches = 0
+        self._batches, self._pictured = 0, 0
 
     @contextmanager
     def watch(self, inputs: dict[str, Tensor]) -> Iterator[Continue]:
@@ -51,21 +53,22 @@ class InputFactors(Gatherer):
         with self.decoder.collect(weights_NT) as weigh, self.vision.collect(every=in_vision):
             yield lambda goes_on_N: weigh(goes_on_N.unsqueeze(1))
         self._batches += 1
+        self._pictured += "pixel_values" in inputs
 
     def gathered(self) -> dict[str, Any]:
-        in_decoder, in_vision = (
-            partial(tqdm, desc=f"directions of the {part}", unit="layer")
-            for part in ("decoder", "vision side")
-        )
-        return {"factors": self.decoder.factors(in_decoder) | self.vision.factors(in_vision)}
+        parts = {"decoder": self.decoder} | ({"vision side": self.vision} if self._pictured else {})
+        factors: dict[str, LinearFactors] = {}
+        for name, part in parts.items():
+            factors |= part.factors(partial(tqdm, desc=f"directions of the {name}", unit="layer"))
+        return {"factors": factors}
 
     def state(self) -> dict[str, Tensor]:
         parts = {"decoder": self.decoder, "vision": self.vision}
         state = {f"{name}/{key}": x for name, part in parts.items() for key, x in part.state().items()}
-        return state | {"batches": torch.tensor(self._batches)}
+        return state | {"batches": torch.tensor([self._batches, self._pictured])}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._batches = int(state["batches"])
+        self._batches, self._pictured = state["batches"].tolist()
         for name, part in (("decoder", self.decoder), ("vision", self.vision)):
             prefix = f"{name}/"
             part.load_state(
