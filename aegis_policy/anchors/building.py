@@ -1,8 +1,9 @@
 """From a pretrained VLM and what it must not forget to its anchor, in one pass.
 
-Two kinds of batches: questions about images, which the model answers, and frames of a robot dataset, which it reads as
-the policy will. Only the first have answers, so what is known of their gradients is theirs alone. What is gathered on
-the way is decided in `kinds`; most of it is seen while the model reads, which it does once.
+Three kinds of batches: questions, mostly about images, which the model answers; frames of a robot dataset, which it
+reads as the policy will; and paragraphs of running text, which its language model reads plain. Only the first have
+answers, so what is known of their gradients is theirs alone. What is gathered on the way is decided in `kinds`; most of
+it is seen while the model reads, which it does once.
 """
 
 import random
@@ -34,7 +35,8 @@ class RobotFrame:
     instruction: str
 
 
-Batch = Sequence[VQAExample] | Sequence[RobotFrame]
+Batch = Sequence[VQAExample] | Sequence[RobotFrame] | Sequence[str]
+"""Samples of one kind; a string is a paragraph of running text."""
 
 
 def build_anchor(
@@ -79,7 +81,7 @@ def anchor_of_batches(
     seed: int,
     unfinished: UnfinishedPass | None = None,
 ) -> Anchor:
-    """The anchor of a VLM over batches of questions, and of frames; options as in `build_anchor`.
+    """The anchor of a VLM over batches of questions, frames and paragraphs; options as in `build_anchor`.
 
     Args:
         unfinished: where the pass is kept on the way and goes on from; the same batches have to come again. To be
@@ -107,7 +109,7 @@ def anchor_of_batches(
             raise
     if not count:
         raise AegisError(
-            f"The anchor of {vlm.name} cannot be made: there is no sample in {source}; add questions, or frames."
+            f"The anchor of {vlm.name} cannot be made: there is no sample in {source}; add questions, frames or text."
         )
     metadata = {
         "vlm": vlm.name,
@@ -117,7 +119,8 @@ def anchor_of_batches(
         "kinds": ",".join(kinds),
         "share": str(share),
         "seed": str(seed),
-        "tokens": "all valid tokens of image and question; for covariances those that its own answer is read from too",
+        "tokens": "all valid tokens of image, question and text; for covariances those that its own answer is read "
+        "from too",
         "fisher": f"sum over tokens: the {FISHER_EXACT} heaviest of each answer, the others together with random signs",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -162,6 +165,8 @@ class AnchorBuilder:
         """Take in the batch of this `number` in the stream, all of one kind."""
         if frames := [each for each in batch if isinstance(each, RobotFrame)]:
             self.add_frames(frames)
+        elif paragraphs := [each for each in batch if isinstance(each, str)]:
+            self.add_paragraphs(paragraphs)
         else:
             self.add_questions([each for each in batch if isinstance(each, VQAExample)], number)
 
@@ -176,6 +181,11 @@ class AnchorBuilder:
         """Take in a batch of robot frames, all with the same cameras."""
         cameras = [torch.stack(views) for views in zip(*(frame.images for frame in batch), strict=True)]
         self._read(self.vlm.prepare(cameras, [frame.instruction for frame in batch]), answer=False)
+
+    def add_paragraphs(self, batch: Sequence[str]) -> None:
+        """Take in a batch of paragraphs, each read by itself; the vision side sees nothing of them."""
+        for paragraph in batch:
+            self._read(self.vlm.text_inputs(paragraph), answer=False)
 
     @torch.no_grad()
     def _read(self, inputs: dict[str, Tensor], *, answer: bool) -> list[str]:

@@ -13,7 +13,10 @@ from aegis_policy.vqa.examples import VQAExample
 
 
 class Fisher(Gatherer):
-    """Gathers the importance of every weight that may ever learn; as large as the model."""
+    """Gathers the importance of every weight that may ever learn; as large as the model.
+
+    Where no question had a picture, that of the decoder layers' weights alone.
+    """
 
     def __init__(self, vlm: VLMBackbone, seed: int) -> None:
         self.vlm, self.seed = vlm, seed
@@ -33,14 +36,18 @@ class Fisher(Gatherer):
                         total.addcmul_(gradient, gradient)
 
     def gathered(self) -> dict[str, Any]:
-        mean = sum(float(x.sum()) for x in self.totals.values()) / sum(
-            x.numel() for x in self.totals.values()
-        )
+        totals = {
+            name: x for name, x in self.totals.items() if name.startswith(self.vlm.family.decoder_layers)
+        }
+        vision = {name: x for name, x in self.totals.items() if name not in totals}
+        if any(x.any() for x in vision.values()):
+            totals |= vision
+        mean = sum(float(x.sum()) for x in totals.values()) / sum(x.numel() for x in totals.values())
         if mean == 0:
             raise ValueError(
                 "no answer's gradient reached a weight, so all Fisher information is zero: add questions."
             )
-        return {"importance": {name: fisher.cpu() / mean for name, fisher in self.totals.items()}}
+        return {"importance": {name: fisher.cpu() / mean for name, fisher in totals.items()}}
 
     def state(self) -> dict[str, Tensor]:
         return self.totals

@@ -17,20 +17,22 @@ class Kind:
     Attributes:
         part: name of its share of a builder's state. Kinds with the same one are gathered by the last of them.
         make: the gatherer for a VLM, a share of directions and a seed.
-        asks: whether it is about answers, so that robot frames alone are not enough.
+        asks: whether it is about answers, so that robot frames and running text alone are not enough.
+        looks: whether all its questions must be about pictures.
         brings: further kinds that an anchor with this one can serve.
     """
 
     part: str
     make: Callable[[VLMBackbone, float, int], Gatherer]
     asks: bool = False
+    looks: bool = False
     brings: tuple[str, ...] = ()
 
 
 KINDS = {
     "gaussian": Kind("moments", lambda vlm, share, seed: GaussianMoments(vlm)),
     "subspace": Kind("factors", InputFactors),
-    "kronecker": Kind("factors", KroneckerFactors, asks=True, brings=("subspace",)),
+    "kronecker": Kind("factors", KroneckerFactors, asks=True, looks=True, brings=("subspace",)),
     "fisher": Kind("fisher", lambda vlm, share, seed: Fisher(vlm, seed), asks=True),
 }
 DEFAULT_KINDS = ("subspace",)

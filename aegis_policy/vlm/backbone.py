@@ -316,6 +316,14 @@ class VLMBackbone(nn.Module):
         """Model inputs of N image-question pairs, left-padded as `generate` wants them."""
         return self._here(self.prompts.of_questions(images, questions))
 
+    def text_inputs(self, text: str) -> dict[str, Tensor]:
+        """Model inputs (1, T) of running text without a picture, as much of it as `Prompts.of_text` takes.
+
+        Raises:
+            AegisError: the model cannot read it.
+        """
+        return self._here(self.prompts.of_text(text))
+
     def answer_inputs(
         self,
         images: Sequence[Picture | None],
@@ -361,7 +369,7 @@ class VLMBackbone(nn.Module):
         Raises:
             AegisError: the model cannot read it, or nothing without a picture.
         """
-        inputs = self._here(self.prompts.of_text(text))
+        inputs = self.text_inputs(text)
         got: list[Tensor] = []
 
         def head_reads(_head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:

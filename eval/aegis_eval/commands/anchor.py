@@ -1,13 +1,13 @@
 """`aegis-anchor`: one pass of a pretrained VLM over VQA samples -> the static anchor that AEGIS protects.
 
-The samples go through the model's own processor and prompt, image and question together, and the model answers them.
-While it does, `subspace` sketches the covariance of what goes into every linear layer, whose leading directions are
-what the default protection blocks; layers that read the same tensor share a sketch. `gaussian` streams the moments of
-every decoder layer's output over all valid tokens of the questions (arXiv 2604.16067 uses 3,000 VQAv2 samples).
-`kronecker` takes four backward passes more for the Fisher information of the model's own predictions: the sum over
-tokens, each answer's three heaviest terms exactly, the others together. `fisher` does that for single weights, one
-sample at a time. At the end the gradient of some answers tells how much of it lies along the directions kept.
-No label is read: the anchor is about what the model knows, right or wrong.
+The samples go through the model's own processor and prompt, image and question together, and the model answers them;
+running text it reads plain. While it does, `subspace` sketches the covariance of what goes into every linear layer,
+whose leading directions are what the default protection blocks; layers that read the same tensor share a sketch.
+`gaussian` streams the moments of every decoder layer's output over all valid tokens of the questions (arXiv
+2604.16067 uses 3,000 VQAv2 samples). `kronecker` takes four backward passes more for the Fisher information of the
+model's own predictions: the sum over tokens, each answer's three heaviest terms exactly, the others together.
+`fisher` does that for single weights, one sample at a time. At the end the gradient of some answers tells how much of
+it lies along the directions kept. No label is read: the anchor is about what the model knows, right or wrong.
 """
 
 import hashlib
@@ -37,6 +37,7 @@ from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM
 from aegis_policy.vqa.examples import INDEX_FILE, VQAExample, load_vqa
 from aegis_policy.vqa.sources import offered, parse_source, split_sources
+from aegis_policy.vqa.texts import QUESTIONS, RUNNING, read_paragraphs, text_file
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -56,13 +57,15 @@ class AnchorConfig:
         vqa: where the samples come from: a benchmark of this package (its training split), a public one with the place
             of its files (`vqav2:DIR`, see docs/benchmarks.md), one's own: a folder with a `questions.jsonl` whose lines
             are {"image": file in that folder, "question": text}, or anything with such columns that `datasets` reads,
-            the folder of a LeRobotDataset (its frames and instructions, as the policy sees them), or several joined by
-            `+`; what exists is taken whole, whatever its name holds. `tabletop` unless given, of the embedded VLM;
+            the folder of a LeRobotDataset (its frames and instructions, as the policy sees them), `text:FILE.jsonl`
+            (questions without pictures), `text:FILE.txt` (paragraphs of running text between empty lines, which the
+            language model reads plain), or several joined by `+`; what exists is taken whole, whatever its name holds.
+            An anchor of text alone says nothing about the vision side. `tabletop` unless given, of the embedded VLM;
             another one has questions of its own.
         cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.
         kinds: what to gather: `subspace`, which is all that the default protection needs, `gaussian`, `kronecker`
             (which brings what `subspace` needs), and `fisher` for `--policy.protection=ewc`, as large as the model.
-            The last two need questions.
+            The last two need questions, and `kronecker` takes none without a picture.
         share: of the directions of every linear layer's inputs to keep, in (0, 1]: the most that
             `--policy.anchor_share` can then protect. `kronecker` keeps 256 at least, and 256 of a layer's outputs.
         samples: how many of each source; one that holds fewer gives all it has.
@@ -112,12 +115,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         raise AegisError(
             f"--vqa={config.vqa} names no source, or none beside a +: name one, or leave the + out."
         )
-    asking = [kind for kind in config.kinds if KINDS[kind].asks]
-    if asking and all(_is_dataset(source) for source in sources):
-        raise AegisError(
-            f"--kinds={config.kinds} with --vqa={config.vqa}: robot frames have no answers, which {asking[0]} is "
-            "about; take --kinds=[gaussian,subspace], or add questions (--vqa=SOURCE+DATASET)."
-        )
+    _require_questions(config, sources)
     for source in filter(_is_dataset, sources):
         _robot_data(_place(source), config.cameras)  # before what takes long
     device = torch_device(config.device)
@@ -145,6 +143,28 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     if anchor.factors:
         print(_directions(anchor))
     return anchor
+
+
+def _require_questions(config: AnchorConfig, sources: Sequence[str]) -> None:
+    """See that the kinds that are about answers, or pictures, find some.
+
+    Raises:
+        AegisError: they do not, or `text:FILE` names no such file.
+    """
+    mute = [source for source in sources if _is_dataset(source) or _text(source) == RUNNING]
+    blind = [source for source in sources if _text(source) == QUESTIONS]
+    asking = [kind for kind in config.kinds if KINDS[kind].asks]
+    if asking and mute == sources:
+        raise AegisError(
+            f"--kinds={config.kinds} with --vqa={config.vqa}: robot frames and running text have no answers, which "
+            f"{asking[0]} is about; take --kinds=[gaussian,subspace], or add questions (--vqa=SOURCE+{sources[0]})."
+        )
+    looking = [kind for kind in config.kinds if KINDS[kind].looks]
+    if looking and blind:
+        raise AegisError(
+            f"--kinds={config.kinds} with --vqa={config.vqa}: the questions of {blind[0]} have no pictures, which "
+            f"{looking[0]} needs; take --kinds=[subspace], or leave them out."
+        )
 
 
 def _directions(anchor: Anchor) -> str:
@@ -190,6 +210,8 @@ def _samples(config: AnchorConfig, sources: Sequence[str], vlm: VLMBackbone) -> 
     return [
         _robot_frames(_place(source), config.samples, config.cameras)
         if _is_dataset(source)
+        else read_paragraphs(_place(source), config.samples, config.seed)
+        if _text(source) == RUNNING
         else load_vqa(source, "--vqa", count=config.samples, seed=config.seed, refuses=vlm.refuses)
         for source in sources
     ]
@@ -203,6 +225,12 @@ def _place(source: str) -> Path:
 def _is_dataset(source: str) -> bool:
     name, place = parse_source(source, offered())
     return name is None and is_file(Path(place) / "meta" / "info.json")
+
+
+def _text(source: str) -> str | None:
+    """How the file of a source `text:FILE` ends; None of other sources."""
+    file = text_file(source, "--vqa=")
+    return None if file is None else file.suffix
 
 
 def _robot_frames(folder: Path, count: int, wanted: str | None) -> Iterator[RobotFrame]:
@@ -286,9 +314,10 @@ def _files_in(folder: Path, suffixes: Collection[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _pictures(examples: Iterable[VQAExample]) -> str:
+def _pictures(samples: Iterable[VQAExample | str]) -> str:
     """A hash of the pictures of questions; nothing of those that are rendered, which the version tells."""
-    return hashlib.sha256("".join(each.seen or "" for each in examples).encode()).hexdigest()[:16]
+    seen = [each.seen or "" for each in samples if isinstance(each, VQAExample)]
+    return hashlib.sha256("".join(seen).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -184,8 +184,74 @@ def test_both_domains_come_together_but_only_questions_have_answers(
     assert outputs is not None and alone_outputs is not None
     torch.testing.assert_close(outputs.values_K, alone_outputs.values_K)
     assert not torch.allclose(both.factors[LAYER].inputs.values_K, alone.factors[LAYER].inputs.values_K)
-    with pytest.raises(AegisError, match=r"robot frames have no answers, which kronecker is about"):
+    with pytest.raises(
+        AegisError, match=r"robot frames and running text have no answers, which kronecker is about"
+    ):
         _anchor(tiny_vlm_dir, tmp_path, vqa=str(tiny_dataset), kinds=["kronecker"])
+
+
+_PROSE = ("the red cube lies left of the bowl", "a robot reaches for the blue ball and lifts it")
+
+
+def _texts(folder: Path) -> tuple[str, str]:
+    """Running text, and questions without pictures, as `--vqa` names them."""
+    prose, questions = folder / "prose.txt", folder / "general.jsonl"
+    prose.write_text("\n\n".join(_PROSE))
+    questions.write_text('{"question": "what colour is the sky?", "answer": "blue"}\n' * 3)
+    return f"text:{prose}", f"text:{questions}"
+
+
+def test_running_text_is_read_plain_by_the_language_model_alone(tiny_vlm_dir: Path, tmp_path: Path) -> None:
+    prose, _ = _texts(tmp_path)
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()
+    seen: list[torch.Tensor] = []
+    vlm.linear_layers[LAYER].register_forward_pre_hook(lambda _m, args: seen.append(args[0][0]))
+    for paragraph in _PROSE:
+        vlm.read(paragraph)
+    x_ND = torch.cat(seen)
+    alone, tabletop, both = (
+        _anchor(tiny_vlm_dir, tmp_path, vqa=vqa, share=1.0)
+        for vqa in (prose, "tabletop", f"tabletop+{prose}")
+    )
+    assert alone.metadata["samples"] == "2" and both.metadata["samples"] == str(COUNT + 2)
+    prefix = vlm.family.decoder_layers
+    assert alone.factors.keys() == {name for name in vlm.linear_layers if name.startswith(prefix)}
+    torch.testing.assert_close(alone.factors[LAYER].inputs.total, x_ND.square().sum() / len(x_ND))
+    assert alone.factors[LAYER].gradient_K is None, "no answer is known whose gradient it could be"
+    assert both.factors.keys() == vlm.linear_layers.keys()
+    for name, factors in both.factors.items():
+        same = torch.equal(factors.inputs.values_K, tabletop.factors[name].inputs.values_K)
+        assert same != name.startswith(prefix), name
+
+
+def test_questions_without_pictures_alone_make_an_anchor_of_the_language_model(
+    tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    _, questions = _texts(tmp_path)
+    anchor = _anchor(tiny_vlm_dir, tmp_path, vqa=questions, kinds=["subspace", "fisher"])
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    prefix = vlm.family.decoder_layers
+    assert anchor.factors.keys() == {name for name in vlm.linear_layers if name.startswith(prefix)}
+    assert all(name.startswith(prefix) for name in anchor.importance) and anchor.importance
+    assert all(each.gradient_K is not None for each in anchor.factors.values())
+
+
+@pytest.mark.parametrize(
+    ("vqa", "kind", "sentence"),
+    [
+        ("{prose}", "kronecker", "running text have no answers, which kronecker is about"),
+        ("{prose}", "fisher", "running text have no answers, which fisher is about"),
+        ("tabletop+{questions}", "kronecker", "have no pictures, which kronecker needs"),
+        ("text:absent.txt", "subspace", r"^--vqa=text:absent\.txt names no file"),
+    ],
+)
+def test_kinds_that_need_answers_or_pictures_refuse_text(
+    tiny_vlm_dir: Path, tmp_path: Path, vqa: str, kind: str, sentence: str
+) -> None:
+    prose, questions = _texts(tmp_path)
+    with pytest.raises(AegisError, match=sentence):
+        _anchor(tiny_vlm_dir, tmp_path, vqa=vqa.format(prose=prose, questions=questions), kinds=[kind])
+    assert not (tmp_path / "anchor.safetensors").exists()
 
 
 def test_a_pass_that_was_stopped_is_continued_to_the_same_anchor(

@@ -1,6 +1,7 @@
 """What is gathered of a VLM, against the same quantities taken one question at a time."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from aegis_policy.anchors.factors import InputFactors
 from aegis_policy.anchors.kinds import KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.isolation import Anchor, fisher_cotangents, global_moments, w2_squared
+from aegis_policy.isolation._sketch import CovarianceSketch
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
@@ -218,3 +220,30 @@ def test_pictures_are_thinned_once_enough_was_seen_and_all_tokens_counted(
             torch.testing.assert_close(total, factors.inputs.total, rtol=0.1, atol=0)
         assert set(thinned.state()) == set(whole.state())
         assert not all(torch.equal(x, whole.state()[key]) for key, x in thinned.state().items())
+
+
+def test_text_is_thinned_once_enough_of_it_was_seen_whatever_pictures_came_before(
+    tiny_vlm_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
+    text = "the red cube lies left of the bowl and the blue ball right of it"
+    count = vlm.text_inputs(text)["input_ids"].shape[1]
+    part = InputFactors(vlm, 0.17, seed=0)
+    monkeypatch.setattr("aegis_policy.anchors.factors.ENOUGH", 3 * count / part.decoder.widest)
+    taken: list[int] = []
+    update = CovarianceSketch.update
+
+    def counted(self: CovarianceSketch, x_ND: torch.Tensor, rows: Any = None) -> None:
+        taken.append(len(rows.of(x_ND)[0]))
+        update(self, x_ND, rows)
+
+    monkeypatch.setattr(CovarianceSketch, "update", counted)
+    builder = AnchorBuilder(vlm, ["subspace"])
+    builder.add_questions(_examples(), 0)
+    of_each = []
+    for _ in range(8):
+        taken.clear()
+        builder.add_paragraphs([text])
+        of_each.append({*taken})
+    assert of_each[:3] == [{count}] * 3
+    assert all(len(each) == 1 for each in of_each) and sum(max(each) for each in of_each[3:]) == count
