@@ -50,8 +50,9 @@ class InputFactors(Gatherer):
     def watch(self, inputs: dict[str, Tensor]) -> Iterator[Continue]:
         """Take what goes through every layer: the decoder's see padding, those of the vision tower do not."""
         mask_NT, pictured = inputs["attention_mask"], "pixel_values" in inputs
-        many_NT, kind = (self.vlm.image_tokens(inputs), "pictures") if pictured else (mask_NT.bool(), "texts")
-        weights_NT = thinned(mask_NT, many_NT, self._rows(self.decoder, self._tokens[kind]))
+        kind = "pictures" if pictured else "texts"
+        thinnable_NT = self.vlm.image_tokens(inputs) if pictured else mask_NT.bool()
+        weights_NT = thinned(mask_NT, thinnable_NT, self._rows(self.decoder, self._tokens[kind]))
         in_vision = self._rows(self.vision, self.vision.seen)
         with self.decoder.collect(weights_NT) as weigh, self.vision.collect(every=in_vision):
             yield lambda goes_on_N: weigh(goes_on_N.unsqueeze(1))

@@ -21,7 +21,8 @@ class Anchor:
     """A static anchor: what the pretrained activations were like on data that must not be forgotten.
 
     Attributes:
-        gaussians: moments of the decoder layers' outputs, by group of tokens: `all`, or `image` and `text`.
+        gaussians: moments of the decoder layers' outputs, by group of tokens: `all`; files of before hold `image` and
+            `text` too.
         factors: covariances of linear layers, by name.
         importance: Fisher information of single weights, by parameter name, relative to their mean.
         metadata: strings that say where the anchor comes from: `vlm`, `fingerprint`, `samples`, `source`, ...;

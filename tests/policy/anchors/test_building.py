@@ -73,18 +73,6 @@ def test_importances_are_squared_gradients_of_single_answers_relative_to_their_m
         torch.testing.assert_close(importance[name], total / mean, rtol=1e-3, atol=1e-3)
 
 
-def test_image_and_text_tokens_have_moments_of_their_own(tiny_vlm_dir: Path) -> None:
-    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
-    gaussians = build_anchor(vlm, _examples(), kinds=["gaussian"], source="test", batch_size=3).gaussians
-    counts = {group: gaussian.count for group, gaussian in gaussians.items()}
-    assert counts["image"] == COUNT * vlm.processor.image_seq_length
-    assert counts["all"] == counts["image"] + counts["text"]
-    both = (
-        counts["image"] * gaussians["image"].mean_LD + counts["text"] * gaussians["text"].mean_LD
-    ) / counts["all"]
-    torch.testing.assert_close(gaussians["all"].mean_LD, both, rtol=1e-4, atol=1e-5)
-
-
 def test_the_noise_floor_is_the_distance_of_batches_of_the_anchors_own_samples(tiny_vlm_dir: Path) -> None:
     """What batches of four are found to be away on average, against the floor told by batches of two."""
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir).eval()

@@ -137,6 +137,16 @@ FACTOR = {"values": torch.ones(2), "vectors": torch.eye(D)[:, :2].half(), "total
 METADATA = {"kind": "aegis-anchor", "format_version": "3"}
 
 
+def test_an_anchor_with_moments_of_image_and_text_tokens_too_loads(tmp_path):
+    tensors = {
+        f"gaussian/{group}/{key}": x.clone()
+        for group in ("all", "image", "text")
+        for key, x in MOMENTS.items()
+    }
+    save_file(tensors, tmp_path / "old", METADATA)
+    assert Anchor.load(tmp_path / "old").part(gaussians=["all"]).gaussians.keys() == {"all"}
+
+
 @pytest.mark.parametrize(
     ("moments", "factor", "metadata", "complaint"),
     [
