@@ -218,6 +218,8 @@ def _spectrum(key: str, values: Tensor, vectors: Tensor, total: Tensor) -> Spect
         raise ValueError(f"{key} holds values that are not finite")
     if (values < 0).any() or not 0 < values.sum() <= total * (1 + _NEARLY):
         raise ValueError(f"{key} has eigenvalues that are negative or more than their sum")
+    if (values.diff() > 0).any():  # the leading ones are protected
+        raise ValueError(f"{key} has eigenvalues that do not descend")
     return Spectrum(values, vectors, total)
 
 

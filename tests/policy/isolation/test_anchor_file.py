@@ -183,6 +183,7 @@ def test_an_anchor_with_moments_of_image_and_text_tokens_too_loads(tmp_path):
         ),
         ({}, {"values": torch.tensor([1.0, -0.1])}, METADATA, "eigenvalues that are negative"),
         ({}, {"values": torch.zeros(2)}, METADATA, "eigenvalues that are negative"),
+        ({}, {"values": torch.tensor([1.0, 1.5])}, METADATA, "inputs/up has eigenvalues that do not descend"),
         ({}, {"total": torch.tensor(0.5)}, METADATA, "more than their sum"),
         ({}, {"importance": torch.tensor([1.0])}, METADATA, "importance/up is of float32"),
         ({}, {"gradient": torch.ones(3) / 4}, METADATA, "gradient/up has (3,) shares of 2 directions"),
