@@ -17,10 +17,13 @@ from aegis_eval.commands.action_error import (
     action_error,
     frames_spread_over,
 )
+from aegis_eval.experiments.anchors import anchor_jobs
 from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.variants import ANCHORS, VARIANTS
 from aegis_eval.results import measured
 from aegis_eval.results.run_file import RunFile
+from aegis_policy.anchors.kinds import KINDS
+from aegis_policy.isolation import DEFAULT_SHARE
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import write_json
 
@@ -184,6 +187,24 @@ def test_every_variant_is_a_configuration_and_has_its_anchor() -> None:
         flags = [flag.replace("--policy.", "--") for flag in variant.flags]
         draccus.parse(config_class=AegisConfig, args=flags)
         assert variant.anchor is None or variant.anchor in ANCHORS, name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variants_anchor_is_made_with_what_it_needs_where_the_vlm_brings_none(
+    name: str, tmp_path: Path
+) -> None:
+    (*_, job) = anchor_jobs(tmp_path, [name], data=tmp_path, cameras=None, device=None, vlm="other") or [None]
+    needs = {"w2_penalty": {"gaussian"}, "ewc": {"fisher"}, "aegis": {"subspace"}}
+    given = VARIANTS[name]
+    options = dict(flag.removeprefix("--policy.").split("=") for flag in given.flags)
+    wanted = set(options["anchor"].split("+")) if "anchor" in options else needs.get(given.protection, set())
+    assert (job is not None) == bool(wanted)
+    if job is not None:
+        made = dict(flag.split("=", 1) for flag in job.stages[0].command if flag.startswith("--"))
+        kinds = made["--kinds"].strip("[]").split(",")
+        assert wanted <= {*kinds, *(brought for kind in kinds for brought in KINDS[kind].brings)}
+        kept = float(made.get("--share", DEFAULT_SHARE))
+        assert float(options.get("anchor_share", DEFAULT_SHARE)) <= kept
 
 
 def test_the_trainings_of_every_variant_can_be(tmp_path: Path) -> None:
