@@ -393,6 +393,16 @@ def test_running_text_is_read_as_the_language_model_alone_reads_it(vlm: VLMBackb
     torch.testing.assert_close(shorter.logits_STV[:, :same], found.logits_STV[:, :same], atol=1e-4, rtol=1e-4)
 
 
+def test_running_text_has_the_hidden_states_that_it_is_read_with(vlm: VLMBackbone) -> None:
+    with vlm.recorded_layers() as read:
+        vlm.read(TEXT)
+    with torch.no_grad():
+        encoded = vlm.eval().encode(vlm.text_inputs(TEXT)).hidden_states
+    assert len(read) == len(encoded) == vlm.num_layers
+    for one, other in zip(read, encoded, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_an_earlier_reading_speaks_again_beside_a_later_one(directory: Path) -> None:
     vlm = VLMBackbone.from_pretrained(directory).eval()
     before = vlm.read(TEXT)
