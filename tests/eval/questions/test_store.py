@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +27,12 @@ def test_rendering_workers_load_neither_torch_nor_lerobot_whatever_the_command_h
     with closing(store._rendered(JOBS, num_workers=2)) as rendered:
         next(rendered)
         workers = set(multiprocessing.active_children()) - others
+        assert len(workers) == 2
+        until = time.monotonic() + 30  # one may still be starting while the other has rendered
+        while not all("mujoco" in packages_in(worker.pid) for worker in workers):
+            assert time.monotonic() < until
+            time.sleep(0.05)
         loaded = [packages_in(worker.pid) for worker in workers]
-    assert len(loaded) == 2 and all("mujoco" in each for each in loaded)
     assert not set.union(*loaded) & {"torch", "lerobot", "transformers", "pyarrow"}
     assert sys.modules["__main__"] is heavy_main
 
