@@ -25,6 +25,7 @@ from aegis_eval.experiments.variants import ANCHORS, VARIANTS, Variant
 from aegis_policy.anchors.answers import fisher_passes, with_answers
 from aegis_policy.isolation import Anchor, LinearFactors, Spectrum
 from aegis_policy.support import cli
+from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write
 from aegis_policy.support.json_files import write_json
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -76,6 +77,7 @@ class Rule:
 RULES: dict[str, Rule] = {
     **{f"share {part}": Rule(partial(share, part=part)) for part in (0.02, 0.05, 0.1, 0.17, 0.25)},
     **{f"unit share {part}": Rule(partial(share, part=part), side="unit") for part in (0.05, 0.1, 0.17)},
+    **{f"fisher share {part}": Rule(partial(share, part=part), side="fisher") for part in (0.05, 0.1, 0.17)},
     **{
         f"narrow share {part}": Rule(partial(share, part=part), narrow=True)
         for part in (0.1, 0.17, 0.25, 0.35)
@@ -113,6 +115,8 @@ def main() -> None:
 
 def try_rules(config: RulesConfig) -> None:
     """Make the anchors, then train and measure."""
+    if unknown := [name for name in config.rules if name not in RULES]:
+        raise AegisError(f"--rules: {unknown[0]} is unknown; there are: {', '.join(RULES)}.")
     root = config.ablate.output_dir.absolute().with_name(f"{config.ablate.output_dir.name}-anchors")
     vlm = VLMBackbone.from_pretrained(config.ablate.vlm).eval()
     spectra = _spectra(config, vlm, root / "spectra.safetensors")
