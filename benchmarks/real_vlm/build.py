@@ -67,8 +67,6 @@ class BuildConfig:
     eval_freq: int = 250
     save_freq: int = 50
     val_samples: int = 300
-    stop_after: int | None = None
-    """Stop after so many steps, to look."""
     cache_dir: Path = field(default_factory=default_cache_dir)
 
 
@@ -282,7 +280,7 @@ def build(cfg: BuildConfig) -> None:
     """Train what is left to train, and save the model."""
     folder = cfg.out.with_name(f"{cfg.out.name}.training")
     folder.mkdir(parents=True, exist_ok=True)
-    places = {"out", "cache_dir", "eval_freq", "save_freq", "val_samples", "stop_after"}
+    places = {"out", "cache_dir", "eval_freq", "save_freq", "val_samples"}
     settings = {key: value for key, value in asdict(cfg).items() if key not in places}
     scenes = scene_images("train", cfg.scenes, cfg.seed, cfg.cache_dir)
     validation = load_samples("tabletop", "val", cfg.val_samples, cfg.seed, cache_dir=cfg.cache_dir)
