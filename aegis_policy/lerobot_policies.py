@@ -1,7 +1,7 @@
 """AEGIS for the policies that LeRobot ships: `smolvla`, `pi0`, `pi05`, as they are, in a training loop of one's own.
 
 Their backbones are run layer by layer from the outside, so there is no hidden state to hook for the Gaussian anchor.
-The anchors that block a part of linear layers' weights need none:
+The subspace anchor, which blocks a part of linear layers' weights, needs none:
 
     parameters = protect(policy, Anchor.load("anchor.safetensors"))
     optimizer = AegisAdamWConfig(lr=1e-4).build(parameters)
@@ -11,15 +11,15 @@ know the family of the policy's VLM.
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 from lerobot.policies import PreTrainedPolicy
 from torch import nn
 
-from aegis_policy.isolation import DEFAULT_SHARE, Anchor, select_blocks
+from aegis_policy.isolation import DEFAULT_SHARE, Anchor
 from aegis_policy.optimizer_aegis import PolicyParameters
-from aegis_policy.protections.blocks import block_layers
+from aegis_policy.protections.subspace import block_layers
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.sharding import refuse_sharding
@@ -62,7 +62,7 @@ def protect(
             f"No linear layer of the backbone of {policy.name} trains (see its train_expert_only), so there is "
             "nothing to protect."
         )
-    projector, coverage = block_layers(layers, anchor, partial(select_blocks, share=share), "subspace", share)
+    projector, coverage = block_layers(layers, anchor, share, "subspace")
     enforce(coverage.findings())
     guarded = {id(layer.weight) for layer in layers.values()}
     _require_no_other_use(policy, layers, guarded)

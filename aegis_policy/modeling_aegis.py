@@ -169,13 +169,13 @@ class AegisPolicy(PreTrainedPolicy):
         return model
 
     def train(self, mode: bool = True) -> Self:
-        """As any module's; what leaves training has its protected components held."""
+        """As any module's; what leaves training has its protected part held."""
         if self.training and not mode:
             self._hold()
         return super().train(mode)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """As any module's, with the protected components held: weights are saved as this gives them."""
+        """As any module's, with the protected part held: weights are saved as this gives them."""
         self._hold()
         return super().state_dict(*args, **options)
 

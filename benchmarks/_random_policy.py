@@ -43,7 +43,7 @@ def make_policy(vlm: str, protection: str, image_size: int, device: str, **optio
 
 
 def save_random_anchor(
-    vlm: str, image_size: int, folder: Path, kinds: Iterable[str] = ("gaussian", "kronecker", "fisher")
+    vlm: str, image_size: int, folder: Path, kinds: Iterable[str] = ("gaussian", "subspace", "fisher")
 ) -> Path:
     """An anchor of these kinds, from a few random pictures."""
     images = np.random.default_rng(0).integers(0, 256, (8, image_size, image_size, 3), dtype=np.uint8)

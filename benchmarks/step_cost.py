@@ -34,7 +34,7 @@ from _random_vlm import resolve
 from _report import report
 
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.protections.blocks import HOLD_EVERY
+from aegis_policy.protections.subspace import HOLD_EVERY
 
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
@@ -49,7 +49,6 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "knowledge_insulation": ("knowledge_insulation", {}),
     "aegis gaussian": ("aegis", {"anchor": "gaussian"}),
     "aegis subspace": ("aegis", {"anchor": "subspace"}),
-    "aegis kronecker": ("aegis", {"anchor": "kronecker"}),
 }
 ANCHORS = {
     "w2_penalty": "gaussian",
@@ -57,7 +56,6 @@ ANCHORS = {
     "lora, null space": "subspace",
     "aegis gaussian": "gaussian",
     "aegis subspace": "subspace",
-    "aegis kronecker": "kronecker",
 }
 """Side -> the kind of anchor that it needs."""
 _WARM_UP = 3

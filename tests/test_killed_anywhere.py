@@ -196,7 +196,7 @@ def test_anchors(tiny_vlm_dir: Path, tmp_path: Path) -> None:
         words=lambda folder: [
             "aegis-anchor",
             *flags,
-            "--kinds=[gaussian,kronecker,fisher]",
+            "--kinds=[gaussian,subspace,fisher]",
             f"--out={folder / 'anchor.safetensors'}",
         ],
         result=lambda folder: tensors(folder / "anchor.safetensors"),

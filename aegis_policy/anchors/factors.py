@@ -1,6 +1,6 @@
-"""Covariances of what goes through every linear layer while the model reads frames or text, or answers questions."""
+"""Covariances of what goes into every linear layer while the model reads frames or text, or answers questions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aegis_policy.anchors.answers import fisher_passes, with_answers
 from aegis_policy.anchors.gatherer import Continue, Gatherer
 from aegis_policy.isolation import EveryRow, FactorAccumulator, LinearFactors, thinned
-from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vqa.examples import VQAExample
 
 ENOUGH = 8
 """Tokens seen, in units of the widest layer, from which on pictures are thinned, or texts where there are none."""
@@ -33,16 +30,12 @@ class InputFactors(Gatherer):
     where D is above 4,096 (see `CovarianceSketch`).
     """
 
-    outputs = False
-
     def __init__(self, vlm: VLMBackbone, share: float, seed: int) -> None:
-        self.vlm, self.seed = vlm, seed
+        self.vlm = vlm
         prefix = vlm.family.decoder_layers
         decoder = {name: layer for name, layer in vlm.linear_layers.items() if name.startswith(prefix)}
         vision = {name: layer for name, layer in vlm.linear_layers.items() if name not in decoder}
-        self.decoder, self.vision = (
-            FactorAccumulator(part, share, outputs=self.outputs, seed=seed) for part in (decoder, vision)
-        )
+        self.decoder, self.vision = (FactorAccumulator(part, share, seed=seed) for part in (decoder, vision))
         self._batches = 0
         self._tokens = {"pictures": 0, "texts": 0}
 
@@ -83,22 +76,3 @@ class InputFactors(Gatherer):
     def _rows(self, part: FactorAccumulator, seen: float) -> EveryRow:
         """All, until enough were seen; then some, other ones in each batch."""
         return EveryRow(EVERY, self._batches % EVERY) if seen >= ENOUGH * part.widest else EveryRow()
-
-
-class KroneckerFactors(InputFactors):
-    """Gathers the covariances of their outputs' gradients too, which are those of the answers; frames have none."""
-
-    outputs = True
-
-    def answered(self, batch: Sequence[VQAExample], answers: Sequence[str], number: int) -> None:
-        inputs = with_answers(self.vlm, batch, answers)
-        if "pixel_values" not in inputs:
-            raise AegisError(
-                "the anchor kronecker is made of gradients that reach a picture: leave questions without one out."
-            )
-        # Every layer's outputs depend on the pixels: their gradient is one that passes through all of them.
-        inputs["pixel_values"].requires_grad_()
-        with self.decoder.collect(inputs=False), self.vision.collect(inputs=False):
-            logits_NKV, passes = fisher_passes(self.vlm, inputs, [self.seed, number])
-            for cotangent in passes:
-                torch.autograd.grad(logits_NKV, inputs["pixel_values"], cotangent, retain_graph=True)

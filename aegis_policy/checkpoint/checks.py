@@ -29,7 +29,7 @@ PREPROCESSOR_FILE, POSTPROCESSOR_FILE = "policy_preprocessor.json", "policy_post
 STATE_FOLDER = "training_state"
 
 _FORMER = (
-    *("anchor_soft", "granularity", "project"),
+    *("anchor_energy", "anchor_soft", "granularity", "project"),
     *("anchor_tokens", "anchor_whiten", "anchor_momentum", "anchor_refresh", "anchor_restoring"),
 )
 """Options that earlier versions wrote into a checkpoint's configuration (docs/ablation.md)."""
@@ -170,9 +170,10 @@ def _check_config(folder: Path) -> Iterator[Finding]:
     if config.get("type") != "aegis":
         kind = str(config.get("type"))[:_SHOWN]
         yield Finding("error", f"{folder} is a policy of type {kind}, not aegis", "name an aegis policy")
-    if former := [name for name in _FORMER if name in config]:
-        if "kronecker" not in str(config.get("anchor")) or isinstance(config.get("anchor_energy"), dict):
-            former.append("anchor_energy")
+    former = [name for name in _FORMER if name in config]
+    if "kronecker" in str(config.get("anchor")):
+        former.append("anchor=kronecker")
+    if former:
         yield Finding(
             "error",
             f"{folder / CONFIG_FILE} is of an earlier version, whose options {', '.join(former)} are gone",

@@ -21,18 +21,14 @@ AEGIS (arXiv 2604.16067), in four steps.
    never added: it says where not to go, not where to go.
 4. **Step** with g (`ProjectedAdamW`). Its rescaling and momentum can bring some of the conflict back.
 
-One direction a layer leaves a model much freedom to forget. Two more anchors block a subspace of every linear layer's
-weight instead, and act on the weights after the optimizer's step, which neither rescaling nor momentum can undo:
+One direction a layer leaves a model much freedom to forget. Another anchor blocks a **subspace** of every linear
+layer's weight instead (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): a share of the directions of the layer's
+pretrained inputs, the leading ones, so that its outputs on them do not move. It acts on the weights after the
+optimizer's step, which neither rescaling nor momentum can undo.
 
-- **subspace** (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): a share of the directions of the layer's pretrained
-  inputs, the leading ones, so that its outputs on them do not move;
-- **Kronecker**: of the components of a weight along input and output directions, those with the most Fisher
-  weight (K-FAC, arXiv 1503.05671). They are few, and the rest stays free.
-
-`FactorAccumulator` gathers sketches of the covariances in passes over the data not to be forgotten,
-`select_blocks` and `select_components` decide which `BlockedComponents` each weight has (of one that several layers
-share they become `JoinedComponents`), and `LowRankProjector` holds them in `ProjectedAdamW`. `Anchor` is the one
-file that keeps what was gathered.
+`FactorAccumulator` gathers sketches of the covariances in passes over the data not to be forgotten, `select_blocks`
+takes a block of directions of each, and `LowRankProjector` holds the weights there in `ProjectedAdamW`. `Anchor` is the
+one file that keeps what was gathered.
 
 Nothing here knows about robots or language: any module will do whose layers you can name. On a plain model,
 first the anchor of its outputs as they are now:
@@ -63,26 +59,23 @@ then ten lines of protected training:
 >>> sorted(isolator.metrics())
 ['anchor_distance', 'conflict_fraction', 'energy_shed', 'unprojected_layers']
 
-or, with blocks instead of one direction: a few passes for the Fisher information of the model's own predictions, then
-training without a second gradient:
+or, with blocks instead of one direction: a pass for the directions of the inputs, then training without a second
+gradient:
 
 >>> linears = {str(depth): layer[0] for depth, layer in enumerate(layers)}
->>> accumulator = FactorAccumulator(linears, outputs=True)
->>> with accumulator.collect():
-...     logits = model(x_BTD)
-...     for cotangent in fisher_cotangents(logits.detach()):
-...         logits.backward(cotangent, retain_graph=True)
->>> factors = accumulator.factors()
->>> blocks = select_components(factors, energy=0.9)
+>>> accumulator = FactorAccumulator(linears, share=0.5)
+>>> with torch.no_grad(), accumulator.collect():
+...     _ = model(x_BTD)
+>>> blocks = select_blocks(accumulator.factors(), share=0.5)
 >>> optimizer = ProjectedAdamW(model.parameters(), LowRankProjector(linears, blocks), lr=1e-2)
 >>> for _ in range(20):
 ...     optimizer.zero_grad()
 ...     (model(x_BTD) - 1).square().mean().backward()
-...     optimizer.step()  # steps, then puts the blocked components back
+...     optimizer.step()  # steps, then puts what is blocked back
 """
 
 from aegis_policy.isolation._anchor import Anchor
-from aegis_policy.isolation._blocked_components import BlockedComponents, select_blocks
+from aegis_policy.isolation._blocks import select_blocks
 from aegis_policy.isolation._factors import (
     DEFAULT_SHARE,
     FactorAccumulator,
@@ -92,8 +85,6 @@ from aegis_policy.isolation._factors import (
 from aegis_policy.isolation._fisher import FISHER_EXACT, fisher_cotangents
 from aegis_policy.isolation._gaussian import AnchorError, GaussianAnchor, w2_cotangents, w2_squared
 from aegis_policy.isolation._isolator import GradientIsolator
-from aegis_policy.isolation._joined_components import JoinedComponents
-from aegis_policy.isolation._kronecker import select_components
 from aegis_policy.isolation._low_rank import LowRankProjector
 from aegis_policy.isolation._moment_accumulators import MomentAccumulator, NoiseAccumulator
 from aegis_policy.isolation._moments import EPS, Moments, global_moments, masked_moments
@@ -110,13 +101,11 @@ __all__ = [
     "FISHER_EXACT",
     "Anchor",
     "AnchorError",
-    "BlockedComponents",
     "CovarianceSketch",
     "EveryRow",
     "FactorAccumulator",
     "GaussianAnchor",
     "GradientIsolator",
-    "JoinedComponents",
     "LayerProjection",
     "LinearFactors",
     "LowRankProjector",
@@ -134,7 +123,6 @@ __all__ = [
     "masked_moments",
     "project_",
     "select_blocks",
-    "select_components",
     "thinned",
     "w2_cotangents",
     "w2_squared",

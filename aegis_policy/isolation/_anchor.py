@@ -46,6 +46,8 @@ class Anchor:
     def load(cls, path: Path | str) -> Self:
         """Read what `save` wrote; eigenvectors stay float16, and what layers shared is one object again.
 
+        Covariances of output gradients, which earlier versions kept, are passed over.
+
         Raises:
             AnchorError: no such file, not a whole one, another kind of file or another format, damaged contents,
                 tensors that are missing, unknown or of another dtype or shape, values that cannot be.
@@ -65,11 +67,10 @@ class Anchor:
         self,
         *,
         gaussians: Iterable[str] = (),
-        inputs: bool = False,
-        outputs: bool = False,
+        factors: bool = False,
         importance: bool = False,
     ) -> Self:
-        """An anchor that holds only what is named here: groups of tokens, factors' sides, single weights.
+        """An anchor that holds only what is named here: groups of tokens, linear layers, single weights.
 
         Its tensors are copies. Those of `load` are mapped from the file, all of which stays in memory as long as one
         of them does.
@@ -77,13 +78,10 @@ class Anchor:
         Raises:
             KeyError: a group that it does not hold.
         """
-        factors = {
-            name: layer if outputs else layer._replace(outputs=None) for name, layer in self.factors.items()
-        }
         return replace(
             self,
             gaussians=deepcopy({name: self.gaussians[name] for name in gaussians}),
-            factors=deepcopy(factors) if inputs else {},
+            factors=deepcopy(self.factors) if factors else {},
             importance=deepcopy(self.importance) if importance else {},
         )
 
@@ -106,12 +104,10 @@ class Anchor:
                 tensors[f"gaussian/{group}/noise"] = gaussian.noise_LD.float()
         shared = self._shared()
         for name, layer in self.factors.items():
-            sides = {"inputs": None if name in shared else layer.inputs, "outputs": layer.outputs}
-            for side, spectrum in sides.items():
-                if spectrum is not None:
-                    tensors[f"{side}/{name}/values"] = spectrum.values_K
-                    tensors[f"{side}/{name}/vectors"] = spectrum.vectors_DK.half()
-                    tensors[f"{side}/{name}/total"] = spectrum.total
+            if name not in shared:
+                tensors[f"inputs/{name}/values"] = layer.inputs.values_K
+                tensors[f"inputs/{name}/vectors"] = layer.inputs.vectors_DK.half()
+                tensors[f"inputs/{name}/total"] = layer.inputs.total
             if layer.gradient_K is not None:
                 tensors[f"gradient/{name}"] = layer.gradient_K
         for name, importance in self.importance.items():
@@ -132,12 +128,13 @@ _F32 = (torch.float32, torch.float64)
 _PARTS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "gaussian": {"mean": _F32, "std": _F32, "count": (torch.int64,), "noise": _F32},
     "inputs": {"values": _F32, "vectors": (torch.float16,), "total": _F32},
-    "outputs": {"values": _F32, "vectors": (torch.float16,), "total": _F32},
     "gradient": {"": _F32},
     "importance": {"": (torch.bfloat16,)},
 }
 """First word of a tensor's name -> its last, and the dtypes it may have."""
 _OPTIONAL = {"noise"}
+_FORMER = "outputs/"
+"""How the names of tensors begin that earlier versions kept."""
 _SHARED = "shared_inputs"
 """Key of the file's header under which layers stand that share another's tensors of `inputs`, with its name."""
 _NEARLY = 5e-3
@@ -166,6 +163,8 @@ def _contents(tensors: Mapping[str, Tensor], shared: Mapping[str, str]) -> _Cont
     """
     found: dict[str, dict[str, dict[str, Tensor]]] = {word: {} for word in _PARTS}
     for key, tensor in tensors.items():
+        if key.startswith(_FORMER):
+            continue
         word, _, rest = key.partition("/")
         name, _, part = (rest, "", "") if "" in _PARTS.get(word, {}) else rest.rpartition("/")
         if part not in _PARTS.get(word, {}) or not name:
@@ -179,24 +178,18 @@ def _contents(tensors: Mapping[str, Tensor], shared: Mapping[str, str]) -> _Cont
         for name, parts in names.items():
             if missing := sorted(_PARTS[word].keys() - parts.keys() - _OPTIONAL):
                 raise ValueError(f"{word}/{name}/{missing[0]} is missing")
-    inputs, outputs = (
-        {name: _spectrum(f"{side}/{name}", **parts) for name, parts in found[side].items()}
-        for side in ("inputs", "outputs")
-    )
+    inputs = {name: _spectrum(f"inputs/{name}", **parts) for name, parts in found["inputs"].items()}
     if missing := sorted(set(shared.values()) - inputs.keys()):
         raise ValueError(f"inputs/{missing[0]} is missing, which other layers share")
     if twice := sorted(shared.keys() & inputs.keys()):
         raise ValueError(f"inputs/{twice[0]} is there, and said to be another layer's")
     inputs |= {name: inputs[owner] for name, owner in shared.items()}
-    if alone := sorted((found["outputs"].keys() | found["gradient"].keys()) - inputs.keys()):
+    if alone := sorted(found["gradient"].keys() - inputs.keys()):
         raise ValueError(f"inputs/{alone[0]} is missing")
     gradients = {name: _gradient(name, inputs[name], parts[""]) for name, parts in found["gradient"].items()}
     return (
         {name: _gaussian(f"gaussian/{name}", **parts) for name, parts in found["gaussian"].items()},
-        {
-            name: LinearFactors(spectrum, outputs.get(name), gradients.get(name))
-            for name, spectrum in inputs.items()
-        },
+        {name: LinearFactors(spectrum, gradients.get(name)) for name, spectrum in inputs.items()},
         {name: _importance(name, parts[""]) for name, parts in found["importance"].items()},
     )
 
@@ -242,8 +235,7 @@ def _importance(name: str, values: Tensor) -> Tensor:
 
 def _require_orthonormal(factors: Mapping[str, LinearFactors]) -> None:
     for name, layer in factors.items():
-        for spectrum in filter(None, (layer.inputs, layer.outputs)):
-            vectors_DK = spectrum.vectors_DK.float()
-            away = vectors_DK.T @ vectors_DK - torch.eye(vectors_DK.shape[1])
-            if away.abs().max() > _NEARLY:
-                raise ValueError(f"the directions of {name} are not orthonormal")
+        vectors_DK = layer.inputs.vectors_DK.float()
+        away = vectors_DK.T @ vectors_DK - torch.eye(vectors_DK.shape[1])
+        if away.abs().max() > _NEARLY:
+            raise ValueError(f"the directions of {name} are not orthonormal")

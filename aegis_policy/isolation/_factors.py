@@ -1,10 +1,8 @@
-"""What a pretrained model's answers need of each linear layer: a covariance of its inputs, and one of its outputs.
+"""What a pretrained model reads in each linear layer: the uncentred covariance of its inputs.
 
-For a linear layer y = W x the anchor keeps the uncentred covariance A of its inputs and, for the Kronecker anchor, the
-covariance G of the loss's gradients with respect to its outputs. Which components of the weight they protect is decided
-in `_blocked_components`.
+Which part of the layer's weight it protects is decided in `_blocks`.
 
-Shape suffixes: B batch, T tokens, N rows, D inputs, E outputs of a linear layer, K directions kept.
+Shape suffixes: B batch, T tokens, D inputs of a linear layer, K directions kept.
 """
 
 from collections import defaultdict
@@ -22,9 +20,6 @@ from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
 DEFAULT_SHARE = 0.17
 """The share of every layer's input directions that an anchor keeps and `subspace` protects (docs/ablation.md)."""
-WEIGHED_PAIRS = 256
-"""Eigenpairs kept at least of both sides of a layer whose outputs are gathered too: of those the heaviest pairs count,
-and their number grows with the product of both sides'."""
 
 
 def direction_count(width: int, share: float) -> int:
@@ -39,20 +34,15 @@ def direction_count(width: int, share: float) -> int:
 
 
 class LinearFactors(NamedTuple):
-    """The spectrum of a linear layer's inputs and, if known, that of its output gradients.
-
-    Inputs are averaged over tokens and output gradients summed, so that the products of both are comparable between
-    layers that see different numbers of tokens (K-FAC's "expand", arXiv 2311.00636).
+    """The spectrum of a linear layer's inputs, averaged over tokens, and what is known of its directions.
 
     Attributes:
         inputs: one object for layers that read the same inputs.
-        outputs: None if they were not gathered.
         gradient_K: for each direction kept of the inputs, the share of the squared norm of the answers' gradient in
             the weight that lies along it; None if it is not known.
     """
 
     inputs: Spectrum
-    outputs: Spectrum | None = None
     gradient_K: Tensor | None = None
 
 
@@ -69,8 +59,7 @@ class FactorAccumulator:
 
     Args:
         layers: linear layers by name; each receives (..., D).
-        share: of every layer's input directions to keep. With `outputs`, at least `WEIGHED_PAIRS` are.
-        outputs: gather the output factors too, `WEIGHED_PAIRS` of each: run a backward pass inside `collect`.
+        share: of every layer's input directions to keep.
         seed: of the sketches' test matrices.
 
     Raises:
@@ -78,12 +67,7 @@ class FactorAccumulator:
     """
 
     def __init__(
-        self,
-        layers: Mapping[str, nn.Linear],
-        share: float = DEFAULT_SHARE,
-        *,
-        outputs: bool = False,
-        seed: int = 0,
+        self, layers: Mapping[str, nn.Linear], share: float = DEFAULT_SHARE, *, seed: int = 0
     ) -> None:
         self.layers = dict(layers)
         for name, layer in layers.items():
@@ -91,23 +75,15 @@ class FactorAccumulator:
                 raise ValueError(
                     f"Layer {name} is {type(layer).__name__}, and only linear layers have these factors: leave it out."
                 )
-        self._ranks = {
-            name: max(direction_count(layer.in_features, share), WEIGHED_PAIRS if outputs else 0)
-            for name, layer in layers.items()
-        }
+        self._ranks = {name: direction_count(layer.in_features, share) for name, layer in layers.items()}
         self._seed = seed
         self._first_reader: dict[str, str] = {}
-        self._inputs: dict[str, CovarianceSketch] = {}
-        self._outputs = (
-            {name: self._sketch(layer, layer.out_features, WEIGHED_PAIRS) for name, layer in layers.items()}
-            if outputs
-            else {}
-        )
+        self._sketches: dict[str, CovarianceSketch] = {}
 
     @property
     def seen(self) -> float:
         """How many rows the layer that saw most has seen, each counting its weight."""
-        return max((sketch.weight for sketch in self._inputs.values()), default=0.0)
+        return max((sketch.weight for sketch in self._sketches.values()), default=0.0)
 
     @property
     def widest(self) -> int:
@@ -115,15 +91,12 @@ class FactorAccumulator:
         return max((layer.in_features for layer in self.layers.values()), default=0)
 
     @contextmanager
-    def collect(
-        self, weights_BT: Tensor | None = None, *, every: EveryRow | None = None, inputs: bool = True
-    ) -> Iterator[Weigh]:
-        """Take the inputs of each layer that runs inside the block, and the gradients of its outputs.
+    def collect(self, weights_BT: Tensor | None = None, *, every: EveryRow | None = None) -> Iterator[Weigh]:
+        """Take the inputs of each layer that runs inside the block.
 
         Args:
             weights_BT: how much each token's input counts, 0 for padding; None counts all alike.
             every: which rows to take where all count alike.
-            inputs: take them; False if they were taken in another pass, and the gradients alone are wanted.
 
         Yields:
             What to call between two passes inside the block, with the weights of the second.
@@ -136,7 +109,7 @@ class FactorAccumulator:
             reading.weigh(weights_BT)
         with ExitStack() as hooks:
             for name, layer in self.layers.items():
-                hook = layer.register_forward_hook(partial(self._see, name, reading if inputs else None))
+                hook = layer.register_forward_hook(partial(self._see, name, reading))
                 hooks.callback(hook.remove)
             yield reading.weigh
         for name, firsts in reading.first_readers.items():
@@ -154,30 +127,24 @@ class FactorAccumulator:
             show: what goes through their names, to show how far it is: tqdm, say.
 
         Raises:
-            ValueError: a layer never ran inside `collect` its output never had a gradient, or values were not finite.
+            ValueError: a layer never ran inside `collect`, or values were not finite.
         """
         spectra: dict[str, Spectrum] = {}
         factors = {}
         for name in show(self.layers):
             first = self._first_reader.get(name)
-            if first is None or not self._inputs[first].weight > 0:
+            if first is None or not self._sketches[first].weight > 0:
                 raise ValueError(
                     f"Layer {name} never ran inside collect(): run it, or leave it out if something else reads its "
                     "weight, as nn.MultiheadAttention does."
                 )
-            if self._outputs and not self._outputs[name].weight > 0:
-                raise ValueError(
-                    f"Layer {name} never had a gradient of its outputs: run a backward pass inside collect(), to a "
-                    "parameter or an input that requires gradients below this layer, or gather with outputs=False."
-                )
             try:
                 if first not in spectra:
-                    sketch = self._inputs[first]
+                    sketch = self._sketches[first]
                     spectra[first] = sketch.spectrum().scaled(1 / sketch.weight)
-                outputs = self._outputs[name].spectrum() if self._outputs else None
             except ValueError as error:
                 raise ValueError(f"Layer {name}: {error}") from error
-            factors[name] = LinearFactors(spectra[first], outputs)
+            factors[name] = LinearFactors(spectra[first])
         return factors
 
     def state(self) -> dict[str, Tensor]:
@@ -187,9 +154,8 @@ class FactorAccumulator:
         return {
             "first_readers": torch.tensor(readers),
             **{
-                f"{side}.{name}.{key}": tensor
-                for side, sketches in (("inputs", self._inputs), ("outputs", self._outputs))
-                for name, sketch in sketches.items()
+                f"inputs.{name}.{key}": tensor
+                for name, sketch in self._sketches.items()
                 for key, tensor in sketch.state().items()
             },
         }
@@ -203,35 +169,23 @@ class FactorAccumulator:
             if index >= 0
         }
         for first in self._first_reader.values():
-            self._input_sketch(first)
-        for side, sketches in (("inputs", self._inputs), ("outputs", self._outputs)):
-            for name, sketch in sketches.items():
-                sketch.load_state({key: state[f"{side}.{name}.{key}"] for key in sketch.state()})
+            self._sketch(first)
+        for name, sketch in self._sketches.items():
+            sketch.load_state({key: state[f"inputs.{name}.{key}"] for key in sketch.state()})
 
     def _see(
-        self,
-        name: str,
-        reading: "_Reading | None",
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        output: Tensor,
+        self, name: str, reading: "_Reading", layer: nn.Module, args: tuple[Any, ...], output: Tensor
     ) -> None:
-        if reading is not None and reading.is_first(name, args[0]):
-            self._input_sketch(name).update(args[0].flatten(0, -2), reading.rows)
-        if self._outputs and output.requires_grad:
-            output.register_hook(partial(self._see_gradient, name))
+        if reading.is_first(name, args[0]):
+            self._sketch(name).update(args[0].flatten(0, -2), reading.rows)
 
-    def _see_gradient(self, name: str, gradient: Tensor) -> None:
-        self._outputs[name].update(gradient.flatten(0, -2))
-
-    def _input_sketch(self, name: str) -> CovarianceSketch:
-        if name not in self._inputs:
+    def _sketch(self, name: str) -> CovarianceSketch:
+        if name not in self._sketches:
             layer = self.layers[name]
-            self._inputs[name] = self._sketch(layer, layer.in_features, self._ranks[name])
-        return self._inputs[name]
-
-    def _sketch(self, layer: nn.Linear, width: int, rank: int) -> CovarianceSketch:
-        return CovarianceSketch(width, rank, self._seed, layer.weight.device)
+            self._sketches[name] = CovarianceSketch(
+                layer.in_features, self._ranks[name], self._seed, layer.weight.device
+            )
+        return self._sketches[name]
 
 
 class _Reading:

@@ -1,6 +1,6 @@
-"""Holds the protected components of linear layers' weights where they are.
+"""Holds the protected part of linear layers' weights where it is.
 
-A step of the optimizer may move them; they are put back afterwards. Nothing is computed on the data: no second backward
+A step of the optimizer may move it; it is put back afterwards. Nothing is computed on the data: no second backward
 pass, no communication between ranks.
 """
 
@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aegis_policy.isolation._blocked_components import BlockedComponents
-from aegis_policy.isolation._joined_components import JoinedComponents, join
+from aegis_policy.isolation._blocks import join
 from aegis_policy.isolation._numerics import (
     at_least_float32,
     most_precise,
@@ -24,24 +23,22 @@ from aegis_policy.isolation._projector import GradientOf, Projector, ValueOf, wh
 _ROWS = 16
 """Of how many rows of every weight `blocked_energy` is measured."""
 
-Block = BlockedComponents | JoinedComponents
-
 
 class LowRankProjector(Projector):
-    """Holds the blocked components of the layers' weights.
+    """Holds the blocked part of the layers' weights.
 
     With the input directions U of a weight W, which was W0 at the first step, and C = W0 U, an optimizer's step is
     followed by
 
         W <- W - (W U - C) U^T
 
-    (with output directions V and a mask S by W - V (S * V^T W U - C) U^T with C = S * V^T W0 U). So the components stay
-    what they are to the weights' precision, however long the training lasts, and outputs on inputs in the span of U do
-    not move. C is known by the weights themselves: a training that goes on from weights that are held holds the same.
+    So W U stays what it is to the weights' precision, however long the training lasts, and outputs on inputs in the
+    span of U do not move. C is known by the weights themselves: a training that goes on from weights that are held
+    holds the same.
 
     Attributes:
-        blocks: every weight that learns, with what may not move of it.
-        every: see `Projector`. Between, components stray by so many ordinary steps, not more: call `hold_` before the
+        blocks: every weight that learns, with its U.
+        every: see `Projector`. Between, weights stray by so many ordinary steps, not more: call `hold_` before the
             weights are saved or looked at.
 
     Args:
@@ -54,16 +51,14 @@ class LowRankProjector(Projector):
             computed from others, or two weights that are no one parameter lie in the same memory.
     """
 
-    def __init__(
-        self, layers: Mapping[str, nn.Linear], blocks: Mapping[str, BlockedComponents], every: int = 1
-    ) -> None:
+    def __init__(self, layers: Mapping[str, nn.Linear], blocks: Mapping[str, Tensor], every: int = 1) -> None:
         if unknown := sorted(blocks.keys() - layers.keys()):
             raise ValueError(
                 f"There are blocks for {', '.join(unknown)}, which are no layers of this model: "
                 "select blocks of its own."
             )
         _require_own_memory(layers)
-        by_weight: dict[nn.Parameter, list[BlockedComponents]] = {}
+        by_weight: dict[nn.Parameter, list[Tensor]] = {}
         for name, block in blocks.items():
             weight = layers[name].weight
             assert isinstance(weight, nn.Parameter), "seen to above"
@@ -74,9 +69,7 @@ class LowRankProjector(Projector):
             raise ValueError(
                 "No layer with a block requires gradients, so there is nothing to protect: unfreeze one before."
             )
-        self.blocks: list[tuple[nn.Parameter, Block]] = [
-            (weight, join(together)) for weight, together in by_weight.items()
-        ]
+        self.blocks = [(weight, join(together)) for weight, together in by_weight.items()]
         self.every = every
         self._held: dict[int, _Held] = {}
         self._blocked_energy = torch.zeros(())
@@ -95,18 +88,18 @@ class LowRankProjector(Projector):
         for index, (weight, _) in enumerate(self.blocks):
             if index not in self._held and (now := value(weight)) is not None:
                 with whole_float32_products(now.device):
-                    self._held[index] = _Held(self._block(index, now).coefficients(now), _rows(now).clone())
+                    self._held[index] = _Held(now @ self._block(index, now), _rows(now).clone())
 
     @torch.no_grad()
     def hold_(self, value: ValueOf = whole_value) -> None:
-        """Put the blocked components of all weights that `remember` has seen back."""
+        """Put the blocked part of all weights that `remember` has seen back."""
         moved, removed, scales = [], [], []
         for index, held in list(self._held.items()):
             if (now := value(self.blocks[index][0])) is None:
                 continue
             strayed = _rows(now).clone()
             with whole_float32_products(now.device):
-                _hold_(now, self._block(index, now), held.components)
+                _hold_(now, self._block(index, now), held.outputs_EK)
             rows = _rows(now).clone()
             self._held[index] = held._replace(rows=rows)
             moved.append(strayed - held.rows)
@@ -119,11 +112,10 @@ class LowRankProjector(Projector):
 
     @torch.no_grad()
     def empty_(self) -> None:
-        """Take the blocked components out of the weights, which then hold none of them."""
+        """Take the blocked part out of the weights, whose outputs on U are zero then."""
         for index, (weight, _) in enumerate(self.blocks):
-            block = self._block(index, weight)
             with whole_float32_products(weight.device):
-                _hold_(weight, block, torch.zeros_like(block.coefficients(weight)))
+                _hold_(weight, self._block(index, weight), weight.new_zeros(()))
 
     @torch.no_grad()
     def blocked_share(self, gradient: GradientOf) -> Tensor:
@@ -142,7 +134,7 @@ class LowRankProjector(Projector):
             if (other := gradient(weight)) is not None:
                 other = at_least_float32(other)
                 with whole_float32_products(other.device):
-                    inside.append(squared_norm(self._block(index, other).coefficients(other)))
+                    inside.append(squared_norm(other @ self._block(index, other)))
                 whole.append(squared_norm(other))
         if not whole:
             raise ValueError(
@@ -158,40 +150,30 @@ class LowRankProjector(Projector):
         that `hold_` took back the last time, measured on a few rows of each weight."""
         return {"blocked_energy": float(self._blocked_energy)}
 
-    def _block(self, index: int, like: Tensor) -> Block:
-        """The block on the device and in the dtype of `like`."""
-        vectors = self.blocks[index][1].input_vectors_DK
-        if vectors.device != like.device or vectors.dtype != like.dtype:
-            self._move(vectors, like)
+    def _block(self, index: int, like: Tensor) -> Tensor:
+        """The block on the device and in the dtype of `like`; what weights share moves there for all of them."""
+        block_DK = self.blocks[index][1]
+        if block_DK.device != like.device or block_DK.dtype != like.dtype:
+            moved_DK = block_DK.to(like)
+            self.blocks = [(weight, moved_DK if each is block_DK else each) for weight, each in self.blocks]
         return self.blocks[index][1]
-
-    def _move(self, vectors: Tensor, like: Tensor) -> None:
-        """Move all blocks of these input directions, which stay one tensor."""
-        moved = vectors.to(like)
-        for index, (weight, block) in enumerate(self.blocks):
-            if block.input_vectors_DK is vectors:
-                block = block.to(like)
-                if isinstance(block, BlockedComponents):
-                    block = block._replace(input_vectors_DK=moved)
-                self.blocks[index] = weight, block
 
 
 class _Held(NamedTuple):
     """What is known of a weight as it was.
 
     Attributes:
-        components: those that its block is about.
+        outputs_EK: on the directions of its block.
         rows: `_ROWS` rows at most, when they were held the last time.
     """
 
-    components: Tensor
+    outputs_EK: Tensor
     rows: Tensor
 
 
-def _hold_(weight_ED: Tensor, block: Block, components: Tensor) -> None:
-    """Give the blocked components of a weight back the values in `components`."""
-    strayed = block.coefficients(weight_ED) - components
-    weight_ED.addmm_(block.along_outputs(strayed), block.input_vectors_DK.T, alpha=-1)
+def _hold_(weight_ED: Tensor, block_DK: Tensor, outputs_EK: Tensor) -> None:
+    """Give a weight these outputs on the directions of its block."""
+    weight_ED.addmm_(weight_ED @ block_DK - outputs_EK, block_DK.T, alpha=-1)
 
 
 def _rows(weight_ED: Tensor) -> Tensor:
@@ -229,11 +211,9 @@ def _require_own_memory(layers: Mapping[str, nn.Linear]) -> None:
             )
 
 
-def _check_fit(name: str, weight: nn.Parameter, block: BlockedComponents) -> None:
-    outputs = None if block.output_vectors_EJ is None else block.output_vectors_EJ.shape[0]
-    inputs = block.input_vectors_DK.shape[0]
-    if inputs != weight.shape[1] or outputs not in (None, weight.shape[0]):
+def _check_fit(name: str, weight: nn.Parameter, block_DK: Tensor) -> None:
+    if len(block_DK) != weight.shape[1]:
         raise ValueError(
-            f"The block of {name} is for a weight of shape ({outputs or weight.shape[0]}, {inputs}), but it has "
-            f"{tuple(weight.shape)}: select blocks of this model."
+            f"The block of {name} is for a weight of {len(block_DK)} inputs, but it has {weight.shape[1]}: select "
+            "blocks of this model."
         )

@@ -1,6 +1,5 @@
 """AEGIS: projection against a static anchor of the pretrained activations."""
 
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -13,28 +12,26 @@ from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.protections.action_tokens import ActionChunks
 from aegis_policy.protections.anchor_kind import AnchorKind, Figures
 from aegis_policy.protections.base import AnchorOptions, Protection, Step
-from aegis_policy.protections.blocks import Subspace, SubspaceOptions
 from aegis_policy.protections.coverage import Coverage
 from aegis_policy.protections.gaussian import Gaussian
-from aegis_policy.protections.kronecker import Kronecker, KroneckerOptions
+from aegis_policy.protections.subspace import Subspace, SubspaceOptions
 from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.vlm.backbone import VLMBackbone
 
-ANCHOR_KINDS: dict[str, type[AnchorKind]] = {kind.name: kind for kind in (Gaussian, Subspace, Kronecker)}
+ANCHOR_KINDS: dict[str, type[AnchorKind]] = {kind.name: kind for kind in (Gaussian, Subspace)}
 """What `--policy.anchor` may name, and join by `+`."""
 
 
 @dataclass
-class AegisOptions(SubspaceOptions, KroneckerOptions, AnchorOptions):
+class AegisOptions(SubspaceOptions, AnchorOptions):
     """Options of `aegis`, besides those of its kinds of anchors.
 
     Attributes:
-        anchor: what is protected: `subspace` (linear layers' outputs on their pretrained inputs), `kronecker` (the
-            components of their weights that carry the answers), `gaussian` (the moments of every decoder layer's
-            output, arXiv 2604.16067), or several joined by `+`.
+        anchor: what is protected: `subspace` (linear layers' outputs on their pretrained inputs), `gaussian` (the
+            moments of every decoder layer's output, arXiv 2604.16067), or both joined by `+`.
     """
 
     anchor: str = "subspace"
@@ -65,7 +62,7 @@ class Aegis(Protection):
         self.kinds = tuple(ANCHOR_KINDS[name](config) for name in sorted(named))
 
     def defaults(self) -> dict[str, Any]:
-        return dict(ChainMap(*(dict(kind.defaults) for kind in self.kinds)))
+        return {name: value for kind in self.kinds for name, value in kind.defaults.items()}
 
     def idle(self) -> dict[str, str]:
         present = {field.name for kind in self.kinds for field in fields(kind.Options)}
@@ -89,7 +86,7 @@ class Aegis(Protection):
             kind.check_anchor(anchor, vlm)
 
     def part_of(self, anchor: Anchor) -> Anchor:
-        return anchor.part(**ChainMap(*(kind.part for kind in self.kinds)))
+        return anchor.part(**{name: value for kind in self.kinds for name, value in kind.part.items()})
 
     def set_trainable(self, vlm: "VLMBackbone") -> None:
         super().set_trainable(vlm)

@@ -1,4 +1,4 @@
-"""What one kind of anchor does under `aegis`: the base class of those in `gaussian` and `blocks`."""
+"""What one kind of anchor does under `aegis`: the base class of those in `gaussian` and `subspace`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +34,8 @@ class AnchorKind(ABC):
     """A dataclass of the configuration's fields that mean something to this kind alone."""
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """What options that were left open become for this kind, by name; they are shares, above 0 and at most 1."""
+    part: ClassVar[Mapping[str, Any]]
+    """What it needs of an anchor, as arguments of `Anchor.part`."""
     projector: Projector
     """What it gives the optimizer, once `begin_training` has been called."""
 
@@ -51,11 +53,6 @@ class AnchorKind(ABC):
         Raises:
             AnchorError: it is not.
         """
-
-    @property
-    @abstractmethod
-    def part(self) -> dict[str, Any]:
-        """What it needs of an anchor, as arguments of `Anchor.part`."""
 
     @abstractmethod
     def guarded(self, vlm: "VLMBackbone") -> Iterable[Tensor]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Self
 
-from aegis_policy.isolation import BlockedComponents, LinearFactors, direction_count
+from torch import Tensor
+
+from aegis_policy.isolation import LinearFactors, direction_count
 from aegis_policy.support.errors import some
 from aegis_policy.support.finding import Finding
 
@@ -16,11 +18,11 @@ that unlearns the answers would pass. On the embedded VLM 17 % of the directions
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the blocks of one kind of anchor hold of every layer that learns.
+    """What an anchor's blocks hold of every layer that learns.
 
     Attributes:
         kind: of the anchor.
-        directions: by layer, how many input directions have a part that may not move.
+        directions: by layer, along how many input directions it may not move.
         widths: by layer, the number of its inputs.
         gradient: by layer, the share of the squared norm of the answers' gradient that lies in the blocks; None where
             the anchor does not know it.
@@ -35,27 +37,20 @@ class Coverage:
 
     @classmethod
     def of(
-        cls,
-        kind: str,
-        blocks: Mapping[str, BlockedComponents],
-        factors: Mapping[str, LinearFactors],
-        share: float | None = None,
+        cls, kind: str, blocks: Mapping[str, Tensor], factors: Mapping[str, LinearFactors], share: float
     ) -> Self:
         """What blocks hold of the layers whose factors these are.
 
         Args:
             kind: of the anchor.
-            blocks: by layer; one without a block is not protected.
-            factors: of every layer that learns.
-            share: of its inputs' directions that was asked for, if one was.
+            blocks: of every layer that learns, see `select_blocks`.
+            factors: of the same layers.
+            share: of their input directions that was asked for.
         """
-        widths = {name: len(layer.inputs.vectors_DK) for name, layer in factors.items()}
-        directions = {name: blocks[name].directions if name in blocks else 0 for name in factors}
-        asked = {
-            name: 0 if share is None else direction_count(width, share) for name, width in widths.items()
-        }
-        short = [name for name in factors if directions[name] < asked[name]]
-        return cls(kind, directions, widths, _gradient(blocks, factors), short)
+        directions = {name: block_DK.shape[1] for name, block_DK in blocks.items()}
+        widths = {name: len(block_DK) for name, block_DK in blocks.items()}
+        short = [name for name in blocks if directions[name] < direction_count(widths[name], share)]
+        return cls(kind, directions, widths, _gradient(factors, directions), short)
 
     def __str__(self) -> str:
         shares = [count / self.widths[name] for name, count in self.directions.items()]
@@ -84,12 +79,6 @@ class Coverage:
             )
         else:
             yield Finding("ok", told)
-        if bare := [name for name, count in self.directions.items() if not count]:
-            yield Finding(
-                "warning",
-                f"The {self.kind} anchor protects nothing of {some(bare)}, so that all of it may change",
-                "raise --policy.anchor_energy, or take --policy.anchor=subspace",
-            )
         if self.short:
             yield Finding(
                 "warning",
@@ -99,16 +88,13 @@ class Coverage:
             )
 
 
-def _gradient(
-    blocks: Mapping[str, BlockedComponents], factors: Mapping[str, LinearFactors]
-) -> dict[str, float] | None:
-    """The share of the answers' gradient in whole input directions, if it is known of every layer."""
+def _gradient(factors: Mapping[str, LinearFactors], directions: Mapping[str, int]) -> dict[str, float] | None:
+    """The share of the answers' gradient along the leading directions, if it is known of every layer."""
     held = {}
     for name, layer in factors.items():
-        block = blocks.get(name)
-        if layer.gradient_K is None or block is None or block.output_vectors_EJ is not None:
+        if layer.gradient_K is None:
             return None
-        held[name] = float(layer.gradient_K[: block.directions].sum())
+        held[name] = float(layer.gradient_K[: directions[name]].sum())
     return held
 
 

@@ -3,11 +3,11 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Gaussian(AnchorKind):
     """
 
     name = "gaussian"
+    part: ClassVar[Mapping[str, Any]] = {"gaussians": (_TOKENS,)}
     projector: GradientIsolator
 
     def held_by(self, anchor: Anchor) -> bool:
@@ -42,10 +43,6 @@ class Gaussian(AnchorKind):
 
     def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
         """Moments are of decoder layers' outputs, whose number and width `Anchor.check` compares."""
-
-    @property
-    def part(self) -> dict[str, Any]:
-        return {"gaussians": (_TOKENS,)}
 
     def guarded(self, vlm: "VLMBackbone") -> Iterator[nn.Parameter]:
         return vlm.parameters()

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from aegis_policy.isolation import DEFAULT_SHARE, Anchor, select_blocks
+from aegis_policy.isolation import DEFAULT_SHARE, Anchor
 from aegis_policy.protections.base import AnchorOptions, Protection
-from aegis_policy.protections.blocks import HOLD_EVERY, SubspaceOptions, block_layers, require_factors
 from aegis_policy.protections.coverage import Coverage
+from aegis_policy.protections.subspace import HOLD_EVERY, SubspaceOptions, block_layers, require_factors
 from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Lora(Protection):
         require_factors(_first_matrices(vlm), self.part_of(anchor))
 
     def part_of(self, anchor: Anchor) -> Anchor:
-        return anchor.part(inputs=True)
+        return anchor.part(factors=True)
 
     def adapt(self, vlm: "VLMBackbone") -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds, for this protection alone
@@ -95,12 +94,7 @@ class Lora(Protection):
         share = self.config.anchor_share
         assert share is not None, "resolved by AegisConfig"
         projector, self._coverage = block_layers(
-            _first_matrices(vlm),
-            anchor,
-            partial(select_blocks, share=share),
-            "lora_null_space",
-            share,
-            HOLD_EVERY,
+            _first_matrices(vlm), anchor, share, "lora_null_space", HOLD_EVERY
         )
         projector.empty_()
         self.projectors = (projector,)

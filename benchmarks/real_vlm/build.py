@@ -34,7 +34,7 @@ from aegis_eval.questions.images import SceneImage
 from aegis_eval.questions.store import SceneImages, default_cache_dir, scene_images
 from aegis_eval.questions.tabletop import load_samples
 from aegis_eval.questions.templated import TYPES, ask
-from aegis_policy.isolation import BlockedComponents, LowRankProjector, ProjectedAdamW
+from aegis_policy.isolation import LowRankProjector, ProjectedAdamW
 from aegis_policy.support import cli
 from aegis_policy.support.files import atomic_write
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -218,7 +218,7 @@ class AnswerLoss(nn.Module):
         return (weights * losses).sum() / weights.sum()
 
 
-def text_blocks(vlm: VLMBackbone, cfg: BuildConfig, kept: Path) -> dict[str, BlockedComponents]:
+def text_blocks(vlm: VLMBackbone, cfg: BuildConfig, kept: Path) -> dict[str, Tensor]:
     """The leading input directions of every decoder layer over English texts, plain ones and in a user's turn."""
     layers = _decoder(vlm)
     counts = {name: int(cfg.share * layer.in_features) for name, layer in layers.items()}
@@ -240,7 +240,7 @@ def text_blocks(vlm: VLMBackbone, cfg: BuildConfig, kept: Path) -> dict[str, Blo
         }
         with atomic_write(kept) as beside:
             save_file(leading, beside)
-    return {name: BlockedComponents(vectors) for name, vectors in load_file(kept).items()}
+    return load_file(kept)
 
 
 def _decoder(vlm: VLMBackbone) -> dict[str, nn.Linear]:

@@ -16,7 +16,7 @@ from aegis_policy.protections import OPTIONS, PROTECTIONS
 from aegis_policy.support.errors import AegisError
 
 MakeConfig = Callable[..., AegisConfig]
-OPEN = ("penalty", "anchor_share", "anchor_energy")
+OPEN = ("penalty", "anchor_share")
 
 
 def _reloaded(config: AegisConfig, folder: Path, *flags: str) -> AegisConfig:
@@ -80,7 +80,7 @@ def test_every_option_of_a_protection_is_a_flag() -> None:
     for protection in PROTECTIONS.values():
         for option in fields(protection.Options):
             assert option.default is not MISSING and flags[option.name].default == option.default
-    assert {"penalty", "lora_rank", "replay_data", "anchor", "anchor_share", "anchor_energy"} <= OPTIONS
+    assert {"penalty", "lora_rank", "replay_data", "anchor", "anchor_share"} <= OPTIONS
 
 
 LEFT_OPEN = [
@@ -94,9 +94,8 @@ LEFT_OPEN = [
     ("replay", {}, {"penalty": 1.0}),
     ("knowledge_insulation", {}, {"penalty": 1.0}),
     ("aegis", {"anchor": "subspace"}, {"anchor_share": 0.17}),
-    ("aegis", {"anchor": "kronecker"}, {"anchor_energy": 0.95}),
     ("aegis", {"anchor": "gaussian"}, {}),
-    ("aegis", {"anchor": "subspace+kronecker"}, {"anchor_share": 0.17, "anchor_energy": 0.95}),
+    ("aegis", {"anchor": "gaussian+subspace"}, {"anchor_share": 0.17}),
 ]
 """The values with which published runs were made: of another default, their checkpoints would train on otherwise."""
 
@@ -144,12 +143,12 @@ def test_another_default_of_a_later_version_leaves_a_checkpoint_alone(
         ("l2_sp", {}, ["--protection=replay", "--penalty=0.5"], {"penalty": 0.5}),
         ("knowledge_insulation", {"penalty": 0.3}, ["--protection=l2_sp"], {"penalty": 0.3}),
         ("aegis", {"anchor": "subspace"}, ["--protection=freeze"], {}),
-        ("aegis", {"anchor": "subspace"}, ["--anchor=kronecker"], {"anchor_energy": 0.95}),
+        ("aegis", {"anchor": "subspace"}, ["--anchor=gaussian"], {}),
         (
             "aegis",
             {"anchor": "subspace", "anchor_share": 0.3},
-            ["--anchor=subspace+kronecker", "--anchor_energy=0.6"],
-            {"anchor_share": 0.3, "anchor_energy": 0.6},
+            ["--anchor=gaussian+subspace"],
+            {"anchor_share": 0.3},
         ),
         ("none", {}, ["--protection=aegis"], {"anchor_share": 0.17}),
     ],
@@ -202,7 +201,7 @@ def test_a_flag_counts_though_the_checkpoints_protection_had_taken_the_same_valu
     ("before", "options", "protection", "sentence"),
     [
         ("l2_sp", {"penalty": 0.3}, "none", "--policy.penalty changes nothing .* give its default, null"),
-        ("aegis", {"anchor": "kronecker"}, "none", "--policy.anchor changes .* give its default, subspace"),
+        ("aegis", {"anchor": "gaussian"}, "none", "--policy.anchor changes .* give its default, subspace"),
     ],
 )
 def test_what_was_given_is_refused_under_a_protection_that_does_not_know_it(

@@ -25,7 +25,7 @@ def _strayed(policy: AegisPolicy, pretrained: Weights) -> float:
     shares = []
     for weight, block in projector.blocks:
         moved = weight.detach() - pretrained[names[id(weight)]]
-        shares.append(float(block.coefficients(moved).norm() / moved.norm()))
+        shares.append(float((moved @ block).norm() / moved.norm()))
     return max(shares)
 
 

@@ -22,7 +22,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"anchor": "gaussian+subspace"},
         "gaussian_conflict_fraction",
     ),
-    "kronecker": ("aegis", {"anchor": "kronecker"}, "kronecker_blocked_energy"),
+    "subspace": ("aegis", {"anchor": "subspace"}, "subspace_blocked_energy"),
     "w2_penalty": ("w2_penalty", {"penalty": 0.1}, "gaussian_anchor_distance"),
     "replay": ("replay", {"replay_batch_size": 2}, "vqa_loss"),
     "knowledge_insulation": ("knowledge_insulation", {}, "action_token_loss"),

@@ -93,7 +93,7 @@ class AblateConfig:
     """
 
     output_dir: Path = Path("outputs/ablation")
-    variants: list[str] = field(default_factory=lambda: ["gaussian", "subspace", "kronecker", "lora"])
+    variants: list[str] = field(default_factory=lambda: ["gaussian", "subspace", "lora"])
     seeds: int = 3
     split: str = "test"
     tasks: str = "reach"

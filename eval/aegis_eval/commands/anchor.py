@@ -4,10 +4,10 @@ The samples go through the model's own processor and prompt, image and question 
 running text it reads plain. While it does, `subspace` sketches the covariance of what goes into every linear layer,
 whose leading directions are what the default protection blocks; layers that read the same tensor share a sketch.
 `gaussian` streams the moments of every decoder layer's output over all valid tokens of the questions (arXiv
-2604.16067 uses 3,000 VQAv2 samples). `kronecker` takes four backward passes more for the Fisher information of the
-model's own predictions: the sum over tokens, each answer's three heaviest terms exactly, the others together.
-`fisher` does that for single weights, one sample at a time. At the end the gradient of some answers tells how much of
-it lies along the directions kept. No label is read: the anchor is about what the model knows, right or wrong.
+2604.16067 uses 3,000 VQAv2 samples). `fisher` takes four backward passes more of every sample for the Fisher
+information of single weights about the model's own predictions: the sum over tokens, each answer's three heaviest terms
+exactly, the others together. At the end the gradient of some answers tells how much of it lies along the directions
+kept. No label is read: the anchor is about what the model knows, right or wrong.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM
 from aegis_policy.vqa.examples import INDEX_FILE, VQAExample, load_vqa
 from aegis_policy.vqa.sources import offered, parse_source, split_sources
-from aegis_policy.vqa.texts import QUESTIONS, RUNNING, read_paragraphs, text_file
+from aegis_policy.vqa.texts import RUNNING, read_paragraphs, text_file
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -63,11 +63,10 @@ class AnchorConfig:
             An anchor of text alone says nothing about the vision side. `tabletop` unless given, of the embedded VLM;
             another one has questions of its own.
         cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.
-        kinds: what to gather: `subspace`, which is all that the default protection needs, `gaussian`, `kronecker`
-            (which brings what `subspace` needs), and `fisher` for `--policy.protection=ewc`, as large as the model.
-            The last two need questions, and `kronecker` takes none without a picture.
+        kinds: what to gather: `subspace`, which is all that the default protection needs, `gaussian`, and `fisher` for
+            `--policy.protection=ewc`, which needs questions and is as large as the model.
         share: of the directions of every linear layer's inputs to keep, in (0, 1]: the most that
-            `--policy.anchor_share` can then protect. `kronecker` keeps 256 at least, and 256 of a layer's outputs.
+            `--policy.anchor_share` can then protect.
         samples: how many of each source; one that holds fewer gives all it has.
         out: the anchor's file, replaced once the new one is complete. An interrupted pass is kept beside it, and
             the same command continues it.
@@ -139,31 +138,26 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     asked, found = config.samples * len(sources), int(anchor.metadata["samples"])
     fewer = f" ({asked} were asked for: there are no more)" if found < asked else ""
     size = config.out.stat().st_size / 1e6
-    print(f"wrote {config.out}: {', '.join(_kinds(config))} from {found} samples{fewer}, {size:.1f} MB")
+    print(
+        f"wrote {config.out}: {', '.join(sorted(set(config.kinds)))} from {found} samples{fewer}, {size:.1f} MB"
+    )
     if anchor.factors:
         print(_directions(anchor))
     return anchor
 
 
 def _require_questions(config: AnchorConfig, sources: Sequence[str]) -> None:
-    """See that the kinds that are about answers, or pictures, find some.
+    """See that the kinds that are about answers find some.
 
     Raises:
         AegisError: they do not, or `text:FILE` names no such file.
     """
     mute = [source for source in sources if _is_dataset(source) or _text(source) == RUNNING]
-    blind = [source for source in sources if _text(source) == QUESTIONS]
     asking = [kind for kind in config.kinds if KINDS[kind].asks]
     if asking and mute == sources:
         raise AegisError(
             f"--kinds={config.kinds} with --vqa={config.vqa}: robot frames and running text have no answers, which "
             f"{asking[0]} is about; take --kinds=[gaussian,subspace], or add questions (--vqa=SOURCE+{sources[0]})."
-        )
-    looking = [kind for kind in config.kinds if KINDS[kind].looks]
-    if looking and blind:
-        raise AegisError(
-            f"--kinds={config.kinds} with --vqa={config.vqa}: the questions of {blind[0]} have no pictures, which "
-            f"{looking[0]} needs; take --kinds=[subspace], or leave them out."
         )
 
 
@@ -279,11 +273,6 @@ def _robot_data(folder: Path, wanted: str | None) -> "tuple[LeRobotDatasetMetada
             "(3, height, width): name the others with --cameras."
         )
     return meta, cameras
-
-
-def _kinds(config: AnchorConfig) -> list[str]:
-    """What `--policy.anchor` may name of the file, and `fisher`."""
-    return sorted({*config.kinds, *(brought for kind in config.kinds for brought in KINDS[kind].brings)})
 
 
 def _described(sources: Sequence[str]) -> str:

@@ -23,7 +23,6 @@ _OF_THE_DATASET = {
 _OF_THE_ANCHOR = {
     "--policy.anchor": "what of it protects",
     "--policy.anchor_share": "how much of that",
-    "--policy.anchor_energy": "the same, of kronecker",
     "--policy.train_vision_tower": "true where the tower learns too",
     "--policy.train_projector": "true where the projector learns too",
 }

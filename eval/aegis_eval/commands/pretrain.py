@@ -21,6 +21,7 @@ from aegis_envs.tabletop.tasks import TASKS
 from aegis_eval.answers.asking import answer_samples
 from aegis_eval.answers.blind import blind_baseline
 from aegis_eval.answers.scoring import Scores, format_table, score_answers
+from aegis_eval.experiments.variants import SHARES
 from aegis_eval.pretraining.answer_loss import AnswerLoss
 from aegis_eval.pretraining.batches import QuestionBatches
 from aegis_eval.pretraining.card import model_card
@@ -44,8 +45,8 @@ from aegis_policy.vqa.examples import VQAExample
 
 _TRANSFER = ("tabletop_robot", "tabletop_composed")
 """Benchmarks of the model card that show how far what was learned carries."""
-_KINDS = ("gaussian", "kronecker")
-"""What the model's own anchor serves, and `subspace` with it: all that experiments compare."""
+_KINDS = ("gaussian", "subspace")
+"""What the model's own anchor holds: all that experiments compare."""
 
 
 @dataclass
@@ -233,6 +234,7 @@ def finish(vlm: VLMBackbone, cfg: PretrainConfig, seconds: float) -> None:
             saved,
             examples,
             kinds=_KINDS,
+            share=max(SHARES),
             source="tabletop",
             batch_size=32,
             total=len(questions),

@@ -93,7 +93,7 @@ def check_anchor(path: Path, vlm: str, flags: Sequence[str] = ()) -> Iterator[Fi
     Args:
         path: of the anchor.
         vlm: as `--policy.vlm` names it.
-        flags: of the policy, without its name (`--anchor=kronecker`).
+        flags: of the policy, without its name (`--anchor=gaussian`).
     """
     import draccus
 
@@ -134,7 +134,7 @@ class Training:
         """What a VLM takes before activations: of so many parameters, those of the decoder layers last.
 
         Weights that learn, and gradients, are float32; a penalty on weights holds one more copy of what
-        learns, and `aegis` the components that it protects. LoRA's adapters are not counted.
+        learns, and `aegis` the part that it protects. LoRA's adapters are not counted.
         """
         from aegis_policy.isolation import DEFAULT_SHARE
 

@@ -7,7 +7,7 @@ from aegis_eval.experiments import catalogue
 from aegis_eval.experiments.cameras import names_in
 from aegis_eval.experiments.plan import alone
 from aegis_eval.experiments.stage import Job
-from aegis_eval.experiments.variants import ANCHORS, OF_THE_VLM, VARIANTS, WITH_KRONECKER
+from aegis_eval.experiments.variants import ANCHORS, OF_THE_VLM, VARIANTS
 from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm.loading import EMBEDDED_VLM
 
@@ -58,9 +58,7 @@ def _needed(variant: str, vlm: str) -> str | None:
     """Name in `ANCHORS` of the anchor that has to be made."""
     given = VARIANTS[variant]
     brought = given.anchor is None and PROTECTIONS[given.protection].needs_anchor
-    if not brought or vlm == EMBEDDED_VLM:
-        return given.anchor
-    return WITH_KRONECKER if any("kronecker" in flag for flag in given.flags) else OF_THE_VLM
+    return OF_THE_VLM if brought and vlm != EMBEDDED_VLM else given.anchor
 
 
 def _file(root: Path, name: str) -> Path:

@@ -21,18 +21,17 @@ class Variant:
         return self.flags[0].removeprefix("--policy.protection=")
 
 
-_SHARES = (0.02, 0.05, 0.1, 0.25, 0.5)
+SHARES = (0.02, 0.05, 0.1, 0.25, 0.5)
 """Shares of the input directions that `subspace` is tried with."""
-OF_THE_VLM, WITH_KRONECKER = "vlm", "vlm_kronecker"
+OF_THE_VLM = "vlm"
 ANCHORS: dict[str, tuple[str, ...]] = {
-    OF_THE_VLM: ("--vqa=tabletop", "--kinds=[gaussian,subspace]", f"--share={max(_SHARES)}"),
-    WITH_KRONECKER: ("--vqa=tabletop", "--kinds=[kronecker]"),
+    OF_THE_VLM: ("--vqa=tabletop", "--kinds=[gaussian,subspace]", f"--share={max(SHARES)}"),
     "fisher": ("--vqa=tabletop", "--kinds=[fisher]"),
     "robot": ("--vqa={data}", "--kinds=[gaussian,subspace]"),
     "both": ("--vqa=tabletop+{data}", "--kinds=[gaussian,subspace]"),
 }
 """Anchors -> flags of `aegis-anchor`; `{data}` is the demonstrations trained on. `OF_THE_VLM` stands in for the one
-that the embedded VLM brings and others do not, and `WITH_KRONECKER`, which takes longer, for what that anchor needs."""
+that the embedded VLM brings and others do not."""
 
 
 def _of(protection: str, *flags: str, anchor: str | None = None) -> Variant:
@@ -56,14 +55,8 @@ VARIANTS: dict[str, Variant] = {
     "aegis": _of("aegis"),
     "gaussian": _aegis("gaussian"),
     "subspace": _aegis("subspace"),
-    "kronecker": _aegis("kronecker"),
     "subspace+gaussian": _aegis("subspace+gaussian"),
-    "subspace+kronecker": _aegis("subspace+kronecker"),
-    **{
-        f"kronecker {energy}": _aegis("kronecker", f"--policy.anchor_energy={energy}")
-        for energy in (0.8, 0.9, 0.98)
-    },
-    **{f"subspace {share}": _aegis("subspace", f"--policy.anchor_share={share}") for share in _SHARES},
+    **{f"subspace {share}": _aegis("subspace", f"--policy.anchor_share={share}") for share in SHARES},
     "gaussian of robot frames": _aegis("gaussian", anchor="robot"),
     "gaussian of both": _aegis("gaussian", anchor="both"),
     "subspace of robot frames": _aegis("subspace", anchor="robot"),

@@ -32,7 +32,7 @@ CURVES = {
     "grad_norm": ("Gradient norm", "norm before clipping", True),
 }
 """Figure of training -> heading, what is shown, whether the axis is logarithmic."""
-_KINDS = ("subspace", "gaussian", "kronecker")
+_KINDS = ("subspace", "gaussian")
 """Kinds of anchor that a figure's name in the log may begin with; older logs leave them out."""
 
 

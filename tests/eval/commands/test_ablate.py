@@ -22,7 +22,6 @@ from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.variants import ANCHORS, VARIANTS
 from aegis_eval.results import measured
 from aegis_eval.results.run_file import RunFile
-from aegis_policy.anchors.kinds import KINDS
 from aegis_policy.isolation import DEFAULT_SHARE
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import write_json
@@ -137,7 +136,7 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"variants": ["kronecker 0.123"]}, "--variants: kronecker 0.123 is unknown; there are: none,"),
+        ({"variants": ["subspace 0.123"]}, "--variants: subspace 0.123 is unknown; there are: none,"),
         ({"split": "train"}, "--split=train is unknown: choose val or test"),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"cameras": "wrist,top"}, "--cameras: 'top' is unknown; the tabletop has front and wrist"),
@@ -202,7 +201,7 @@ def test_a_variants_anchor_is_made_with_what_it_needs_where_the_vlm_brings_none(
     if job is not None:
         made = dict(flag.split("=", 1) for flag in job.stages[0].command if flag.startswith("--"))
         kinds = made["--kinds"].strip("[]").split(",")
-        assert wanted <= {*kinds, *(brought for kind in kinds for brought in KINDS[kind].brings)}
+        assert wanted <= set(kinds)
         kept = float(made.get("--share", DEFAULT_SHARE))
         assert float(options.get("anchor_share", DEFAULT_SHARE)) <= kept
 

@@ -114,9 +114,9 @@ def test_an_anchor_that_serves_is_told_with_what_it_covers(small_anchor: Path, t
         ("other file", {}, "is None of format None, not 'aegis-anchor'"),
         ("other vlm", {}, "was made from weights another but the model has"),
         (
-            "whole",
-            {"anchor": "kronecker"},
-            "does not hold what --policy.anchor=kronecker needs: rebuild it with",
+            "no moments",
+            {"anchor": "gaussian"},
+            "does not hold what --policy.anchor=gaussian needs: rebuild it with",
         ),
         ("whole", {"protection": "ewc"}, "holds no Fisher information of single weights"),
         ("whole", {"anchor_share": "0.5", "anchor": "gaussian"}, "anchor_share changes nothing"),
@@ -169,13 +169,14 @@ def _prepare(what: str, small_anchor: Path, path: Path) -> None:
     if what == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
         return
-    whole = Anchor.load(small_anchor).part(gaussians=["all"], inputs=True)
+    whole = Anchor.load(small_anchor).part(gaussians=["all"], factors=True)
     narrow = {
         name: LinearFactors(Spectrum(torch.ones(1), torch.eye(7)[:, :1].clone(), torch.tensor(1.0)))
         for name in whole.factors
     }
     changed: dict[str, Any] = {
         "other vlm": {"metadata": {**whole.metadata, "fingerprint": "another"}},
+        "no moments": {"gaussians": {}},
         "no layers": {"factors": dict(list(whole.factors.items())[:1])},
         "other widths": {"factors": narrow},
     }

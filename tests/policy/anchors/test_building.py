@@ -1,7 +1,6 @@
 """What is gathered of a VLM, against the same quantities taken one question at a time."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from aegis_policy.anchors.factors import InputFactors
 from aegis_policy.anchors.kinds import KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.isolation import Anchor, fisher_cotangents, global_moments, w2_squared
+from aegis_policy.isolation._rows import Rows
 from aegis_policy.isolation._sketch import CovarianceSketch
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -35,14 +35,15 @@ def _examples(count: int = COUNT) -> list[VQAExample]:
 
 def test_gathering_leaves_no_gradient_behind_and_repeats_exactly(tiny_vlm_dir: Path) -> None:
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
-    kinds = ["gaussian", "kronecker", "fisher"]
+    kinds = ["gaussian", "subspace", "fisher"]
     first, again = (
         build_anchor(vlm, _examples(), kinds=kinds, source="test", batch_size=3) for _ in range(2)
     )
     assert all(p.grad is None and p.requires_grad for p in vlm.parameters())
     for name, factors in first.factors.items():
-        assert factors.outputs is not None and factors.outputs.total > 0
-        assert torch.equal(factors.outputs.values_K, again.factors[name].outputs.values_K)
+        assert torch.equal(factors.inputs.values_K, again.factors[name].inputs.values_K)
+    for name, importance in first.importance.items():
+        assert torch.equal(importance, again.importance[name])
 
 
 def test_importances_are_squared_gradients_of_single_answers_relative_to_their_mean(
@@ -107,27 +108,15 @@ def test_padding_is_in_no_layers_covariance(tiny_vlm_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_anchor_holds_its_kind_and_what_that_brings_alone(tiny_vlm_dir: Path, kind: str) -> None:
+def test_an_anchor_holds_its_kind_alone(tiny_vlm_dir: Path, kind: str) -> None:
     vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
     anchor = build_anchor(vlm, _examples(), kinds=[kind], source="test", batch_size=4)
     served = {
         "gaussian": bool(anchor.gaussians),
         "subspace": bool(anchor.factors),
-        "kronecker": any(factors.outputs is not None for factors in anchor.factors.values()),
         "fisher": bool(anchor.importance),
     }
-    assert {name for name, holds in served.items() if holds} == {kind, *KINDS[kind].brings}
-
-
-def test_kronecker_takes_the_place_of_subspace(tiny_vlm_dir: Path) -> None:
-    vlm = VLMBackbone.from_pretrained(tiny_vlm_dir)
-    alone, both = (
-        build_anchor(vlm, _examples(), kinds=kinds, source="test", batch_size=4).factors
-        for kinds in (["kronecker"], ["kronecker", "subspace"])
-    )
-    for name, factors in alone.items():
-        assert torch.equal(both[name].inputs.values_K, factors.inputs.values_K)
-        assert both[name].outputs is not None
+    assert {name for name, holds in served.items() if holds} == {kind}
 
 
 def test_only_the_same_pass_is_continued(
@@ -194,7 +183,7 @@ def test_pictures_are_thinned_once_enough_was_seen_and_all_tokens_counted(
         builder = AnchorBuilder(vlm, ["subspace"])
         for number in range(3):
             builder.add_questions(_examples(), number)
-        part = builder._parts["factors"]
+        part = builder._parts["subspace"]
         assert isinstance(part, InputFactors)
         return part
 
@@ -221,7 +210,7 @@ def test_text_is_thinned_once_enough_of_it_was_seen_whatever_pictures_came_befor
     taken: list[int] = []
     update = CovarianceSketch.update
 
-    def counted(self: CovarianceSketch, x_ND: torch.Tensor, rows: Any = None) -> None:
+    def counted(self: CovarianceSketch, x_ND: torch.Tensor, rows: Rows) -> None:
         taken.append(len(rows.of(x_ND)[0]))
         update(self, x_ND, rows)
 

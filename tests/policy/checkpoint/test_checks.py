@@ -88,10 +88,13 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "options of an earlier version",
-        _edit(
-            "config.json", lambda c: {**c, "anchor": "subspace", "granularity": "tensor", "project": "update"}
-        ),
-        "earlier version, whose options granularity, project, anchor_energy are gone: remove them there",
+        _edit("config.json", lambda c: {**c, "anchor_energy": None, "granularity": "tensor"}),
+        "earlier version, whose options anchor_energy, granularity are gone: remove them there",
+    ),
+    (
+        "an anchor of an earlier version",
+        _edit("config.json", lambda c: {**c, "anchor": "subspace+kronecker", "anchor_energy": 0.95}),
+        "earlier version, whose options anchor_energy, anchor=kronecker are gone: remove them there",
     ),
     ("no weights", _remove("model.safetensors"), "lacks model.safetensors"),
     ("weights cut off", _cut("model.safetensors"), "model.safetensors is truncated: 7 bytes are missing"),

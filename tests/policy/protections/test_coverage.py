@@ -8,14 +8,7 @@ import torch
 from training_steps import MakePolicy
 
 from aegis_policy.checkpoint.card import CARD_FILE
-from aegis_policy.isolation import (
-    Anchor,
-    BlockedComponents,
-    LinearFactors,
-    Spectrum,
-    select_blocks,
-    select_components,
-)
+from aegis_policy.isolation import Anchor, LinearFactors, Spectrum, select_blocks
 from aegis_policy.protections.coverage import Coverage
 
 
@@ -68,22 +61,6 @@ def test_an_anchor_that_keeps_less_than_is_asked_for_is_a_warning_by_layer():
     assert (
         short.status == "warning" and "keeps fewer directions of a than --policy.anchor_share" in short.what
     )
-
-
-def test_a_layer_without_a_block_is_a_warning():
-    outputs = Spectrum(torch.ones(1), torch.eye(4)[:, :1], torch.tensor(1.0))
-    factors = {"heavy": layer(10, 10)._replace(outputs=outputs.scaled(1e9)), "light": layer(10, 10)}
-    factors["light"] = factors["light"]._replace(outputs=outputs)
-    coverage = Coverage.of("kronecker", select_components(factors, 0.5), factors)
-    _, bare = coverage.findings()
-    assert bare.status == "warning" and "protects nothing of light" in bare.what
-    assert coverage.gradient is None, "components are no whole directions"
-
-
-def test_blocks_of_components_say_nothing_of_the_gradient_in_whole_directions():
-    factors = {"a": layer(10, 10, [0.9])}
-    block = BlockedComponents(torch.eye(10)[:, :2], torch.eye(4)[:, :1], torch.ones(1, 2, dtype=torch.bool))
-    assert Coverage.of("kronecker", {"a": block}, factors).gradient is None
 
 
 def test_log_and_card_say_what_is_protected(

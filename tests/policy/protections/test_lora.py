@@ -28,7 +28,7 @@ def _inside(policy: AegisPolicy, share: float) -> float:
     assert policy.anchor is not None
     blocks = select_blocks(policy.anchor.factors, share)
     return max(
-        float((matrix @ blocks[name].input_vectors_DK).norm() / matrix.norm())
+        float((matrix @ blocks[name]).norm() / matrix.norm())
         for name, matrix in _first_matrices(policy).items()
     )
 

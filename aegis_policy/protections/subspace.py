@@ -1,30 +1,18 @@
-"""The anchors that block a part of linear layers' weights, and `subspace`, the default among them."""
+"""The subspace anchor under `aegis`, its default: it blocks leading directions of linear layers' pretrained inputs."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from aegis_policy.isolation import (
-    DEFAULT_SHARE,
-    Anchor,
-    AnchorError,
-    BlockedComponents,
-    LinearFactors,
-    LowRankProjector,
-    select_blocks,
-)
+from aegis_policy.isolation import DEFAULT_SHARE, Anchor, AnchorError, LowRankProjector, select_blocks
 from aegis_policy.protections.anchor_kind import AnchorKind, Figures, Gradient
 from aegis_policy.protections.coverage import Coverage
 from aegis_policy.support.errors import AegisError, some
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
-
-Rule = Callable[[Mapping[str, LinearFactors]], Mapping[str, BlockedComponents]]
-"""Factors by layer -> what may not move of each; it raises a ValueError where the factors do not do."""
 
 HOLD_EVERY = 10
 """In which of the optimizer's steps `aegis` holds the weights: one in so many.
@@ -41,48 +29,6 @@ hold; after others the rank that saves alone is held some steps before the rest,
 """
 
 
-class BlockKind(AnchorKind):
-    """Blocks a part of linear layers' weights.
-
-    Nothing but those weights learns beside it: no block guards norms, biases and embeddings.
-    """
-
-    projector: LowRankProjector
-
-    @property
-    def share(self) -> float | None:
-        """The share of every layer's input directions that it asks an anchor for, if it asks for one."""
-        return None
-
-    @abstractmethod
-    def select(self, factors: Mapping[str, LinearFactors]) -> Mapping[str, BlockedComponents]:
-        """The kind's rule, see `Rule`."""
-
-    def held_by(self, anchor: Anchor) -> bool:
-        return bool(anchor.factors)
-
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
-        require_factors(_learning(vlm), anchor)
-
-    @property
-    def part(self) -> dict[str, Any]:
-        return {"inputs": True}
-
-    def guarded(self, vlm: "VLMBackbone") -> list[Tensor]:
-        return [layer.weight for layer in vlm.linear_layers.values()]
-
-    def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
-        self.projector, self._coverage = block_layers(
-            _learning(vlm), anchor, self.select, self.name, self.share, every=HOLD_EVERY
-        )
-
-    def coverages(self) -> Iterator[Coverage]:
-        yield self._coverage
-
-    def diagnose(self, gradient: Gradient) -> Figures:
-        return {"vqa_gradient_blocked": float(self.projector.blocked_share(gradient))}
-
-
 @dataclass
 class SubspaceOptions:
     """Options of `subspace`.
@@ -95,42 +41,55 @@ class SubspaceOptions:
     anchor_share: float | None = None
 
 
-class Subspace(BlockKind):
-    """Blocks the leading directions of every layer's pretrained inputs, the same share of them in every layer."""
+class Subspace(AnchorKind):
+    """Blocks the leading directions of every layer's pretrained inputs, the same share of them in every layer.
+
+    Nothing but the weights of linear layers learns beside it: no block guards norms, biases and embeddings.
+    """
 
     name = "subspace"
     Options = SubspaceOptions
     defaults: ClassVar[Mapping[str, Any]] = {"anchor_share": DEFAULT_SHARE}
+    part: ClassVar[Mapping[str, Any]] = {"factors": True}
+    projector: LowRankProjector
 
-    @property
-    def share(self) -> float:
-        assert self.config.anchor_share is not None, "resolved by AegisConfig"
-        return self.config.anchor_share
+    def held_by(self, anchor: Anchor) -> bool:
+        return bool(anchor.factors)
 
-    def select(self, factors: Mapping[str, LinearFactors]) -> Mapping[str, BlockedComponents]:
-        return select_blocks(factors, self.share)
+    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+        require_factors(_learning(vlm), anchor)
+
+    def guarded(self, vlm: "VLMBackbone") -> list[Tensor]:
+        return [layer.weight for layer in vlm.linear_layers.values()]
+
+    def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
+        share = self.config.anchor_share
+        assert share is not None, "resolved by AegisConfig"
+        self.projector, self._coverage = block_layers(
+            _learning(vlm), anchor, share, self.name, every=HOLD_EVERY
+        )
+
+    def coverages(self) -> Iterator[Coverage]:
+        yield self._coverage
+
+    def diagnose(self, gradient: Gradient) -> Figures:
+        return {"vqa_gradient_blocked": float(self.projector.blocked_share(gradient))}
 
 
 def block_layers(
-    layers: Mapping[str, nn.Linear],
-    anchor: Anchor,
-    rule: Rule,
-    name: str,
-    share: float | None = None,
-    every: int = 1,
+    layers: Mapping[str, nn.Linear], anchor: Anchor, share: float, name: str, every: int = 1
 ) -> tuple[LowRankProjector, Coverage]:
-    """What blocks the part of the layers' weights that a rule selects, and how much that is.
+    """What blocks a share of the layers' input directions, and how much that is.
 
     Args:
         layers: what learns, by the anchor's names.
         anchor: with the factors of all of them.
-        rule: see `Rule`.
-        name: of the anchor's kind.
-        share: of every layer's input directions that the rule asks for, if it asks for one.
+        share: see `select_blocks`.
+        name: of what protects them, for messages.
         every: in which of the optimizer's steps weights are held: one in so many.
 
     Raises:
-        AegisError: a layer is unknown to the anchor, or the anchor cannot protect what the rule asks for.
+        AegisError: a layer is unknown to the anchor, or cannot be protected.
     """
     try:
         require_factors(layers, anchor)
@@ -138,7 +97,7 @@ def block_layers(
         raise AegisError(str(error)) from error
     factors = {each: anchor.factors[each] for each in layers}
     try:
-        blocks = rule(factors)
+        blocks = select_blocks(factors, share)
         return LowRankProjector(layers, blocks, every), Coverage.of(name, blocks, factors, share)
     except ValueError as error:
         raise AegisError(f"The {name} anchor cannot protect this model: {error}") from error
@@ -161,11 +120,8 @@ def require_factors(layers: Mapping[str, nn.Linear], anchor: Anchor) -> None:
             mend,
         )
     for name, layer in layers.items():
-        inputs, outputs, _ = anchor.factors[name]
-        sides = [(inputs, layer.in_features, "inputs"), (outputs, layer.out_features, "outputs")]
-        for spectrum, width, side in sides:
-            if spectrum is not None and len(spectrum.vectors_DK) != width:
-                raise AnchorError(
-                    f"The anchor's {name} has {len(spectrum.vectors_DK)} {side}, and the model's {width}",
-                    mend,
-                )
+        width = len(anchor.factors[name].inputs.vectors_DK)
+        if width != layer.in_features:
+            raise AnchorError(
+                f"The anchor's {name} has {width} inputs, and the model's {layer.in_features}", mend
+            )
