@@ -19,12 +19,13 @@ from aegis_eval.commands.action_error import (
 )
 from aegis_eval.experiments.anchors import anchor_jobs
 from aegis_eval.experiments.configurations import check_configurations
-from aegis_eval.experiments.variants import ANCHORS, VARIANTS
+from aegis_eval.experiments.variants import ANCHORS, SHARES, VARIANTS
 from aegis_eval.results import measured
 from aegis_eval.results.run_file import RunFile
-from aegis_policy.isolation import DEFAULT_SHARE
+from aegis_policy.isolation import DEFAULT_SHARE, Anchor, direction_count
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import write_json
+from aegis_policy.vlm.loading import embedded_anchor
 
 QUICK = [
     "--variants=[]",
@@ -204,6 +205,13 @@ def test_a_variants_anchor_is_made_with_what_it_needs_where_the_vlm_brings_none(
         assert wanted <= set(kinds)
         kept = float(made.get("--share", DEFAULT_SHARE))
         assert float(options.get("anchor_share", DEFAULT_SHARE)) <= kept
+
+
+def test_the_embedded_vlms_anchor_serves_the_variants_that_bring_none() -> None:
+    anchor = Anchor.load(embedded_anchor())
+    assert anchor.gaussians and anchor.metadata["kinds"] == "gaussian,subspace"
+    for name, layer in anchor.factors.items():
+        assert len(layer.inputs.values_K) >= direction_count(len(layer.inputs.vectors_DK), max(SHARES)), name
 
 
 def test_the_trainings_of_every_variant_can_be(tmp_path: Path) -> None:
