@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from aegis_policy.isolation._numerics import at_least_float32, most_precise, whole_float32_products
-from aegis_policy.isolation._rows import EveryRow, Rows, WeightedRows
+from aegis_policy.isolation._rows import EveryRow, Rows
 
 WHOLE_WIDTH = 4_096
 """The widest covariance that is held whole: 134 MB of float64."""
+_ALL = EveryRow()
 _LONG = 64.0
 """Rows with more than so many times the median's squared length are multiplied in float64."""
 _TOGETHER = 256
@@ -86,10 +87,8 @@ class CovarianceSketch:
         self._waiting: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, x_ND: Tensor, rows: Rows | Tensor | None = None) -> None:
-        """Add rows: all alike, each with a weight, or those of a choice."""
-        if rows is None or isinstance(rows, Tensor):
-            rows = EveryRow() if rows is None else WeightedRows.by(rows)
+    def update(self, x_ND: Tensor, rows: Rows = _ALL) -> None:
+        """Add rows, all of them or those of a choice."""
         x_RD, weight = rows.of(x_ND.detach())
         self.weight += weight
         x_RD = at_least_float32(x_RD).to(self._sketch_DS.device)

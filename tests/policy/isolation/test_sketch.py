@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aegis_policy.isolation import CovarianceSketch, EveryRow, thinned
+from aegis_policy.isolation._rows import WeightedRows
 
 D, N = 40, 300
 
@@ -115,14 +116,15 @@ def test_neither_order_nor_batches_matter_and_weights_count_rows():
     torch.testing.assert_close(one.values_K[:5], other.values_K[:5])
     twice, weighted = CovarianceSketch(D, 10), CovarianceSketch(D, 10)
     twice.update(torch.cat([x_ND, x_ND[:100]]))
-    weighted.update(x_ND, 1.0 + (torch.arange(N) < 100))
+    weighted.update(x_ND, WeightedRows.by(1.0 + (torch.arange(N) < 100)))
     torch.testing.assert_close(twice.spectrum().values_K[:5], weighted.spectrum().values_K[:5])
 
 
 def test_a_row_of_weight_zero_does_not_exist():
     x_ND = rows()
     sketch = CovarianceSketch(D, 10)
-    sketch.update(torch.cat([x_ND, 100 * torch.ones(3, D)]), torch.cat([torch.ones(N), torch.zeros(3)]))
+    weights = WeightedRows.by(torch.cat([torch.ones(N), torch.zeros(3)]))
+    sketch.update(torch.cat([x_ND, 100 * torch.ones(3, D)]), weights)
     torch.testing.assert_close(sketch.spectrum().total, sketched(x_ND, 10).spectrum().total)
 
 
@@ -155,9 +157,8 @@ def test_rows_in_few_directions_have_as_few_eigenpairs():
 def test_what_a_row_of_weight_zero_holds_never_spreads():
     x_ND = rows()
     sketch = CovarianceSketch(D, 10)
-    sketch.update(
-        torch.cat([x_ND, torch.full((3, D), torch.nan)]), torch.cat([torch.ones(N), torch.zeros(3)])
-    )
+    weights = WeightedRows.by(torch.cat([torch.ones(N), torch.zeros(3)]))
+    sketch.update(torch.cat([x_ND, torch.full((3, D), torch.nan)]), weights)
     torch.testing.assert_close(sketch.spectrum().total, sketched(x_ND, 10).spectrum().total)
     assert sketch.weight == N
 
