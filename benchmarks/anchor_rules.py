@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from aegis_eval.commands.ablate import AblateConfig, ablate
+from aegis_eval.commands.ablate import AblateConfig
+from aegis_eval.commands.work.ablate import ablate
 from aegis_eval.experiments.variants import ANCHORS, VARIANTS, Variant
 from aegis_policy.anchors.answers import fisher_passes, with_answers
 from aegis_policy.isolation import Anchor, LinearFactors, Spectrum

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.commands.report import ReportConfig
+from aegis_eval.commands.work.report import report
 from aegis_eval.experiments import catalogue, costs
 from aegis_eval.experiments.anchors import anchor_flags, anchor_jobs
 from aegis_eval.experiments.cameras import names_in

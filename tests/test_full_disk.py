@@ -9,7 +9,8 @@ from full_disk import Shell, full_disk, read_only
 from random_data import write_random_dataset, write_random_questions
 from tiny_vlms import smallest_size_flags
 
-from aegis_eval.commands.vqa import VqaConfig, evaluate
+from aegis_eval.commands.vqa import VqaConfig
+from aegis_eval.commands.work.vqa import evaluate
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_vlms import smallest_size_flags
 
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.work.anchor import make_anchor
 from aegis_policy.checkpoint.checks import check_checkpoint, check_resumable
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.json_files import read_json

@@ -55,6 +55,29 @@ def test_light_modules_import_nothing_heavy(module: str, heavy: list[str]) -> No
     assert output.strip() == "[]"
 
 
+_ASK_EACH = """
+import sys
+from importlib import import_module
+
+heavy = ["torch", "transformers", "lerobot", "datasets", "accelerate", "gymnasium", "mujoco", "matplotlib", "scipy"]
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        import_module(f"aegis_eval.commands.{name}").main()
+    except SystemExit as ended:
+        assert ended.code == 0, name
+    assert not set(heavy) & set(sys.modules), f"{name} loads {set(heavy) & set(sys.modules)}"
+"""
+
+
+def test_help_needs_nothing_of_what_a_command_works_with() -> None:
+    names = sorted(path.stem for path in (ROOT / "eval" / "aegis_eval" / "commands").glob("[!_]*.py"))
+    command = [sys.executable, "-c", _ASK_EACH, *names]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.count("usage:") == len(names) > 1
+
+
 def test_lock_names_versions_and_no_addresses() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     assert f"lerobot=={version('lerobot')}" in lock

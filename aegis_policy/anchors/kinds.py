@@ -28,8 +28,6 @@ KINDS = {
     "subspace": Kind(InputFactors),
     "fisher": Kind(lambda vlm, share, seed: Fisher(vlm, seed), asks=True),
 }
-DEFAULT_KINDS = ("subspace",)
-"""What the default protection needs."""
 
 
 def gatherers(vlm: VLMBackbone, kinds: Iterable[str], share: float, seed: int) -> dict[str, Gatherer]:

@@ -5,7 +5,6 @@ ordinary `PaliGemmaProcessor`; only its sizes and its vocabulary are small.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -20,28 +19,12 @@ from transformers import (
 )
 
 from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.small_size import SmallVLMSize
 
 _IMAGE_MEAN, _IMAGE_STD = 0.32, 0.14
 """Mean and deviation of rendered tabletop frames. Centred pixels matter when training from scratch: a common offset
 moves every patch embedding alike at every step, and drowns what the patches show."""
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'-\n"
-
-
-@dataclass(frozen=True)
-class SmallVLMSize:
-    """Sizes of a small VLM. `image_size` and `patch_size` in pixels: (image_size / patch_size)^2 tokens a camera."""
-
-    image_size: int = 96
-    patch_size: int = 16
-    vision_layers: int = 3
-    vision_width: int = 128
-    text_layers: int = 4
-    text_width: int = 128
-    heads: int = 4
-
-    @property
-    def image_tokens(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
 
 
 def build_small_vlm(words: Iterable[str], size: SmallVLMSize, seed: int, name: str) -> VLMBackbone:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aegis_policy.support.errors import AegisError
-from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.fingerprint import same_weights
 
 if TYPE_CHECKING:
     from aegis_policy.modeling_aegis import AegisPolicy
+    from aegis_policy.vlm.backbone import VLMBackbone
 
 
 @dataclass
@@ -65,7 +64,7 @@ def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[An
         ) from error
 
 
-def load_original_vlm(policy_config: Any, flag_value: str | None) -> tuple[VLMBackbone | None, str]:
+def load_original_vlm(policy_config: Any, flag_value: str | None) -> "tuple[VLMBackbone | None, str]":
     """The VLM that a policy was made from, before any robot; else None and a sentence why not.
 
     Args:
@@ -75,6 +74,9 @@ def load_original_vlm(policy_config: Any, flag_value: str | None) -> tuple[VLMBa
     Raises:
         AegisError: `--pretrained` names no model.
     """
+    from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.fingerprint import same_weights
+
     name = flag_value or (policy_config.vlm if policy_config is not None else None)
     if name is None:
         return None, ""

@@ -7,8 +7,9 @@ from pathlib import Path
 import draccus
 import pytest
 
-from aegis_eval.commands.compare import CompareConfig, compare
+from aegis_eval.commands.compare import CompareConfig
 from aegis_eval.commands.report import ReportConfig
+from aegis_eval.commands.work.compare import compare
 
 _GUIDE = (Path(__file__).parents[2] / "docs" / "comparison.md").read_text()
 

@@ -11,7 +11,8 @@ import draccus
 import pytest
 
 from aegis_eval.commands.compare import CompareConfig
-from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.commands.report import ReportConfig
+from aegis_eval.commands.work.report import report
 from aegis_eval.statistics.intervals import wilson_interval
 
 _ROOT = Path(__file__).parents[2]

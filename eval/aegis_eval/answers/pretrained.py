@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aegis_eval.answers.asking import Asking
 from aegis_eval.questions.sample import fingerprint
-from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json, read_jsonl
 from aegis_policy.vlm.fingerprint import same_weights
+
+if TYPE_CHECKING:
+    from aegis_policy.configuration_aegis import AegisConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class PretrainedAnswers:
         cls,
         folder: Path,
         asking: Asking,
-        policy_config: AegisConfig | None,
+        policy_config: "AegisConfig | None",
         pictures: str | None,
     ) -> Self:
         """Read `--pretrained_answers`.

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aegis_eval.checkpoints import PolicySource, load_policy
+from aegis_eval.checkpoints import PolicySource
 from aegis_policy.support import cli
-from aegis_policy.support.files import atomic_directory, require_new_directory
 
 
 @dataclass
@@ -23,21 +22,13 @@ class ExportConfig:
 
 def main() -> None:
     """Entry point of `aegis-export`."""
-    cli.run(ExportConfig, export, folder="output_dir")
+    cli.run(ExportConfig, _work, folder="output_dir")
 
 
-def export(config: ExportConfig) -> Path:
-    """Write weights (adapters merged), configuration, tokenizer and processor; the folder is whole or absent.
+def _work(config: ExportConfig) -> None:
+    from aegis_eval.commands.work.export import export
 
-    Raises:
-        AegisError: no checkpoint, or the folder holds files.
-    """
-    folder = require_new_directory(config.output_dir, "--output_dir")
-    policy, _ = load_policy(config.policy)
-    with atomic_directory(folder) as beside:
-        policy.vlm.save_pretrained(beside)
-    print(f"wrote {folder}")
-    return folder
+    export(config)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The plan of an experiment: phases of jobs, and the runs whose results they leave.
 
 A plan knows the files that its jobs leave and nothing else, so one that was interrupted is the same plan. What is in it
-says each experiment (`aegis_eval.experiments.comparison`, `aegis_eval.commands.ablate`, `aegis_eval.commands.demo`).
+says each experiment (`aegis_eval.experiments.comparison`, `ablate` and `demo` in `aegis_eval.commands.work`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

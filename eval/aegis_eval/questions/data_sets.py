@@ -11,13 +11,11 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from aegis_eval.questions.records import Json, Record, Reread, record_of, usable
+from aegis_eval.questions.records import WHOLE, Json, Record, Reread, record_of, usable
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.files import is_file
 from aegis_policy.vqa.examples import NoQuestionsError
 
-WHOLE = "all"
-"""The split of questions that are not split."""
 _GQA_TEXTS, _GQA_IMAGES = "_instructions", "_images"
 """GQA's data set keeps its pictures, with an `id`, in a configuration of their own."""
 

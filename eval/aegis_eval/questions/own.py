@@ -11,8 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from aegis_eval.questions.data_sets import WHOLE, read_data_set, splits_of
-from aegis_eval.questions.records import Json, Record, Reread, field, record_of, shown, text, usable
+from aegis_eval.questions.records import WHOLE, Json, Record, Reread, field, record_of, shown, text, usable
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import is_file
 from aegis_policy.support.json_files import LineError, iterate_jsonl
@@ -43,6 +42,8 @@ def find_split(place: str, wanted: str) -> str:
         return WHOLE
     if wanted not in _SPLITS:
         return wanted
+    from aegis_eval.questions.data_sets import splits_of  # and with it `datasets`, which takes a second
+
     there = splits_of(place)
     found = [split for split in (*_SPLITS[wanted], *_STAND_INS[wanted]) if split in there]
     if not found and len(there) > 1:
@@ -66,6 +67,8 @@ def read_own(place: str, split: str, *, answered: bool = True) -> Reread[Record]
     """
     if has_index(place):
         return Reread(partial(_read_folder, Path(place), answered))
+    from aegis_eval.questions.data_sets import read_data_set
+
     beside = f", or put a {INDEX_FILE} into that folder" if Path(place).is_dir() else ""
     return read_data_set(place, [split], answered=answered, mend=f"rename them{beside}")
 

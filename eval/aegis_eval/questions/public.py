@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from aegis_eval.questions.data_sets import read_data_set
 from aegis_eval.questions.from_records import Figures, Metric, ReadBenchmark, require_decoded
 from aegis_eval.questions.official_scores import canonical, matches, says, vqa_accuracy, yes_no_scores
 from aegis_eval.questions.own import find_split, read_own
@@ -71,6 +70,10 @@ class PublicBenchmark(ReadBenchmark):
             return list(self._allowed(self.read(folder, files, self.splits[split]))), self.metric
         if len(missing) < len(files):
             raise AegisError(f"{place}: {', '.join(missing)} is missing: put it beside the other files.")
+        from aegis_eval.questions.data_sets import (
+            read_data_set,  # and with it `datasets`, for those who need it
+        )
+
         data_set, config, reported = self.data_set
         splits = [*([reported] if split == self.reported else []), split, _USUAL.get(split, split)]
         try:

@@ -19,6 +19,8 @@ Json = Mapping[str, Any]
 Picture = Path | Callable[[], Image.Image]
 ONE_TYPE = "question"
 """The type of questions that nobody has sorted."""
+WHOLE = "all"
+"""The split of questions that are not split."""
 _LONGEST_TEXT = 10_000
 """Characters; a question of a book would fill the memory of whoever reads it."""
 

@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _PACKAGES = ("lerobot_policy_aegis", "lerobot", "torch", "transformers", "mujoco", "numpy")
 
 
@@ -92,6 +90,8 @@ def _gpu() -> str | None:
     Whoever asks holds memory on it from then on, and all of a device that takes one process at a time: an experiment
     would keep its own commands from it.
     """
+    import torch  # here, for commands that need it for nothing else have done their work by now
+
     if not torch.cuda.is_available():
         return None
     if torch.cuda.is_initialized():

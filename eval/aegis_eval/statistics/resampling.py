@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from aegis_eval.statistics.draws import draws
 from aegis_eval.statistics.intervals import Interval, wilson_interval
@@ -112,6 +111,8 @@ def change_estimate(
 
 def _share(sizes: Array, groups: int, count: int, level: float) -> tuple[float, float, float]:
     """What the groups that changed add to the mean of `count` measurements, at least, and at most."""
+    from scipy.stats import binomtest  # more to import than all the rest here, and few results need it
+
     changed = binomtest(len(sizes), groups).proportion_ci(level, method="exact")
     seen = float(sizes.sum())
     typical = (seen + count / groups) / (len(sizes) + 1)

@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands import ablate as command
-from aegis_eval.commands.ablate import AblateConfig, ablate, ablation_plan
-from aegis_eval.commands.action_error import (
-    ActionErrorConfig,
-    DatasetSource,
-    action_error,
-    frames_spread_over,
-)
+from aegis_eval.commands.ablate import AblateConfig
+from aegis_eval.commands.action_error import ActionErrorConfig, DatasetSource
+from aegis_eval.commands.work import ablate as command
+from aegis_eval.commands.work.ablate import ablate, ablation_plan
+from aegis_eval.commands.work.action_error import action_error, frames_spread_over
 from aegis_eval.experiments.anchors import anchor_jobs
 from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.variants import ANCHORS, SHARES, VARIANTS

@@ -11,7 +11,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 from random_data import write_random_questions
 
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.work.anchor import make_anchor
 from aegis_policy.anchors.building import AnchorBuilder
 from aegis_policy.isolation import Anchor
 from aegis_policy.support.errors import AegisError

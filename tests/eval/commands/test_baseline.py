@@ -8,8 +8,10 @@ import pytest
 
 from aegis_envs.tabletop import baselines
 from aegis_envs.tabletop.baselines import ARMS
-from aegis_eval.commands.baseline import BaselineConfig, baseline
-from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.commands.baseline import BaselineConfig
+from aegis_eval.commands.report import ReportConfig
+from aegis_eval.commands.work.baseline import baseline
+from aegis_eval.commands.work.report import report
 from aegis_eval.experiments.baselines import of_comparison
 from aegis_eval.results.baselines import EXPERT, read_baselines, share_estimate
 from aegis_eval.results.compared import Compared
@@ -26,7 +28,7 @@ success_shares = cache(baselines.success_shares)
 @pytest.fixture(autouse=True)
 def _each_scene_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tests ask for the same scenes, and a scene takes a tenth of a second."""
-    for asking in ("commands.baseline", "experiments.baselines"):
+    for asking in ("commands.work.baseline", "experiments.baselines"):
         monkeypatch.setattr(f"aegis_eval.{asking}.success_shares", success_shares)
 
 

@@ -15,8 +15,9 @@ import pytest
 from running_processes import wait_for, writers_under
 
 from aegis_envs.tabletop.env import TabletopEnv
-from aegis_eval.commands import compare as command
-from aegis_eval.commands.compare import CompareConfig, compare
+from aegis_eval.commands.compare import CompareConfig
+from aegis_eval.commands.work import compare as command
+from aegis_eval.commands.work.compare import compare
 from aegis_eval.experiments.comparison import ROLLOUT_SEED, ComparisonPlan, RunKey
 from aegis_eval.experiments.stage import Job
 from aegis_policy.support.errors import AegisError

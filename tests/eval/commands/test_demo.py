@@ -8,7 +8,8 @@ from pathlib import Path
 import imageio.v3 as iio
 import pytest
 
-from aegis_eval.commands.demo import DemoConfig, demo
+from aegis_eval.commands.demo import DemoConfig
+from aegis_eval.commands.work.demo import demo
 from aegis_eval.results.run_file import RunFile
 from aegis_policy.support.errors import AegisError
 

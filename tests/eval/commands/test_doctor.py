@@ -6,8 +6,9 @@ from pathlib import Path
 
 from findings import edited, told
 
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.anchor import AnchorConfig
 from aegis_eval.commands.doctor import examine
+from aegis_eval.commands.work.anchor import make_anchor
 from aegis_eval.doctor import machine
 from aegis_eval.doctor.machine import Attempt
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.drift import DriftConfig, measure_drift, relative_drift
+from aegis_eval.commands.drift import DriftConfig
+from aegis_eval.commands.work.drift import measure_drift, relative_drift
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import Prefix

@@ -10,8 +10,9 @@ import torch
 from tiny_vlms import SMALLEST_SIZE
 from transformers import AutoModelForImageTextToText
 
-import aegis_eval.commands.pretrain as module
-from aegis_eval.commands.pretrain import PretrainConfig, pretrain
+import aegis_eval.commands.work.pretrain as module
+from aegis_eval.commands.pretrain import PretrainConfig
+from aegis_eval.commands.work.pretrain import pretrain
 from aegis_policy.isolation import Anchor
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone

@@ -6,8 +6,10 @@ import pytest
 from broken_datasets import Break, broken, cut, episodes, feature, frames, info, lost, tasks
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.action_error import ActionErrorConfig, DatasetSource, action_error
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.action_error import ActionErrorConfig, DatasetSource
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.work.action_error import action_error
+from aegis_eval.commands.work.anchor import make_anchor
 from aegis_policy.support.errors import AegisError
 
 FAULTS = {

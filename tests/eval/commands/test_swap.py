@@ -12,7 +12,8 @@ from aegis_envs.tabletop.env import TabletopEnv
 from aegis_envs.tabletop.episodes import look_alike
 from aegis_envs.tabletop.expert import expert_action
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.swap import SwapConfig, policy_controller, probe_controller, swap
+from aegis_eval.commands.swap import SwapConfig
+from aegis_eval.commands.work.swap import policy_controller, probe_controller, swap
 from aegis_policy.support.errors import AegisError
 
 

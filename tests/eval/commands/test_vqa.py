@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-import aegis_eval.commands.vqa as vqa
+import aegis_eval.commands.work.vqa as vqa
 from aegis_envs.errors import SimulatorError
 from aegis_eval.answers.asking import answer_samples
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
-from aegis_eval.commands.vqa import VqaConfig, evaluate, main
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.vqa import QuestionSource, VqaConfig, main
+from aegis_eval.commands.work.anchor import make_anchor
+from aegis_eval.commands.work.vqa import evaluate
 from aegis_eval.questions import tabletop as benchmarks
 from aegis_eval.questions.tabletop import TabletopSample, load_samples
 from aegis_policy.modeling_aegis import AegisPolicy
@@ -222,7 +224,7 @@ def test_answers_about_other_pictures_are_refused_wherever_they_lie(
 
     def asked(place: str, name: str, before: Path | None = None) -> Path:
         flags = VqaConfig(vlm=str(tiny_vlm_dir), benchmark="custom", output_dir=tmp_path / name)
-        return evaluate(replace(flags, vqa=vqa.QuestionSource(place), pretrained_answers=before))
+        return evaluate(replace(flags, vqa=QuestionSource(place), pretrained_answers=before))
 
     here, changed = own("here", 250, 3), own("changed", 250, 4)
     before = asked(here, "before")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.vqa import VqaConfig, evaluate
+from aegis_eval.commands.vqa import VqaConfig
+from aegis_eval.commands.work.vqa import evaluate
 from aegis_eval.pages.report import write_report
 from aegis_eval.results.run import RunSummary, find_runs
 from aegis_policy.support.errors import AegisError

@@ -17,7 +17,8 @@ from lerobot.policies.factory import make_policy
 from random_data import write_random_dataset
 from safetensors.torch import save_file
 
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.work.anchor import make_anchor
 from aegis_eval.doctor.files import (
     Training,
     check_anchor,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.commands.report import ReportConfig
+from aegis_eval.commands.work.report import report
 from aegis_eval.results.compared import Compared
 from aegis_eval.results.comparison import Comparison
 from aegis_eval.results.verdicts import headline, verdicts

@@ -11,8 +11,10 @@ import pytest
 from official_files import load_public
 from PIL import Image
 
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
-from aegis_eval.commands.vqa import QuestionSource, VqaConfig, evaluate
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.vqa import QuestionSource, VqaConfig
+from aegis_eval.commands.work.anchor import make_anchor
+from aegis_eval.commands.work.vqa import evaluate
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample, load_vqa
 

@@ -11,8 +11,10 @@ import pytest
 from official_files import COLOURS, load_public, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
 from PIL import Image
 
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
-from aegis_eval.commands.vqa import QuestionSource, VqaConfig, evaluate
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.vqa import QuestionSource, VqaConfig
+from aegis_eval.commands.work.anchor import make_anchor
+from aegis_eval.commands.work.vqa import evaluate
 from aegis_eval.questions.public import yes_no_figures
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from random_data import write_random_questions
 
-from aegis_eval.commands.anchor import AnchorConfig, make_anchor
+from aegis_eval.commands.anchor import AnchorConfig
+from aegis_eval.commands.work.anchor import make_anchor
 from aegis_eval.questions.benchmarks import find_benchmark
 from aegis_eval.questions.texts import says_one_of
 from aegis_policy.support.errors import AegisError

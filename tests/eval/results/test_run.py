@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from aegis_eval.commands.report import ReportConfig, report
+from aegis_eval.commands.report import ReportConfig
+from aegis_eval.commands.work.report import report
 from aegis_eval.results.run import find_runs
 from aegis_eval.results.swap import SwapProbe, read_swaps
 from aegis_eval.results.training_log import read_curves, write_metrics

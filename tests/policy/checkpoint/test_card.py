@@ -14,7 +14,8 @@ from lerobot.configs.train import TrainPipelineConfig
 from training_steps import MakePolicy
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.vqa import VqaConfig, evaluate
+from aegis_eval.commands.vqa import VqaConfig
+from aegis_eval.commands.work.vqa import evaluate
 from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, add_score
 from aegis_policy.modeling_aegis import AegisPolicy
 

@@ -14,7 +14,8 @@ from training_steps import MakeBatch, build_optimizer, training_step
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from aegis_eval.checkpoints import PolicySource
-from aegis_eval.commands.export import ExportConfig, export
+from aegis_eval.commands.export import ExportConfig
+from aegis_eval.commands.work.export import export
 from aegis_policy.anchors.building import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
