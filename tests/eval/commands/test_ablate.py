@@ -25,7 +25,7 @@ from aegis_policy.support.json_files import write_json
 from aegis_policy.vlm.loading import embedded_anchor
 
 QUICK = [
-    "--variants=[]",
+    "--variants=[none]",
     "--seeds=1",
     "--episodes=2",
     "--held_out=2",
