@@ -46,7 +46,7 @@ class BuildConfig:
     vision_steps: int = 5_000
     vision_batch_size: int = 64
     vision_lr: float = 2e-3
-    steps: int = 2_400
+    steps: int = 1_200
     batch_size: int = 4
     questions: int = 8
     lr: float = 3e-4
