@@ -123,8 +123,6 @@ def build(cfg: BuildConfig) -> None:
     naming = _learn_words(vlm, batches, cfg, folder, settings)
     for layer in _decoder(vlm).values():
         layer.weight.requires_grad_(True)
-    vlm.vision_tower.requires_grad_(True)
-    vlm.projector.requires_grad_(True)
     optimizer = _optimizer(vlm, naming, cfg, folder)
     learning = _Learning(vlm, naming)
     state = TrainingState(folder / "state.safetensors", learning, [optimizer], settings)
