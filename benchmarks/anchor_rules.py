@@ -2,9 +2,9 @@
 
     python benchmarks/anchor_rules.py --ablate.vlm=embedded --ablate.output_dir=outputs/rules
 
-The pretrained model reads questions with its own answers once; of every linear layer's inputs the whole covariance is
-kept, and each rule of `RULES` chooses directions from it. What a rule chose is an anchor's file; the trainings, which
-hold all that their file holds, are those of `aegis-ablate`, on validation data.
+The pretrained model reads questions with its own answers once, and running text if there is any; of every linear
+layer's inputs the whole covariance is kept, and each rule of `RULES` chooses directions from it. What a rule chose is
+an anchor's file; the trainings, which hold all that their file holds, are those of `aegis-ablate`, on validation data.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +31,7 @@ from aegis_policy.support.files import atomic_write
 from aegis_policy.support.json_files import write_json
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import load_vqa
+from aegis_policy.vqa.texts import read_paragraphs
 
 Values = Tensor
 """Eigenvalues of a layer's inputs, descending, (D,)."""
@@ -65,8 +66,9 @@ class Rule:
 
     Attributes:
         count: of a layer's eigenvalues.
-        side: of which covariances: `raw`, as they are; `unit`, of rows at length one; `fisher`, of rows weighted by the
-            Fisher information of the layer's output there.
+        side: of which covariances: `raw`, of questions with their answers; `text`, of running text; `both`, of either,
+            a token counting alike; `unit`, of questions with rows at length one; `fisher`, of questions with rows
+            weighted by the Fisher information of the layer's output there.
         narrow: a layer that is wider than the residual stream gets as many as one of its width would.
     """
 
@@ -77,8 +79,11 @@ class Rule:
 
 RULES: dict[str, Rule] = {
     **{f"share {part}": Rule(partial(share, part=part)) for part in (0.02, 0.05, 0.1, 0.17, 0.25)},
-    **{f"unit share {part}": Rule(partial(share, part=part), side="unit") for part in (0.05, 0.1, 0.17)},
-    **{f"fisher share {part}": Rule(partial(share, part=part), side="fisher") for part in (0.05, 0.1, 0.17)},
+    **{
+        f"{side} share {part}": Rule(partial(share, part=part), side)
+        for side in ("unit", "fisher", "text", "both")
+        for part in (0.02, 0.05, 0.1, 0.17)
+    },
     **{
         f"narrow share {part}": Rule(partial(share, part=part), narrow=True)
         for part in (0.1, 0.17, 0.25, 0.35)
@@ -90,6 +95,10 @@ RULES: dict[str, Rule] = {
 }
 
 
+_READ = ("text", "both")
+"""Sides that running text is part of."""
+
+
 @dataclass
 class RulesConfig:
     """Flags.
@@ -98,8 +107,9 @@ class RulesConfig:
         ablate: flags of `aegis-ablate`, but for its variants.
         rules: of `RULES`.
         beside: further variants of `aegis-ablate`.
-        vqa: what the model reads.
+        vqa: the questions that the model reads.
         samples: how many.
+        texts: a file of paragraphs that it reads too, as many at most; rules of `text` and `both` need one.
     """
 
     ablate: AblateConfig = field(default_factory=lambda: AblateConfig(split="val", seeds=1))
@@ -107,6 +117,7 @@ class RulesConfig:
     beside: list[str] = field(default_factory=list)
     vqa: str = "tabletop"
     samples: int = 1_000
+    texts: Path | None = None
 
 
 def main() -> None:
@@ -118,6 +129,8 @@ def try_rules(config: RulesConfig) -> None:
     """Make the anchors, then train and measure."""
     if unknown := [name for name in config.rules if name not in RULES]:
         raise AegisError(f"--rules: {unknown[0]} is unknown; there are: {', '.join(RULES)}.")
+    if config.texts is None and (without := [name for name in config.rules if RULES[name].side in _READ]):
+        raise AegisError(f"--rules: {without[0]} is of running text: name some with --texts=FILE.")
     root = config.ablate.output_dir.absolute().with_name(f"{config.ablate.output_dir.name}-anchors")
     vlm = VLMBackbone.from_pretrained(config.ablate.vlm).eval()
     spectra = _spectra(config, vlm, root / "spectra.safetensors")
@@ -162,8 +175,14 @@ def _spectra(config: RulesConfig, vlm: VLMBackbone, path: Path) -> dict[str, Ten
             logits, passes = fisher_passes(vlm, inputs, [0, number])
         for cotangent in passes:
             torch.autograd.grad(logits, inputs["pixel_values"], cotangent, retain_graph=True)
-    found = {}
     sides = {"raw": covariances.raw, "unit": covariances.unit, "fisher": weighted.sums}
+    if config.texts is not None:
+        reading = Covariances(layers)
+        with torch.no_grad(), reading.collect():
+            for paragraph in tqdm(read_paragraphs(config.texts, config.samples), desc="texts"):
+                vlm.encode(vlm.text_inputs(paragraph))
+        sides |= {"text": reading.raw, "both": _added(covariances.raw, reading.raw)}
+    found = {}
     for side, sums in sides.items():
         shared: dict[int, tuple[Tensor, Tensor]] = {}
         for name, covariance in tqdm(sums.items(), desc=f"{side} eigenvectors"):
@@ -175,6 +194,15 @@ def _spectra(config: RulesConfig, vlm: VLMBackbone, path: Path) -> dict[str, Ten
     with atomic_write(path) as beside:
         save_file(found, beside)
     return found
+
+
+def _added(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The covariances of two readings added; layers that share one go on sharing."""
+    sums: dict[int, Tensor] = {}
+    for name, covariance in some.items():
+        if id(covariance) not in sums:
+            sums[id(covariance)] = covariance + others[name]
+    return {name: sums[id(covariance)] for name, covariance in some.items()}
 
 
 def _write_anchor(

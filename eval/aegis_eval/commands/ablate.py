@@ -36,6 +36,8 @@ class AblateConfig:
         policy: further flags of every training, without the leading `--policy.`, e.g. `[chunk_size=8]`; none that one
             of the protections refuses.
         vlm: the pretrained VLM.
+        anchor_vqa: what shows it what it must not forget (`aegis-anchor --vqa`), as `tabletop+text:FILE.txt`; the
+            embedded VLM brings its anchor, but for the variants that need another.
         samples: questions asked of each trained backbone.
         texts: files that `aegis-vqa --benchmark=text:FILE` takes: questions without pictures (`.jsonl`) and running
             text (`.txt`), which each trained backbone is asked, or reads, too. They may be added to what has been run.
@@ -63,6 +65,7 @@ class AblateConfig:
     cameras: str | None = "wrist"
     policy: list[str] = field(default_factory=list)
     vlm: str = "embedded"
+    anchor_vqa: str = "tabletop"
     samples: int = 1000
     texts: list[str] = field(default_factory=list)
     frames: int = 1000

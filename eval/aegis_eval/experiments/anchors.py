@@ -8,7 +8,6 @@ from aegis_eval.experiments.cameras import names_in
 from aegis_eval.experiments.plan import alone
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import ANCHORS, OF_THE_VLM, VARIANTS
-from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm.loading import EMBEDDED_VLM
 
 
@@ -20,6 +19,7 @@ def anchor_jobs(
     cameras: str | None,
     device: str | None,
     vlm: str = EMBEDDED_VLM,
+    vqa: str = "tabletop",
 ) -> list[Job]:
     """The anchors that have to be made before these variants train on a VLM, some of them from the demonstrations.
 
@@ -30,6 +30,7 @@ def anchor_jobs(
         cameras: which of their cameras the policy sees, with commas; None for all.
         device: `cuda` or `cpu`.
         vlm: the pretrained VLM.
+        vqa: what shows it what it must not forget; see `aegis-anchor --vqa`.
     """
     seen = [f"--cameras={','.join(names_in(cameras))}"] if cameras else []
     needed = {_needed(variant, vlm) for variant in variants}
@@ -40,7 +41,7 @@ def anchor_jobs(
                 _file(root, name),
                 vlm=vlm,
                 device=device,
-                flags=[*(flag.format(data=data) for flag in ANCHORS[name]), *seen],
+                flags=[*(flag.format(data=data, vqa=vqa) for flag in ANCHORS[name]), *seen],
             ),
             root,
         )
@@ -56,9 +57,8 @@ def anchor_flags(root: Path, variant: str, vlm: str = EMBEDDED_VLM) -> list[str]
 
 def _needed(variant: str, vlm: str) -> str | None:
     """Name in `ANCHORS` of the anchor that has to be made."""
-    given = VARIANTS[variant]
-    brought = given.anchor is None and PROTECTIONS[given.protection].needs_anchor
-    return OF_THE_VLM if brought and vlm != EMBEDDED_VLM else given.anchor
+    anchor = VARIANTS[variant].anchor
+    return None if anchor == OF_THE_VLM and vlm == EMBEDDED_VLM else anchor
 
 
 def _file(root: Path, name: str) -> Path:

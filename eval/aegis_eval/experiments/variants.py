@@ -9,36 +9,31 @@ class Variant:
 
     Attributes:
         flags: added to the training command, the protection first.
-        anchor: name in `ANCHORS` of the anchor it needs, unless it needs none or the one that the embedded VLM brings.
+        anchor: name in `ANCHORS` of the anchor it needs, if it needs one.
     """
 
     flags: tuple[str, ...]
     anchor: str | None = None
-
-    @property
-    def protection(self) -> str:
-        """The value of `--policy.protection`."""
-        return self.flags[0].removeprefix("--policy.protection=")
 
 
 SHARES = (0.02, 0.05, 0.1, 0.25, 0.5)
 """Shares of the input directions that `subspace` is tried with."""
 OF_THE_VLM = "vlm"
 ANCHORS: dict[str, tuple[str, ...]] = {
-    OF_THE_VLM: ("--vqa=tabletop", "--kinds=[gaussian,subspace]", f"--share={max(SHARES)}"),
-    "fisher": ("--vqa=tabletop", "--kinds=[fisher]"),
+    OF_THE_VLM: ("--vqa={vqa}", "--kinds=[gaussian,subspace]", f"--share={max(SHARES)}"),
+    "fisher": ("--vqa={vqa}", "--kinds=[fisher]"),
     "robot": ("--vqa={data}", "--kinds=[gaussian,subspace]"),
-    "both": ("--vqa=tabletop+{data}", "--kinds=[gaussian,subspace]"),
+    "both": ("--vqa={vqa}+{data}", "--kinds=[gaussian,subspace]"),
 }
-"""Anchors -> flags of `aegis-anchor`; `{data}` is the demonstrations trained on. `OF_THE_VLM` stands in for the one
-that the embedded VLM brings and others do not."""
+"""Anchors -> flags of `aegis-anchor`; `{vqa}` is what shows the VLM what it must not forget, `{data}` the
+demonstrations trained on. `OF_THE_VLM` is the one that the embedded VLM brings and others do not."""
 
 
 def _of(protection: str, *flags: str, anchor: str | None = None) -> Variant:
     return Variant((f"--policy.protection={protection}", *flags), anchor)
 
 
-def _aegis(kind: str, *flags: str, anchor: str | None = None) -> Variant:
+def _aegis(kind: str, *flags: str, anchor: str = OF_THE_VLM) -> Variant:
     return _of("aegis", f"--policy.anchor={kind}", *flags, anchor=anchor)
 
 
@@ -47,12 +42,13 @@ VARIANTS: dict[str, Variant] = {
     "stop_gradient": _of("stop_gradient"),
     "freeze": _of("freeze"),
     "lora": _of("lora"),
-    "w2_penalty": _of("w2_penalty"),
+    "lora_null_space": _of("lora", "--policy.lora_null_space=true", anchor=OF_THE_VLM),
+    "w2_penalty": _of("w2_penalty", anchor=OF_THE_VLM),
     "l2_sp": _of("l2_sp"),
     "ewc": _of("ewc", anchor="fisher"),
     "replay": _of("replay"),
     "knowledge_insulation": _of("knowledge_insulation"),
-    "aegis": _of("aegis"),
+    "aegis": _of("aegis", anchor=OF_THE_VLM),
     "gaussian": _aegis("gaussian"),
     "subspace": _aegis("subspace"),
     "subspace+gaussian": _aegis("subspace+gaussian"),

@@ -192,9 +192,12 @@ def test_a_variants_anchor_is_made_with_what_it_needs_where_the_vlm_brings_none(
 ) -> None:
     (*_, job) = anchor_jobs(tmp_path, [name], data=tmp_path, cameras=None, device=None, vlm="other") or [None]
     needs = {"w2_penalty": {"gaussian"}, "ewc": {"fisher"}, "aegis": {"subspace"}}
-    given = VARIANTS[name]
-    options = dict(flag.removeprefix("--policy.").split("=") for flag in given.flags)
-    wanted = set(options["anchor"].split("+")) if "anchor" in options else needs.get(given.protection, set())
+    options = dict(flag.removeprefix("--policy.").split("=") for flag in VARIANTS[name].flags)
+    wanted = (
+        set(options["anchor"].split("+")) if "anchor" in options else needs.get(options["protection"], set())
+    )
+    if options.get("lora_null_space"):
+        wanted = {"subspace"}
     assert (job is not None) == bool(wanted)
     if job is not None:
         made = dict(flag.split("=", 1) for flag in job.stages[0].command if flag.startswith("--"))

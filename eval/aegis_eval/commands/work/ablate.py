@@ -46,6 +46,7 @@ _TRAINING = (
     "cameras",
     "policy",
     "vlm",
+    "anchor_vqa",
     "held_out",
     "samples",
     "frames",
@@ -150,6 +151,7 @@ def ablation_plan(config: AblateConfig, variants: Sequence[str], setting: Mappin
         cameras=config.cameras,
         device=config.device,
         vlm=config.vlm,
+        vqa=config.anchor_vqa,
     )
     phases = {
         "recordings": lambda: [*_recordings(config), _pretrained(config), *_pretrained_texts(config)],
