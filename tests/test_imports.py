@@ -58,7 +58,7 @@ _MAY_IMPORT = {
     "eval.questions": "policy.support policy.vqa envs envs.tabletop",
     "eval.answers": "policy.support policy.vlm policy.vqa policy.configuration_aegis eval.statistics eval.questions",
     "eval.results": "policy.support eval.statistics",
-    "eval.experiments": "policy.support policy.vlm policy.vqa policy.protections policy.configuration_aegis "
+    "eval.experiments": "policy.support policy.vlm policy.vqa policy.configuration_aegis "
     "envs.tabletop eval.results",
     "eval.pages": "policy.support envs.tabletop eval.statistics eval.questions eval.results",
     "eval.pretraining": "policy.support policy.vlm envs.tabletop eval.questions eval.answers",

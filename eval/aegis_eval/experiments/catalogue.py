@@ -68,6 +68,7 @@ def training(
     flags: Sequence[str],
     cost: float,
     processes: int = 1,
+    last_only: bool = False,
 ) -> Stage:
     """A training on a recording, whose pictures are read in its own process.
 
@@ -81,24 +82,31 @@ def training(
         flags: protection, learning rates and whatever else.
         cost: seconds it may take.
         processes: on how many it is spread.
+        last_only: nothing but the last checkpoint stays, and nothing to train it further: a large model's would fill
+            the disk.
     """
+    save_freq = max(1, steps // saves)
+    last = last_checkpoint(output_dir, steps)
+    earlier = [last_checkpoint(output_dir, step).parent for step in range(save_freq, steps, save_freq)]
+    spare = [*earlier, last.parent / "training_state" / "optimizer_state.safetensors"]
     command = ["lerobot-train"]
     if processes > 1:
         program = Path(sys.executable).with_name("lerobot-train")
         command = ["torchrun", "--standalone", f"--nproc_per_node={processes}", str(program)]
     command += ["--policy.type=aegis", "--dataset.repo_id=local/demonstrations"]
     command += [f"--dataset.root={dataset}", f"--output_dir={output_dir}", f"--steps={steps}"]
-    command += [f"--save_freq={max(1, steps // saves)}", f"--log_freq={max(1, steps // 40)}"]
+    command += [f"--save_freq={save_freq}", f"--log_freq={max(1, steps // 40)}"]
     command += [f"--batch_size={batch_size}", f"--seed={seed}", "--num_workers=0"]
     command += [*_on(device, "--policy.device"), *flags]
     return Stage(
         name,
         f"training {steps} steps",
-        last_file(last_checkpoint(output_dir, steps)),
+        last_file(last),
         command,
         cost=cost,
         read=measured.curves,
         metrics=output_dir.parent / METRICS,
+        spare=tuple(spare) if last_only else (),
     )
 
 

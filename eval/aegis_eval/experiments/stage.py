@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,7 @@ class Stage:
         metrics: of a training, where the figures in its log go when it ends.
         limit: seconds after which it is ended, and done all the same, all its parts together; its result is then its
             own record (`NAME.json` beside its log).
+        spare: files and folders that nothing reads once it is done; they are removed then.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     read: Callable[[Path], Any] | None = None
     metrics: Path | None = None
     limit: float | None = None
+    spare: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -232,6 +234,7 @@ def run_stage(
         **({} if in_time else {"out_of_time": True}),
     }
     write_json(record, {**ran, **code})
+    _remove(stage.spare)
     return seconds
 
 
@@ -259,7 +262,15 @@ def _clear(stage: Stage, log: Path) -> None:
         stage.metrics.unlink(missing_ok=True)
     for flag in stage.command:
         if flag.startswith("--output_dir="):
-            shutil.rmtree(flag.removeprefix("--output_dir="), ignore_errors=True)
+            _remove([Path(flag.removeprefix("--output_dir="))])
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def continued(command: list[str]) -> tuple[list[str], int]:

@@ -3,12 +3,15 @@
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from aegis_eval.commands.ablate import AblateConfig
+from aegis_eval.commands.work.ablate import ablation_plan
 from aegis_eval.experiments.folder import claimed
 from aegis_eval.experiments.launchers import run_in_turn, run_jobs
 from aegis_eval.experiments.plan import Plan, alone
@@ -146,6 +149,29 @@ def test_a_training_that_begins_anew_leaves_no_figures_of_the_one_before(tmp_pat
     with pytest.raises(AegisError, match="ended with status 1"):
         run_stage(failing, tmp_path / "logs")
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("ends", ["out.write_text('ok')", "raise SystemExit(1)"])
+def test_what_a_stage_can_spare_goes_once_it_is_done(ends: str, tmp_path: Path) -> None:
+    folder, file = tmp_path / "000100", tmp_path / "optimizer_state.safetensors"
+    folder.mkdir()
+    (folder / "weights").touch()
+    file.touch()
+    never = tmp_path / "never"
+    it = replace(stage(tmp_path, "it", ends), spare=(folder, file, never))
+    with nullcontext() if "ok" in ends else pytest.raises(AegisError):
+        run_stage(it, tmp_path / "logs")
+    assert folder.exists() == file.exists() == (not it.done)
+
+
+def test_of_an_ablations_training_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    plan = ablation_plan(AblateConfig(output_dir=tmp_path, seeds=1, steps=400), ["none"], {})
+    (train,) = [job.stages[0] for job in plan.jobs()["trainings"]]
+    checkpoints = tmp_path / "runs" / "none-0" / "training" / "checkpoints"
+    earlier = [checkpoints / f"000{step}" for step in (100, 200, 300)]
+    state = checkpoints / "000400" / "training_state"
+    assert train.spare == (*earlier, state / "optimizer_state.safetensors")
+    assert train.result == state / "scheduler_state.json"
 
 
 def test_a_stage_that_runs_out_of_time_is_ended_and_done(tmp_path: Path) -> None:

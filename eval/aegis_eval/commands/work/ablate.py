@@ -234,6 +234,7 @@ def _run(config: AblateConfig, variant: str, seed: int) -> Run:
             batch_size=config.batch_size,
             seed=seed,
             saves=4,
+            last_only=True,
             device=config.device,
             flags=_learning(config, variant),
             cost=costs.training(
