@@ -105,7 +105,7 @@ class Batches:
 
 
 class AnswerLoss(nn.Module):
-    """Mean cross-entropy over answers, beside what the vision side goes on learning: `naming`."""
+    """Mean cross-entropy over answers, and beside it what the vision side goes on learning, if it does: `naming`."""
 
     def __init__(self, vlm: VLMBackbone, naming: SceneNaming) -> None:
         super().__init__()
@@ -125,4 +125,5 @@ class AnswerLoss(nn.Module):
         logits = self.model.get_output_embeddings()(hidden[:, :-1][wanted])
         losses = nn.functional.cross_entropy(logits.float(), batch.labels[:, 1:][wanted], reduction="none")
         weights = batch.weights[:, 1:][wanted]
-        return (weights * losses).sum() / weights.sum() + self.naming(*named)
+        loss = (weights * losses).sum() / weights.sum()
+        return loss + self.naming(*named) if named else loss
