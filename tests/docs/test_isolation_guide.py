@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 _GUIDE = Path(__file__).parents[2] / "docs" / "isolation.md"
 
@@ -22,6 +23,7 @@ def test_the_loop_learns_and_the_questions_stay(
 
     def moved(code: str) -> tuple[float, float]:
         script.write_text(code)
+        torch.manual_seed(0)  # one head for both
         runpy.run_path(str(script), run_name="__main__")
         printed = capsys.readouterr().out
         found = re.search(r"loss (\S+), hidden states of the questions moved by (\S+)%", printed)
