@@ -94,8 +94,7 @@ RULES: dict[str, Rule] = {
     **{f"above tail {factor}": Rule(partial(above_tail, factor=factor)) for factor in (30, 100)},
 }
 
-
-_READ = ("text", "both")
+_OF_TEXT = ("text", "both")
 """Sides that running text is part of."""
 
 
@@ -105,7 +104,7 @@ class RulesConfig:
 
     Attributes:
         ablate: flags of `aegis-ablate`, but for its variants.
-        rules: of `RULES`.
+        rules: of `RULES`, by default those of questions alone.
         beside: further variants of `aegis-ablate`.
         vqa: the questions that the model reads.
         samples: how many.
@@ -113,7 +112,9 @@ class RulesConfig:
     """
 
     ablate: AblateConfig = field(default_factory=lambda: AblateConfig(split="val", seeds=1))
-    rules: list[str] = field(default_factory=lambda: list(RULES))
+    rules: list[str] = field(
+        default_factory=lambda: [name for name, rule in RULES.items() if rule.side not in _OF_TEXT]
+    )
     beside: list[str] = field(default_factory=list)
     vqa: str = "tabletop"
     samples: int = 1_000
@@ -129,11 +130,13 @@ def try_rules(config: RulesConfig) -> None:
     """Make the anchors, then train and measure."""
     if unknown := [name for name in config.rules if name not in RULES]:
         raise AegisError(f"--rules: {unknown[0]} is unknown; there are: {', '.join(RULES)}.")
-    if config.texts is None and (without := [name for name in config.rules if RULES[name].side in _READ]):
-        raise AegisError(f"--rules: {without[0]} is of running text: name some with --texts=FILE.")
+    of_text = [name for name in config.rules if RULES[name].side in _OF_TEXT]
+    if of_text and config.texts is None:
+        raise AegisError(f"--rules: {of_text[0]} is of running text: name some with --texts=FILE.")
     root = config.ablate.output_dir.absolute().with_name(f"{config.ablate.output_dir.name}-anchors")
     vlm = VLMBackbone.from_pretrained(config.ablate.vlm).eval()
-    spectra = _spectra(config, vlm, root / "spectra.safetensors")
+    kept = root / "spectra.safetensors"
+    spectra = _spectra(config, vlm, kept)
     about = {"vlm": vlm.name, "fingerprint": vlm.fingerprint(), "samples": str(config.samples)}
     sizes = {}
     for name in config.rules:
@@ -144,6 +147,8 @@ def try_rules(config: RulesConfig) -> None:
             for layer, found in spectra.items()
             if layer.startswith(f"{side}/values/")
         }
+        if not values:
+            raise AegisError(f"{kept} was made without --texts, which {name} needs: delete it.")
         stream = vlm.hidden_size if rule.narrow else None
         chosen = {layer: min(max(rule.count(each[:stream]), 1), len(each)) for layer, each in values.items()}
         _write_anchor(Path(f"{anchor}.safetensors"), spectra, side, chosen, about)

@@ -81,19 +81,16 @@ class ChatLoss(nn.Module):
 
     def __init__(self, vlm: VLMBackbone, untrained: VLMBackbone) -> None:
         super().__init__()
-        self.model = vlm.model
-        self._vlm, self._untrained = (
-            vlm,
-            (untrained,),
-        )  # a tuple, so that its weights are no part of this module
+        self.vlm = vlm
+        self._untrained = (untrained,)  # a tuple, so that its weights are no part of this module
 
     def forward(self, chats: list[Chat]) -> Tensor:
         questions, answers = zip(*chats, strict=True)
-        inputs = self._vlm.answer_inputs([None] * len(chats), questions, answers)
+        inputs = self.vlm.answer_inputs([None] * len(chats), questions, answers)
         with torch.autocast(inputs["input_ids"].device.type, dtype=torch.bfloat16):
             with torch.no_grad():
                 wanted_NKV, _ = self._untrained[0].answer_logits(inputs)
-            logits_NKV, labels_NK = self._vlm.answer_logits(inputs)
+            logits_NKV, labels_NK = self.vlm.answer_logits(inputs)
         said = labels_NK != NO_LABEL
         return nn.functional.kl_div(
             logits_NKV[said].float().log_softmax(-1),
