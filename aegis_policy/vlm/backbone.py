@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class VLMBackbone(nn.Module):
                 ) from error
         self.family = family
         self.prompts = Prompts(processor, family, name, longest_prompt(model.config))
+        self.projector.register_forward_hook(partial(_as_word, model.get_input_embeddings()))
         self._generation = model.generation_config
         model.generation_config = greedy(self._generation, processor.tokenizer)
 
@@ -449,6 +451,14 @@ class VLMBackbone(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _as_word(words: nn.Embedding, _projector: nn.Module, _inputs: Any, output: Any) -> Any:
+    """A forward hook: what the projector made of an image gets the words' precision.
+
+    It stands among them, and SmolVLM does not mix the two that an autocast leaves.
+    """
+    return output.to(words.weight.dtype) if isinstance(output, Tensor) else output
 
 
 def _merged(model: PreTrainedModel) -> PreTrainedModel:

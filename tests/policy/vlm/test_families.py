@@ -77,6 +77,17 @@ def test_padding_on_either_side_changes_no_hidden_state(vlm: VLMBackbone) -> Non
 
 
 @torch.no_grad()
+def test_an_autocast_changes_hidden_states_a_little(vlm: VLMBackbone) -> None:
+    inputs = vlm.prepare([torch.rand(2, 3, 32, 32)], ["pick up the blue cube", "reach"])
+    whole = vlm.encode(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = vlm.encode(inputs)
+    for h, h0 in zip(rounded.hidden_states, whole.hidden_states, strict=True):
+        error = (h.float() - h0)[whole.mask].norm() / h0[whole.mask].norm()
+        assert 0 < error < 0.05
+
+
+@torch.no_grad()
 def test_every_camera_has_its_image_tokens(vlm: VLMBackbone) -> None:
     first, second = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 48, 32)
     counts = [
