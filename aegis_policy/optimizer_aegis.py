@@ -125,9 +125,10 @@ class AegisAdamWConfig(OptimizerConfig):
             "eps": self.eps,
             "weight_decay": self.weight_decay,
         }
-        projected = ProjectedAdamW if self.bits == 32 else adamw_8bit()
         params.projects = True
-        return projected(params, *params.projectors, **options)
+        if self.bits == 8:
+            return adamw_8bit()(params, *params.projectors, **options)
+        return ProjectedAdamW(params, *params.projectors, fused=True, **options)
 
 
 @cache
