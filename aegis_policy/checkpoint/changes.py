@@ -187,8 +187,8 @@ def _unfit(checkpoint: Path, before: Any, now: str) -> str | None:
     """Why no protection `now` can go on from the weights of a checkpoint that another one trained; None if it can."""
     known = PROTECTIONS.get(before, Protection) if isinstance(before, str) else Protection
     wanted = PROTECTIONS[now]
-    if known.adapt is not wanted.adapt:
-        return "one of the two has adapters"
+    if known.adapt not in (Protection.adapt, wanted.adapt):
+        return f"{before} has adapters, of which {now} knows nothing"
     if wanted.needs_reference and not known.needs_reference and not (checkpoint / REFERENCE_FILE).is_file():
         return f"{now} compares with the pretrained weights, and only checkpoints of its kind keep those"
     return None

@@ -3,6 +3,7 @@
 The model card is in `card`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 STATE_FILE = "protection_state.safetensors"
 _STEPS, _VQA_BEFORE = "steps", "vqa_before"
+_ADAPTER, _BASE = ".lora_", ".base_layer."
+"""How peft names an adapter's weights in a layer, and those that it stands beside."""
 _HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 
@@ -144,7 +147,7 @@ def require_shapes(module: nn.Module, checkpoint: Path, name: str) -> None:
 
 
 def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None:
-    """Load a safetensors file into a policy.
+    """Load a safetensors file into a policy; into one whose adapters are new, the weights beside them.
 
     Args:
         model: whose parameters the file's names are.
@@ -167,7 +170,7 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
                 f"{file} does not fit its configuration: it holds {some(others)} with other shapes, the first "
                 f"{held[name]} instead of {own[name]}: {mend}."
             )
-        missing, unexpected = load_model(model, file, strict=False, device=device)
+        missing, unexpected = _loaded(model, file, device, held.keys())
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise AegisError(f"{file} cannot be loaded ({one_line(error)}): {mend}.") from error
     if strict and (missing or unexpected):
@@ -175,6 +178,26 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
             f"{file} does not fit its configuration: it lacks {some(missing)} and has {some(unexpected)} too "
             f"many: {mend}."
         )
+
+
+def _loaded(
+    model: nn.Module, file: str, device: str, held: Collection[str]
+) -> tuple[Collection[str], Collection[str]]:
+    """Load it, and say which names are missing in the file and which the model does not have."""
+    if any(_ADAPTER in name for name in held):
+        return load_model(model, file, strict=False, device=device)
+
+    def beside_adapters(module: nn.Module, weights: dict[str, Any], *_: Any) -> None:
+        for name in module.state_dict():
+            if (plain := name.replace(_BASE, ".")) != name and plain in weights:
+                weights[name] = weights.pop(plain)
+
+    hook = model.register_load_state_dict_pre_hook(beside_adapters)
+    try:
+        missing, unexpected = load_model(model, file, strict=False, device=device)
+    finally:
+        hook.remove()
+    return [name for name in missing if _ADAPTER not in name], unexpected
 
 
 def find_anchor(

@@ -36,6 +36,9 @@ class AblateConfig:
         policy: further flags of every training, without the leading `--policy.`, e.g. `[chunk_size=8]`; none that one
             of the protections refuses.
         vlm: the pretrained VLM.
+        start: `pretrained_model` folder of a policy of this VLM that every training begins from, such as one trained
+            under `stop_gradient`: with an expert that knows the task, the backbone's part is seen. By default each
+            begins with a new expert.
         anchor_vqa: what shows it what it must not forget (`aegis-anchor --vqa`), as `tabletop+text:FILE.txt`; the
             embedded VLM brings its anchor, but for the variants that need another.
         samples: questions asked of each trained backbone.
@@ -65,6 +68,7 @@ class AblateConfig:
     cameras: str | None = "wrist"
     policy: list[str] = field(default_factory=list)
     vlm: str = "embedded"
+    start: Path | None = None
     anchor_vqa: str = "tabletop"
     samples: int = 1000
     texts: list[str] = field(default_factory=list)

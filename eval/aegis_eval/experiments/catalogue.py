@@ -55,6 +55,10 @@ def recording(
     )
 
 
+FRESH, TRAINED = "--policy.type=aegis", "--policy.path="
+"""What a training begins with: a new policy, or the weights of one."""
+
+
 def training(
     name: str,
     output_dir: Path,
@@ -69,6 +73,7 @@ def training(
     cost: float,
     processes: int = 1,
     last_only: bool = False,
+    start: Path | None = None,
 ) -> Stage:
     """A training on a recording, whose pictures are read in its own process.
 
@@ -84,6 +89,7 @@ def training(
         processes: on how many it is spread.
         last_only: nothing but the last checkpoint stays, and nothing to train it further: a large model's would fill
             the disk.
+        start: `pretrained_model` folder of a policy that it begins from, instead of a fresh one.
     """
     save_freq = max(1, steps // saves)
     last = last_checkpoint(output_dir, steps)
@@ -93,7 +99,7 @@ def training(
     if processes > 1:
         program = Path(sys.executable).with_name("lerobot-train")
         command = ["torchrun", "--standalone", f"--nproc_per_node={processes}", str(program)]
-    command += ["--policy.type=aegis", "--dataset.repo_id=local/demonstrations"]
+    command += [FRESH if start is None else f"{TRAINED}{start}", "--dataset.repo_id=local/demonstrations"]
     command += [f"--dataset.root={dataset}", f"--output_dir={output_dir}", f"--steps={steps}"]
     command += [f"--save_freq={save_freq}", f"--log_freq={max(1, steps // 40)}"]
     command += [f"--batch_size={batch_size}", f"--seed={seed}", "--num_workers=0"]

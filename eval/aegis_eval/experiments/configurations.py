@@ -10,11 +10,11 @@ import draccus
 import yaml
 from draccus.utils import DraccusException
 
+from aegis_eval.experiments.catalogue import FRESH, TRAINED
 from aegis_eval.experiments.stage import Job
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support.errors import AegisError, one_line
 
-_OURS = "--policy.type=aegis"
 _FLAG = "--policy."
 _OWN = {"optimizer_lr": "lr", "optimizer_lr_backbone": "lr_backbone"} | {
     name: name for name in ("device", "flow_samples", "vlm")
@@ -28,13 +28,13 @@ def check_configurations(jobs: Iterable[Job]) -> None:
     Raises:
         AegisError: names the first flag that cannot be.
     """
-    trainings = (stage.command for job in jobs for stage in job.stages if _OURS in stage.command)
-    for flags in dict.fromkeys(map(_policy_flags, trainings)):
+    commands = (stage.command for job in jobs for stage in job.stages)
+    for flags in dict.fromkeys(filter(None, map(_policy_flags, commands))):
         _check(flags)
 
 
 def _policy_flags(command: Sequence[str]) -> tuple[str, ...]:
-    return tuple(flag for flag in command if flag.startswith(_FLAG) and flag != _OURS)
+    return tuple(flag for flag in command if flag.startswith(_FLAG) and not flag.startswith((FRESH, TRAINED)))
 
 
 def _check(flags: Sequence[str]) -> None:

@@ -151,6 +151,7 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
         ({"texts": ["no.jsonl"]}, r"^--texts: text:no\.jsonl names no file"),
         ({"texts": ["no.md"]}, r"^--texts: text:no\.md must end with \.jsonl"),
         ({"policy": ["dtype=float8"]}, r"^--policy\.dtype=float8 is unknown"),
+        ({"start": Path("no/where")}, r"^no/where"),
     ],
 )
 def test_flags_that_cannot_be_are_named(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
@@ -221,6 +222,31 @@ def test_the_trainings_of_every_variant_can_be(tmp_path: Path) -> None:
         VARIANTS
     )
     check_configurations(jobs)
+
+
+def test_trainings_may_begin_from_a_policy_of_the_same_vlm(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = AblateConfig(output_dir=tmp_path, seeds=1, start=tiny_checkpoint)
+    with pytest.raises(AegisError, match=r"is a policy of --vlm=.*, not of embedded: name the same"):
+        ablate(config)
+    jobs = [job for found in ablation_plan(config, ["none", "lora"], {}).jobs().values() for job in found]
+    begun = [stage.command for job in jobs for stage in job.stages if stage.command[0] == "lerobot-train"]
+    assert len(begun) == 2 and all(f"--policy.path={tiny_checkpoint}" in command for command in begun)
+    assert not any("--policy.type=aegis" in command for command in begun)
+    check_configurations(jobs)
+
+
+@pytest.mark.slow
+def test_an_ablation_begins_from_a_trained_policy(ablation: Path, tmp_path: Path) -> None:
+    start = ablation / "runs/stop_gradient-0/training/checkpoints/000004/pretrained_model"
+    done = _ablate(tmp_path / "run", *QUICK, f"--start={start}", "--variants=[lora,subspace]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = {
+        folder.name: json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["flow_loss"]
+        for folder in (tmp_path / "run" / "runs").iterdir()
+    }
+    fresh = json.loads((ablation / "runs/none-0/metrics.jsonl").read_text().splitlines()[0])["flow_loss"]
+    assert set(first) == {"none-0", "stop_gradient-0", "lora-0", "subspace-0"}
+    assert first["none-0"] == first["stop_gradient-0"] == first["subspace-0"] != fresh, "of the same seed"
 
 
 def test_frames_are_spread_evenly() -> None:

@@ -226,6 +226,32 @@ def test_adapters_travel_in_the_checkpoint_and_merge_to_the_same_answers(
     assert not torch.allclose(states(untrained.vlm), states(policy.vlm), atol=1e-3)
 
 
+def test_adapters_begin_beside_the_weights_of_a_trained_policy(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    trained = make_policy("none", optimizer_lr_backbone=1e-2)
+    optimizer = build_optimizer(trained)
+    for seed in range(2):
+        training_step(trained, optimizer, make_batch(seed=seed))
+    trained.save_pretrained(tmp_path / "trained")
+    config = PreTrainedConfig.from_pretrained(tmp_path / "trained", cli_overrides=["--protection=lora"])
+    policy = AegisPolicy.from_pretrained(tmp_path / "trained", config=config)
+    noise = torch.randn(4, policy.config.chunk_size, policy.config.action_dim)
+    torch.testing.assert_close(
+        policy.predict_action_chunk(make_batch(), noise), trained.predict_action_chunk(make_batch(), noise)
+    )
+    before = {name: p.detach().clone() for name, p in policy.vlm.named_parameters()}
+    optimizer = build_optimizer(policy.train())
+    for seed in range(2):
+        training_step(policy, optimizer, make_batch(seed=seed))
+    moved = {name for name, p in policy.vlm.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all(".lora_" in name for name in moved)
+    policy.save_pretrained(tmp_path / "adapted")
+    again = AegisPolicy.from_pretrained(tmp_path / "adapted")
+    for name, parameter in again.vlm.named_parameters():
+        assert torch.equal(parameter, dict(policy.vlm.named_parameters())[name]), name
+
+
 @pytest.mark.parametrize("protection", ["w2_penalty", "l2_sp", "ewc"])
 def test_a_penalty_is_in_the_loss_whatever_optimizer_steps(
     make_policy: MakePolicy, make_batch: MakeBatch, protection: str

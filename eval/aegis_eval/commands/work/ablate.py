@@ -25,8 +25,10 @@ from aegis_eval.questions.records import WHOLE
 from aegis_eval.questions.texts import TextQuestions
 from aegis_eval.results.frontier import TEXT, AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
+from aegis_policy.checkpoint.checks import CONFIG_FILE, check_checkpoint
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError, one_line
+from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import read_json, write_json
 from aegis_policy.vqa.sources import expanded
 from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
@@ -46,6 +48,7 @@ _TRAINING = (
     "cameras",
     "policy",
     "vlm",
+    "start",
     "anchor_vqa",
     "held_out",
     "samples",
@@ -111,8 +114,17 @@ def _check(config: AblateConfig) -> None:
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
     _check_texts(config.texts)
+    if config.start is not None:
+        _check_start(config.start, config.vlm)
     parse_tasks(config.tasks, "--tasks")
     check_cameras(config.cameras)
+
+
+def _check_start(checkpoint: Path, vlm: str) -> None:
+    """See that it is a whole policy of the VLM whose answers are compared with those of the trained ones."""
+    enforce(check_checkpoint(checkpoint))
+    if (own := read_json(checkpoint / CONFIG_FILE).get("vlm")) != vlm:
+        raise AegisError(f"--start={checkpoint} is a policy of --vlm={own}, not of {vlm}: name the same.")
 
 
 def _check_texts(files: Sequence[str]) -> None:
@@ -235,6 +247,7 @@ def _run(config: AblateConfig, variant: str, seed: int) -> Run:
             seed=seed,
             saves=4,
             last_only=True,
+            start=config.start,
             device=config.device,
             flags=_learning(config, variant),
             cost=costs.training(
