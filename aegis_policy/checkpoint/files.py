@@ -3,7 +3,7 @@
 The model card is in `card`.
 """
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -170,7 +170,10 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
                 f"{file} does not fit its configuration: it holds {some(others)} with other shapes, the first "
                 f"{held[name]} instead of {own[name]}: {mend}."
             )
-        missing, unexpected = _loaded(model, file, device, held.keys())
+        if _has_adapters(own) and not _has_adapters(held):
+            missing, unexpected = _load_beside_adapters(model, file, device)
+        else:
+            missing, unexpected = load_model(model, file, strict=False, device=device)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise AegisError(f"{file} cannot be loaded ({one_line(error)}): {mend}.") from error
     if strict and (missing or unexpected):
@@ -180,24 +183,25 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
         )
 
 
-def _loaded(
-    model: nn.Module, file: str, device: str, held: Collection[str]
-) -> tuple[Collection[str], Collection[str]]:
-    """Load it, and say which names are missing in the file and which the model does not have."""
-    if any(_ADAPTER in name for name in held):
-        return load_model(model, file, strict=False, device=device)
+def _has_adapters(names: Iterable[str]) -> bool:
+    return any(_ADAPTER in name for name in names)
 
-    def beside_adapters(module: nn.Module, weights: dict[str, Any], *_: Any) -> None:
-        for name in module.state_dict():
-            if (plain := name.replace(_BASE, ".")) != name and plain in weights:
+
+def _load_beside_adapters(model: nn.Module, file: str, device: str) -> tuple[set[str], set[str]]:
+    """Load the weights that adapters stand beside, from a file without any, and say what it lacks and has too many."""
+
+    def to_base(_module: nn.Module, weights: dict[str, Tensor], *_: Any) -> None:
+        for name in bases:
+            if (plain := name.replace(_BASE, ".")) in weights:
                 weights[name] = weights.pop(plain)
 
-    hook = model.register_load_state_dict_pre_hook(beside_adapters)
+    bases = [name for name in model.state_dict() if _BASE in name]
+    hook = model.register_load_state_dict_pre_hook(to_base)
     try:
         missing, unexpected = load_model(model, file, strict=False, device=device)
     finally:
         hook.remove()
-    return [name for name in missing if _ADAPTER not in name], unexpected
+    return {name for name in missing if _ADAPTER not in name}, set(unexpected)
 
 
 def find_anchor(
