@@ -188,7 +188,7 @@ def _unfit(checkpoint: Path, before: Any, now: str) -> str | None:
     known = PROTECTIONS.get(before, Protection) if isinstance(before, str) else Protection
     wanted = PROTECTIONS[now]
     if known.adapt not in (Protection.adapt, wanted.adapt):
-        return f"{before} has adapters, of which {now} knows nothing"
+        return f"{before} has adapters, for which {now} has no place"
     if wanted.needs_reference and not known.needs_reference and not (checkpoint / REFERENCE_FILE).is_file():
         return f"{now} compares with the pretrained weights, and only checkpoints of its kind keep those"
     return None

@@ -3,7 +3,6 @@
 The model card is in `card`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 from aegis_policy.anchors.checks import read_anchor, refusal
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, lost_file
 from aegis_policy.isolation import Anchor, AnchorError
-from aegis_policy.protections import Protection
+from aegis_policy.protections import PROTECTIONS, Protection
 from aegis_policy.support.errors import AegisError, one_line, some
 from aegis_policy.support.finding import enforce
+from aegis_policy.support.json_files import read_json
 from aegis_policy.support.tensor_files import read_header
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import EMBEDDED_VLM, embedded_anchor
@@ -170,7 +170,7 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
                 f"{file} does not fit its configuration: it holds {some(others)} with other shapes, the first "
                 f"{held[name]} instead of {own[name]}: {mend}."
             )
-        if _has_adapters(own) and not _has_adapters(held):
+        if _begins_adapters(model, Path(file).parent):
             missing, unexpected = _load_beside_adapters(model, file, device)
         else:
             missing, unexpected = load_model(model, file, strict=False, device=device)
@@ -183,8 +183,10 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
         )
 
 
-def _has_adapters(names: Iterable[str]) -> bool:
-    return any(_ADAPTER in name for name in names)
+def _begins_adapters(model: nn.Module, checkpoint: Path) -> bool:
+    """Whether a policy has adapters, and a checkpoint of another protection none."""
+    before = PROTECTIONS.get(read_json(checkpoint / CONFIG_FILE).get("protection"), Protection)
+    return before.adapt is Protection.adapt and any(_ADAPTER in name for name in model.state_dict())
 
 
 def _load_beside_adapters(model: nn.Module, file: str, device: str) -> tuple[set[str], set[str]]:

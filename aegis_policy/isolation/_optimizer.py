@@ -103,4 +103,17 @@ class ProjectedStep(Optimizer):
 
 
 class ProjectedAdamW(ProjectedStep, AdamW):
-    """AdamW with a `ProjectedStep`."""
+    """AdamW with a `ProjectedStep`. Whether it is `fused` is no part of its state: either goes on with the other's."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As AdamW's."""
+        whole = super().state_dict()
+        for group in whole["param_groups"]:
+            group["fused"] = None
+        return whole
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As AdamW's."""
+        pairs = zip(state_dict["param_groups"], self.param_groups, strict=False)
+        groups = [{**group, "fused": own["fused"]} for group, own in pairs]
+        super().load_state_dict({**state_dict, "param_groups": groups})

@@ -76,7 +76,7 @@ class VLMBackbone(nn.Module):
                 ) from error
         self.family = family
         self.prompts = Prompts(processor, family, name, longest_prompt(model.config))
-        self.projector.register_forward_hook(partial(_as_word, model.get_input_embeddings()))
+        self.projector.register_forward_hook(partial(_as_word, model))
         self._generation = model.generation_config
         model.generation_config = greedy(self._generation, processor.tokenizer)
 
@@ -453,12 +453,12 @@ class VLMBackbone(nn.Module):
                 handle.remove()
 
 
-def _as_word(words: nn.Embedding, _projector: nn.Module, _inputs: Any, output: Any) -> Any:
+def _as_word(model: PreTrainedModel, _projector: nn.Module, _inputs: Any, output: Any) -> Any:
     """A forward hook: what the projector made of an image gets the words' precision.
 
     It stands among them, and SmolVLM does not mix the two that an autocast leaves.
     """
-    return output.to(words.weight.dtype) if isinstance(output, Tensor) else output
+    return output.to(model.get_input_embeddings().weight.dtype) if isinstance(output, Tensor) else output
 
 
 def _merged(model: PreTrainedModel) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from lerobot.optim.optimizers import load_optimizer_state, save_optimizer_state
 from torch import nn
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
-from aegis_policy.isolation import LowRankProjector
+from aegis_policy.isolation import LowRankProjector, ProjectedAdamW
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.optimizer_aegis import (
     AegisAdamWConfig,
@@ -104,6 +104,25 @@ def test_moments_of_eight_bits_survive_a_checkpoint_of_lerobot_s(tmp_path: Path)
     stepped(layer, optimizer, 2)
     stepped(copy, resumed, 2)
     assert torch.equal(layer.weight, copy.weight) and torch.equal(layer.bias, copy.bias)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_fused_step_and_one_that_is_not_go_on_from_each_other(fused: bool, tmp_path: Path) -> None:
+    def stepped(layer: nn.Linear, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        layer.weight.grad, layer.bias.grad = torch.randn(8, 16), torch.randn(8)
+        optimizer.step()
+
+    first, second = nn.Linear(16, 8), nn.Linear(16, 8)
+    optimizer = ProjectedAdamW(first.parameters(), lr=1e-2, fused=not fused)
+    stepped(first, optimizer, 0)
+    save_optimizer_state(optimizer, tmp_path)
+    second.load_state_dict(first.state_dict())
+    resumed = load_optimizer_state(ProjectedAdamW(second.parameters(), lr=1e-2, fused=fused), tmp_path)
+    assert resumed.param_groups[0]["fused"] is fused
+    stepped(first, optimizer, 1)
+    stepped(second, resumed, 1)
+    torch.testing.assert_close(second.weight, first.weight)
 
 
 def test_eight_bits_leave_nothing_in_the_blocks(make_policy: MakePolicy, make_batch: MakeBatch) -> None:

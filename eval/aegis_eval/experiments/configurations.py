@@ -29,7 +29,8 @@ def check_configurations(jobs: Iterable[Job]) -> None:
         AegisError: names the first flag that cannot be.
     """
     commands = (stage.command for job in jobs for stage in job.stages)
-    for flags in dict.fromkeys(filter(None, map(_policy_flags, commands))):
+    trainings = (each for each in commands if any(flag.startswith((FRESH, TRAINED)) for flag in each))
+    for flags in dict.fromkeys(map(_policy_flags, trainings)):
         _check(flags)
 
 

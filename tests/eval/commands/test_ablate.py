@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from aegis_eval.results import measured
 from aegis_eval.results.run_file import RunFile
 from aegis_policy.isolation import DEFAULT_SHARE, Anchor, direction_count
 from aegis_policy.support.errors import AegisError
-from aegis_policy.support.json_files import write_json
+from aegis_policy.support.json_files import read_json, write_json
 from aegis_policy.vlm.loading import embedded_anchor
 
 QUICK = [
@@ -228,6 +229,9 @@ def test_trainings_may_begin_from_a_policy_of_the_same_vlm(tmp_path: Path, tiny_
     config = AblateConfig(output_dir=tmp_path, seeds=1, start=tiny_checkpoint)
     with pytest.raises(AegisError, match=r"is a policy of --vlm=.*, not of embedded: name the same"):
         ablate(config)
+    vlm = read_json(tiny_checkpoint / "config.json")["vlm"]
+    with pytest.raises(AegisError, match=r"was trained with none, so its VLM may be another already"):
+        ablate(replace(config, vlm=vlm))
     jobs = [job for found in ablation_plan(config, ["none", "lora"], {}).jobs().values() for job in found]
     begun = [stage.command for job in jobs for stage in job.stages if stage.command[0] == "lerobot-train"]
     assert len(begun) == 2 and all(f"--policy.path={tiny_checkpoint}" in command for command in begun)
@@ -238,6 +242,10 @@ def test_trainings_may_begin_from_a_policy_of_the_same_vlm(tmp_path: Path, tiny_
 @pytest.mark.slow
 def test_an_ablation_begins_from_a_trained_policy(ablation: Path, tmp_path: Path) -> None:
     start = ablation / "runs/stop_gradient-0/training/checkpoints/000004/pretrained_model"
+    refused = _ablate(tmp_path / "refused", *QUICK, f"--start={start}", "--variants=[l2_sp]")
+    assert (
+        "l2_sp compares with the pretrained weights" in refused.stderr and not (tmp_path / "refused").exists()
+    )
     done = _ablate(tmp_path / "run", *QUICK, f"--start={start}", "--variants=[lora,subspace]")
     assert done.returncode == 0, done.stdout + done.stderr
     first = {

@@ -133,7 +133,7 @@ def test_adapters_go_by_way_of_an_export(
     found = told(check_changes(saved("lora"), make_config(now), resumed))
     assert (
         found.count("error") == 1
-        and f"which were trained with lora: lora has adapters, of which {now} knows nothing" in found
+        and f"which were trained with lora: lora has adapters, for which {now} has no place" in found
     )
     assert "aegis-export --policy.path=" in found
 

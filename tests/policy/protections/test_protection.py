@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
+from safetensors.torch import load_file, save_file
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
 from aegis_policy.modeling_aegis import AegisPolicy
@@ -250,6 +251,17 @@ def test_adapters_begin_beside_the_weights_of_a_trained_policy(
     again = AegisPolicy.from_pretrained(tmp_path / "adapted")
     for name, parameter in again.vlm.named_parameters():
         assert torch.equal(parameter, dict(policy.vlm.named_parameters())[name]), name
+
+
+def test_adapters_that_a_checkpoint_has_lost_are_not_made_anew(
+    make_policy: MakePolicy, tmp_path: Path
+) -> None:
+    make_policy("lora", lora_rank=4).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: each for name, each in weights.items() if ".lora_" not in name}, tmp_path / "lost")
+    (tmp_path / "lost").replace(tmp_path / "model.safetensors")
+    with pytest.raises(AegisError, match=r"model\.safetensors"):
+        AegisPolicy.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("protection", ["w2_penalty", "l2_sp", "ewc"])

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from lerobot.configs import PreTrainedConfig
 
 from aegis_envs.tabletop.sim import CAMERAS
 from aegis_envs.tabletop.tasks import parse_tasks
@@ -25,7 +27,9 @@ from aegis_eval.questions.records import WHOLE
 from aegis_eval.questions.texts import TextQuestions
 from aegis_eval.results.frontier import TEXT, AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
+from aegis_policy.checkpoint.changes import check_changes
 from aegis_policy.checkpoint.checks import CONFIG_FILE, check_checkpoint
+from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
@@ -35,6 +39,8 @@ from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
 """Seeds of the held-out demonstrations, far from any of the training ones."""
+_NOTHING_LOST = ("stop_gradient", "freeze")
+"""Protections under which the VLM is the pretrained one still."""
 _TRAINING = (
     "tasks",
     "episodes",
@@ -115,16 +121,30 @@ def _check(config: AblateConfig) -> None:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
     _check_texts(config.texts)
     if config.start is not None:
-        _check_start(config.start, config.vlm)
+        _check_start(config, config.start)
     parse_tasks(config.tasks, "--tasks")
     check_cameras(config.cameras)
 
 
-def _check_start(checkpoint: Path, vlm: str) -> None:
-    """See that it is a whole policy of the VLM whose answers are compared with those of the trained ones."""
+def _check_start(config: AblateConfig, checkpoint: Path) -> None:
+    """See that it is a whole policy of the VLM whose answers are compared, and that every variant can go on from it."""
     enforce(check_checkpoint(checkpoint))
-    if (own := read_json(checkpoint / CONFIG_FILE).get("vlm")) != vlm:
-        raise AegisError(f"--start={checkpoint} is a policy of --vlm={own}, not of {vlm}: name the same.")
+    own = read_json(checkpoint / CONFIG_FILE)
+    if own.get("vlm") != config.vlm:
+        raise AegisError(
+            f"--start={checkpoint} is a policy of --vlm={own.get('vlm')}, not of {config.vlm}: name the same."
+        )
+    if own.get("protection") not in _NOTHING_LOST:
+        raise AegisError(
+            f"--start={checkpoint} was trained with {own.get('protection')}, so its VLM may be another already: "
+            f"name one that was trained with {' or '.join(_NOTHING_LOST)}."
+        )
+    for variant in config.variants:
+        flags = [*VARIANTS[variant].flags, *(f"--policy.{flag}" for flag in config.policy)]
+        changed = PreTrainedConfig.from_pretrained(
+            checkpoint, cli_overrides=[f"--{flag.removeprefix('--policy.')}" for flag in flags]
+        )
+        enforce(check_changes(checkpoint, cast("AegisConfig", changed), resumed=False))
 
 
 def _check_texts(files: Sequence[str]) -> None:
