@@ -3,6 +3,7 @@
 The model card is in `card`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -170,8 +171,8 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
                 f"{file} does not fit its configuration: it holds {some(others)} with other shapes, the first "
                 f"{held[name]} instead of {own[name]}: {mend}."
             )
-        if _begins_adapters(model, Path(file).parent):
-            missing, unexpected = _load_beside_adapters(model, file, device)
+        if any(_ADAPTER in name for name in own) and not _had_adapters(Path(file).parent):
+            missing, unexpected = _load_beside_adapters(model, file, device, own)
         else:
             missing, unexpected = load_model(model, file, strict=False, device=device)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -183,21 +184,26 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
         )
 
 
-def _begins_adapters(model: nn.Module, checkpoint: Path) -> bool:
-    """Whether a policy has adapters, and a checkpoint of another protection none."""
+def _had_adapters(checkpoint: Path) -> bool:
+    """Whether a checkpoint was trained under a protection that has adapters, even if its weights have lost them."""
     before = PROTECTIONS.get(read_json(checkpoint / CONFIG_FILE).get("protection"), Protection)
-    return before.adapt is Protection.adapt and any(_ADAPTER in name for name in model.state_dict())
+    return before.adapt is not Protection.adapt
 
 
-def _load_beside_adapters(model: nn.Module, file: str, device: str) -> tuple[set[str], set[str]]:
-    """Load the weights that adapters stand beside, from a file without any, and say what it lacks and has too many."""
+def _load_beside_adapters(
+    model: nn.Module, file: str, device: str, own: Iterable[str]
+) -> tuple[set[str], set[str]]:
+    """Load the weights that adapters stand beside, from a file without any, and say what it lacks and has too many.
+
+    `own` are the names in the model.
+    """
 
     def to_base(_module: nn.Module, weights: dict[str, Tensor], *_: Any) -> None:
         for name in bases:
             if (plain := name.replace(_BASE, ".")) in weights:
                 weights[name] = weights.pop(plain)
 
-    bases = [name for name in model.state_dict() if _BASE in name]
+    bases = [name for name in own if _BASE in name]
     hook = model.register_load_state_dict_pre_hook(to_base)
     try:
         missing, unexpected = load_model(model, file, strict=False, device=device)
