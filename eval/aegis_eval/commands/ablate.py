@@ -36,9 +36,9 @@ class AblateConfig:
         policy: further flags of every training, without the leading `--policy.`, e.g. `[chunk_size=8]`; none that one
             of the protections refuses.
         vlm: the pretrained VLM.
-        start: `pretrained_model` folder of a policy of this VLM, trained under `stop_gradient` or `freeze`, that every
-            training begins from: with an expert that knows the task, the backbone's part is seen. By default each
-            begins with a new expert.
+        start: `pretrained_model` folder of a policy of this VLM, trained under `stop_gradient`, that every training
+            begins from: with an expert that knows the task, the backbone's part is seen. By default each begins with a
+            new expert.
         anchor_vqa: what shows it what it must not forget (`aegis-anchor --vqa`), as `tabletop+text:FILE.txt`; the
             embedded VLM brings its anchor, but for the variants that need another.
         samples: questions asked of each trained backbone.

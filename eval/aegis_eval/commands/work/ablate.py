@@ -39,8 +39,8 @@ from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
 """Seeds of the held-out demonstrations, far from any of the training ones."""
-_NOTHING_LOST = ("stop_gradient", "freeze")
-"""Protections under which the VLM is the pretrained one still."""
+_NOTHING_LOST = "stop_gradient"
+"""The protection whose VLM is the pretrained one still: under `freeze` its projector or tower may learn."""
 _TRAINING = (
     "tasks",
     "episodes",
@@ -134,10 +134,10 @@ def _check_start(config: AblateConfig, checkpoint: Path) -> None:
         raise AegisError(
             f"--start={checkpoint} is a policy of --vlm={own.get('vlm')}, not of {config.vlm}: name the same."
         )
-    if own.get("protection") not in _NOTHING_LOST:
+    if own.get("protection") != _NOTHING_LOST:
         raise AegisError(
             f"--start={checkpoint} was trained with {own.get('protection')}, so its VLM may be another already: "
-            f"name one that was trained with {' or '.join(_NOTHING_LOST)}."
+            f"name one that was trained with {_NOTHING_LOST}."
         )
     for variant in config.variants:
         flags = [*VARIANTS[variant].flags, *(f"--policy.{flag}" for flag in config.policy)]
