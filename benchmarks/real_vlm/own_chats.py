@@ -18,7 +18,7 @@ from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.prompts import NO_LABEL
 
 _OPENINGS = ("", "What", "Which", "Who", "Where", "When", "How many", "Name", "Is", "In which", "Why", "How")
-_HELD_OUT = Path(__file__).with_name("general_questions.jsonl")
+_HELD_OUT = sorted(Path(__file__).parent.glob("general_questions*.jsonl"))
 _AT_ONCE = 48
 
 Chat = tuple[str, str]
@@ -47,7 +47,8 @@ def own_chats(vlm: VLMBackbone, count: int, seed: int, kept: Path) -> list[Chat]
 def _questions(vlm: VLMBackbone, count: int, seed: int) -> list[str]:
     tokenizer = vlm.processor.tokenizer
     ends = [tokenizer.eos_token_id, *tokenizer("\n", add_special_tokens=False)["input_ids"]]
-    found = {_plain(json.loads(line)["question"]): "" for line in _HELD_OUT.read_text().splitlines()}
+    lines = [line for file in _HELD_OUT for line in file.read_text().splitlines()]
+    found = {_plain(json.loads(line)["question"]): "" for line in lines}
     held_out = len(found)
     with torch.random.fork_rng(devices=[]), tqdm(total=count, desc="its questions") as bar:
         torch.manual_seed(seed)

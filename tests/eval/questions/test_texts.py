@@ -99,11 +99,20 @@ def test_paragraphs_stand_between_empty_lines(tmp_path: Path) -> None:
 
 
 def test_the_questions_and_the_prose_that_are_shipped_are_usable() -> None:
-    examples = load_vqa(f"text:{SHIPPED / 'general_questions.jsonl'}", "--vqa", count=1000, with_answers=True)
-    assert len({each.question for each in examples}) == len(examples) >= 260
-    assert not any(each.score(each.question) for each in examples), "no question gives its answer away"
-    prose = read_paragraphs(SHIPPED / "prose.txt", 100)
-    assert len(prose) == 40 and all(60 <= len(each.split()) <= 110 for each in prose)
+    questions: set[str] = set()
+    paragraphs: set[str] = set()
+    for name, paragraph_count in (("", 40), ("_test", 24)):
+        source = f"text:{SHIPPED / f'general_questions{name}.jsonl'}"
+        examples = load_vqa(source, "--vqa", count=1000, with_answers=True)
+        asked = {each.question for each in examples}
+        assert len(asked) == len(examples) >= 260
+        assert not any(each.score(each.question) for each in examples), "no question gives its answer away"
+        assert not asked & questions, "what was looked at while choosing is no test"
+        questions |= asked
+        prose = read_paragraphs(SHIPPED / f"prose{name}.txt", 100)
+        assert len(prose) == paragraph_count and all(60 <= len(each.split()) <= 110 for each in prose)
+        assert not paragraphs & set(prose)
+        paragraphs |= set(prose)
 
 
 def test_an_anchor_is_made_of_questions_with_and_without_pictures(tiny_vlm_dir: Path, tmp_path: Path) -> None:
