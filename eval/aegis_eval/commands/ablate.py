@@ -23,6 +23,7 @@ class AblateConfig:
         split: `val` to find a setting, `test` to report one: of the questions and of the held-out demonstrations.
         tasks: tabletop tasks, with commas.
         episodes: demonstrations to train on.
+        data_seed: seed of their scenes; another than that of `start`'s, and they are new to it.
         scatter: share of them that begin anywhere (see `aegis-record`).
         held_out: demonstrations to measure the action error on.
         steps: training steps.
@@ -57,6 +58,7 @@ class AblateConfig:
     split: str = "test"
     tasks: str = "reach"
     episodes: int = 600
+    data_seed: int = 0
     scatter: float = 0.0
     held_out: int = 100
     steps: int = 400

@@ -138,6 +138,8 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
         ({"variants": ["subspace 0.123"]}, "--variants: subspace 0.123 is unknown; there are: none,"),
         ({"split": "train"}, "--split=train is unknown: choose val or test"),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
+        ({"data_seed": -1}, "--data_seed=-1 must be at least 0"),
+        ({"data_seed": 1_000_003}, "--data_seed=1000003 is that of held-out demonstrations: choose another"),
         ({"cameras": "wrist,top"}, "--cameras: 'top' is unknown; the tabletop has front and wrist"),
         ({"tasks": "juggle"}, "--tasks=juggle is not a tabletop task"),
         ({"variants": []}, r"--variants=\[\] names none; there are: none,"),
@@ -223,6 +225,18 @@ def test_the_trainings_of_every_variant_can_be(tmp_path: Path) -> None:
         VARIANTS
     )
     check_configurations(jobs)
+
+
+def test_the_demonstrations_to_train_on_may_be_of_another_seed(tmp_path: Path) -> None:
+    seeds = {}
+    for data_seed in (0, 7):
+        config = AblateConfig(output_dir=tmp_path / str(data_seed), seeds=1, split="val", data_seed=data_seed)
+        for job in ablation_plan(config, ["none"], {}).jobs()["recordings"]:
+            for flag in job.stages[0].command:
+                if flag.startswith("--seed="):
+                    seeds[data_seed, job.name] = int(flag.removeprefix("--seed="))
+    assert seeds[0, "record-train"] == 0 and seeds[7, "record-train"] == 7
+    assert seeds[0, "record-val"] == seeds[7, "record-val"] > 1_000_000
 
 
 def test_trainings_may_begin_from_a_policy_of_the_same_vlm(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -44,6 +44,7 @@ _NOTHING_LOST = "stop_gradient"
 _TRAINING = (
     "tasks",
     "episodes",
+    "data_seed",
     "scatter",
     "steps",
     "batch_size",
@@ -105,6 +106,7 @@ def _check(config: AblateConfig) -> None:
         config,
         seeds=1,
         episodes=1,
+        data_seed=0,
         held_out=1,
         steps=1,
         batch_size=1,
@@ -115,6 +117,10 @@ def _check(config: AblateConfig) -> None:
     )
     if config.split not in _DATA_SEEDS:
         raise AegisError(f"--split={config.split} is unknown: choose {' or '.join(_DATA_SEEDS)}.")
+    if config.data_seed in _DATA_SEEDS.values():
+        raise AegisError(
+            f"--data_seed={config.data_seed} is that of held-out demonstrations: choose another."
+        )
     if not config.variants:
         raise AegisError(f"--variants=[] names none; there are: {', '.join(VARIANTS)}.")
     if unknown := [name for name in config.variants if name not in VARIANTS]:
@@ -197,7 +203,7 @@ def _recordings(config: AblateConfig) -> list[Job]:
     """Demonstrations to train on, and those held out."""
     held_out = "train" if config.split == "val" else "test"
     kinds = {
-        "train": ("train", 0, config.episodes),
+        "train": ("train", config.data_seed, config.episodes),
         config.split: (held_out, _DATA_SEEDS[config.split], config.held_out),
     }
     stages = [
