@@ -18,7 +18,7 @@ from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.prompts import NO_LABEL
 
 _OPENINGS = ("", "What", "Which", "Who", "Where", "When", "How many", "Name", "Is", "In which", "Why", "How")
-_HELD_OUT = sorted(Path(__file__).parent.glob("general_questions*.jsonl"))
+_HELD_OUT = [Path(__file__).with_name(f"general_questions{part}.jsonl") for part in ("", "_test")]
 _AT_ONCE = 48
 
 Chat = tuple[str, str]

@@ -51,6 +51,10 @@ def _require_equal(folder: Path, noted: Mapping[str, Any], setting: Mapping[str,
     differing = [key for key in setting if noted.get(key) != setting[key]]
     if differing:
         key = min(differing, key=lambda name: name not in noted)
+        if key not in noted:
+            raise AegisError(
+                f"--output_dir={folder} holds results of a version without --{key}: choose another folder."
+            )
         raise AegisError(
             f"--output_dir={folder} holds results of other flags (--{key}={noted.get(key)}, not {setting[key]}): "
             "give the same, or choose another folder."

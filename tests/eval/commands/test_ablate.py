@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"data_seed": -1}, "--data_seed=-1 must be at least 0"),
         ({"data_seed": 1_000_003}, "--data_seed=1000003 is that of held-out demonstrations: choose another"),
+        ({"data_seed": 2_000_003}, "--data_seed=2000003 is that of held-out demonstrations: choose another"),
         ({"cameras": "wrist,top"}, "--cameras: 'top' is unknown; the tabletop has front and wrist"),
         ({"tasks": "juggle"}, "--tasks=juggle is not a tabletop task"),
         ({"variants": []}, r"--variants=\[\] names none; there are: none,"),
@@ -225,6 +226,11 @@ def test_the_trainings_of_every_variant_can_be(tmp_path: Path) -> None:
         VARIANTS
     )
     check_configurations(jobs)
+
+
+def test_what_a_training_depends_on_is_noted_in_its_folder() -> None:
+    free = {"output_dir", "variants", "seeds", "split", "texts", "jobs", "device", "redraw"}
+    assert {each.name for each in fields(AblateConfig)} - set(command._TRAINING) == free
 
 
 def test_the_demonstrations_to_train_on_may_be_of_another_seed(tmp_path: Path) -> None:

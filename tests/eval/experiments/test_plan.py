@@ -225,6 +225,12 @@ def test_a_folder_whose_claim_was_interrupted_is_claimed_again(tmp_path: Path) -
     (root / ".setting.json.abcdefgh.part").mkdir(parents=True)
     with claimed(root, "setting.json", {"steps": 2}):
         assert read_json(root / "setting.json") == {"steps": 2}
+    asked = {"steps": 2, "lr": 0.1}
+    with (
+        pytest.raises(AegisError, match="without --lr: choose another"),
+        claimed(root, "setting.json", asked),
+    ):
+        pass
     (root / "setting.json").unlink()
     (root / "mine.txt").write_text("precious")
     with pytest.raises(AegisError, match="already holds other files"), claimed(root, "setting.json", {}):
