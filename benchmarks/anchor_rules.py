@@ -48,9 +48,9 @@ def energy(values: Values, part: float) -> int:
 
 
 def rest_energy(values: Values, part: float) -> int:
-    """Those that dominate (ten times the next one), and a share of the energy of what is left beside them."""
+    """Those that dominate (twice the next one), and as many as carry a share of the energy of what is left."""
     ratios = values[:-1] / values[1:].clamp(min=1e-30)
-    first = ratios[: max(len(values) // 20, 1)] > 10
+    first = ratios[: max(len(values) // 20, 1)] > 2
     dominating = int(first.nonzero()[-1]) + 1 if first.any() else 0
     return dominating + energy(values[dominating:], part)
 
@@ -78,7 +78,7 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {
-    **{f"share {part}": Rule(partial(share, part=part)) for part in (0.02, 0.05, 0.1, 0.17, 0.25)},
+    **{f"share {part}": Rule(partial(share, part=part)) for part in (0.02, 0.03, 0.05, 0.1, 0.17, 0.25)},
     **{
         f"{side} share {part}": Rule(partial(share, part=part), side)
         for side in ("unit", "fisher", "text", "both")
@@ -90,7 +90,7 @@ RULES: dict[str, Rule] = {
     },
     **{f"energy {part}": Rule(partial(energy, part=part)) for part in (0.9, 0.99)},
     **{f"unit energy {part}": Rule(partial(energy, part=part), side="unit") for part in (0.9,)},
-    **{f"rest energy {part}": Rule(partial(rest_energy, part=part)) for part in (0.8, 0.9)},
+    **{f"rest energy {part}": Rule(partial(rest_energy, part=part)) for part in (0.6, 0.7, 0.8)},
     **{f"above tail {factor}": Rule(partial(above_tail, factor=factor)) for factor in (30, 100)},
 }
 
