@@ -56,6 +56,6 @@ def _require_equal(folder: Path, noted: Mapping[str, Any], setting: Mapping[str,
                 f"--output_dir={folder} holds results of a version without --{key}: choose another folder."
             )
         raise AegisError(
-            f"--output_dir={folder} holds results of other flags (--{key}={noted.get(key)}, not {setting[key]}): "
+            f"--output_dir={folder} holds results of other flags (--{key}={noted[key]}, not {setting[key]}): "
             "give the same, or choose another folder."
         )
