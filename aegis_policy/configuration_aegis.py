@@ -15,7 +15,7 @@ from aegis_policy.protections.knowledge_insulation import KnowledgeInsulationOpt
 from aegis_policy.protections.lora import LoraOptions
 from aegis_policy.protections.penalties import AnchoredPenaltyOptions
 from aegis_policy.protections.replay import ReplayOptions
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, shortened
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.lerobot_flags import given_flags, resuming, typed
 from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
@@ -62,6 +62,8 @@ class AegisConfig(
 
     Attributes:
         vlm: `embedded`, a transformers directory, or a hub id. A checkpoint carries its own copy.
+        backbone_depth: how many of its decoder layers the policy runs, the first ones; by default all. The expert reads
+            these, and of the decoder they alone learn; questions are answered by all of them.
         protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `ewc`, `replay`,
             `knowledge_insulation` or `aegis`; see `aegis_policy.protections`. Options of another one are refused.
         vqa_probe_freq: ask the backbone questions before the first training step and after every so many (0: never);
@@ -99,6 +101,7 @@ class AegisConfig(
     """
 
     vlm: str = "embedded"
+    backbone_depth: int | None = None
 
     protection: str = "aegis"
     vqa_probe_freq: int = 0
@@ -186,7 +189,7 @@ class AegisConfig(
             raise AegisError("--policy.instruction says nothing: give it a text, or leave it out.")
         if unknown := self.normalization_mapping.keys() - FeatureType.__members__.keys():
             raise AegisError(
-                f"--policy.normalization_mapping has {sorted(unknown)[0]!r}: its keys are of "
+                f"--policy.normalization_mapping has {shortened(sorted(unknown)[0])}: its keys are of "
                 f"{', '.join(FeatureType.__members__)}."
             )
         if self.dtype not in ("float32", "bfloat16"):

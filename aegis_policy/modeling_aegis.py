@@ -99,6 +99,8 @@ class AegisPolicy(PreTrainedPolicy):
                     named=str(checkpoint / VLM_FOLDER),
                     shapes=files.weight_shapes(checkpoint, "vlm.model"),
                 )
+        self.vlm.end_at(config.backbone_depth)
+        config.backbone_depth = self.vlm.depth
         if dataset_meta is not None:
             tasks = map(str, dataset_meta.tasks.index) if config.instruction is None else [config.instruction]
             enforce(check_texts(self.vlm.prompts, list(tasks)))
@@ -111,7 +113,7 @@ class AegisPolicy(PreTrainedPolicy):
             state_dim=config.state_dim,
             horizon=config.chunk_size,
             backbone_dim=self.vlm.hidden_size,
-            backbone_layers=self.vlm.num_layers,
+            backbone_layers=self.vlm.depth,
             width=config.expert_width,
             depth=config.expert_depth,
             heads=config.expert_heads,

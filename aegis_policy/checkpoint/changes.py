@@ -44,7 +44,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("protection", "train_vision_tower", "train_projector", "normalization_mapping"), Rule.BEGUN
     ),
-    **dict.fromkeys(("vlm", "chunk_size", "n_obs_steps", "lora_rank", "lora_alpha"), Rule.BUILT),
+    **dict.fromkeys(
+        ("vlm", "backbone_depth", "chunk_size", "n_obs_steps", "lora_rank", "lora_alpha"), Rule.BUILT
+    ),
     **dict.fromkeys(("expert_width", "expert_depth", "expert_heads"), Rule.BUILT),
     **dict.fromkeys(("optimizer_lr", "optimizer_lr_backbone", "optimizer_betas", "optimizer_eps"), Rule.IDLE),
     **dict.fromkeys(("optimizer_weight_decay", "optimizer_grad_clip_norm", "optimizer_bits"), Rule.IDLE),

@@ -132,6 +132,11 @@ class GaussianAnchor:
         """D, the width of the hidden states described."""
         return self.mean_LD.shape[1]
 
+    def first(self, layers: int) -> Self:
+        """The anchor of the first so many layers."""
+        noise_LD = None if self.noise_LD is None else self.noise_LD[:layers]
+        return type(self)(self.mean_LD[:layers], self.std_LD[:layers], self.count, noise_LD)
+
     def noise_floor(self, samples: int) -> float | None:
         """The squared distance at which a batch of so many of the anchor's own samples is expected to lie.
 

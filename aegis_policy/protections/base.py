@@ -165,9 +165,12 @@ class Protection:
         """Change the architecture of the pretrained VLM, before a checkpoint's weights are loaded into it."""
 
     def set_trainable(self, vlm: "VLMBackbone") -> None:
-        """Mark the VLM's parameters that may learn: at most decoder layers, vision tower and projector here."""
+        """Mark the VLM's parameters that may learn: at most decoder layers, vision tower and projector here.
+
+        Layers behind the last that a policy runs stay as they are.
+        """
         vlm.requires_grad_(False)
-        vlm.decoder_layers.requires_grad_(self.trains_decoder)
+        vlm.encoding_layers.requires_grad_(self.trains_decoder)
         vlm.vision_tower.requires_grad_(self.config.train_vision_tower)
         vlm.projector.requires_grad_(self.config.train_projector)
 

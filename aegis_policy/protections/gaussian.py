@@ -48,7 +48,7 @@ class Gaussian(AnchorKind):
         return vlm.parameters()
 
     def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
-        layers = list(vlm.decoder_layers)
+        layers = list(vlm.encoding_layers)
         further = [
             part
             for part in (vlm.vision_tower, vlm.projector)
@@ -56,7 +56,7 @@ class Gaussian(AnchorKind):
         ]
         self.projector = GradientIsolator(
             layers,
-            anchor.gaussians[_TOKENS],
+            anchor.gaussians[_TOKENS].first(len(layers)),
             [list(part.parameters()) for part in (*layers, *further)],
         )
         self._noise_warning = NoiseWarning()

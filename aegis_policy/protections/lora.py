@@ -73,17 +73,17 @@ class Lora(Protection):
     def adapt(self, vlm: "VLMBackbone") -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds, for this protection alone
 
-        prefix = f"{vlm.family.decoder_layers}."
+        layers = tuple(f"{vlm.family.decoder_layers}.{number}." for number in range(vlm.depth))
         adapters = LoraConfig(
             r=self.config.lora_rank,
             lora_alpha=self.config.lora_alpha,
-            target_modules=[name for name in vlm.linear_layers if name.startswith(prefix)],
+            target_modules=[name for name in vlm.linear_layers if name.startswith(layers)],
         )
         inject_adapter_in_model(adapters, vlm.model)
 
     def set_trainable(self, vlm: "VLMBackbone") -> None:
         super().set_trainable(vlm)
-        for name, parameter in vlm.decoder_layers.named_parameters():
+        for name, parameter in vlm.encoding_layers.named_parameters():
             parameter.requires_grad_("lora_" in name)
 
     def begin_training(

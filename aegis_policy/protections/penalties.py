@@ -47,7 +47,7 @@ class W2Penalty(Protection):
         self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         assert anchor is not None
-        self._gaussian: GaussianAnchor = anchor.gaussians["all"]
+        self._gaussian: GaussianAnchor = anchor.gaussians["all"].first(vlm.depth)
 
     def begin_step(
         self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks

@@ -2,7 +2,8 @@
 
 The policy sees the *prefix encoder*: camera images and an instruction become the hidden states of every decoder
 layer. VQA sees the *answerer*: an image and a question become text. Both are the same weights, the same processor
-and the same prompt format; no modeling code is copied here, and the model is never truncated.
+and the same prompt format; no modeling code is copied here. The prefix encoder may end at an earlier decoder layer
+(`depth`), the answerer never does.
 
 Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 """
@@ -29,6 +30,7 @@ from aegis_policy.vlm.generation import GoesOn, greedy
 from aegis_policy.vlm.loading import longest_prompt, read_files, resolve
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
+from aegis_policy.vlm.shortened import shortened
 from aegis_policy.vlm.weights import build_model, load_model, require_shapes
 
 _FREE_TOKEN = re.compile("reserved|unused")
@@ -38,7 +40,7 @@ _OF_THE_MACHINE = re.compile("alloc|out of memory|same device|CUDA|CUBLAS|cuDNN|
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the action expert reads: `hidden_states` L x (B, T, D), each a decoder layer's output; `mask` (B, T)."""
+    """What the action expert reads: the output (B, T, D) of each layer that `encode` ran; `mask` (B, T)."""
 
     hidden_states: tuple[Tensor, ...]
     mask: Tensor
@@ -57,7 +59,11 @@ class ReadText:
 
 
 class VLMBackbone(nn.Module):
-    """A VLM with its processor, as prefix encoder and as answerer."""
+    """A VLM with its processor, as prefix encoder and as answerer.
+
+    Attributes:
+        depth: how many of its decoder layers `encode` runs, the first ones; all, until `end_at` says less.
+    """
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str) -> None:
         super().__init__()
@@ -77,6 +83,7 @@ class VLMBackbone(nn.Module):
         self.family = family
         self.prompts = Prompts(processor, family, name, longest_prompt(model.config))
         self.projector.register_forward_hook(partial(_as_word, model))
+        self.depth = self.num_layers
         self._generation = model.generation_config
         model.generation_config = greedy(self._generation, processor.tokenizer)
 
@@ -155,6 +162,11 @@ class VLMBackbone(nn.Module):
         return layers
 
     @property
+    def encoding_layers(self) -> nn.ModuleList:
+        """The decoder layers that `encode` runs."""
+        return self.decoder_layers[: self.depth]
+
+    @property
     def vision_tower(self) -> nn.Module:
         return self._part(self.family.vision_tower)
 
@@ -183,6 +195,18 @@ class VLMBackbone(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def end_at(self, depth: int | None, flag: str = "--policy.backbone_depth") -> None:
+        """Have `encode` end after so many decoder layers; None for all.
+
+        Raises:
+            AegisError: there are not so many.
+        """
+        if depth is not None and not 1 <= depth <= self.num_layers:
+            raise AegisError(
+                f"{flag}={depth}: {self.name} has {self.num_layers} decoder layers; take 1 to {self.num_layers}."
+            )
+        self.depth = depth or self.num_layers
 
     def prepare(self, images: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """Turn one batch of camera images and instructions into model inputs, with the model's own processor.
@@ -229,10 +253,11 @@ class VLMBackbone(nn.Module):
         return inputs["input_ids"] == self.model.config.image_token_id
 
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
-        """Run the whole backbone over prepared inputs and return the hidden states of every decoder layer."""
+        """Run the backbone to its `depth` over prepared inputs; returns the hidden states of every layer that ran."""
         mask = inputs["attention_mask"].bool()
+        model = shortened(self.model, self.family.decoder_layers, self.depth)
         with self._reading(inputs), self.recorded_layers() as hidden_states:
-            self.model.base_model(**inputs, **self._positions(mask), use_cache=False)
+            model.base_model(**inputs, **self._positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
 
     def encode_with_suffix(self, inputs: dict[str, Tensor], suffix_BK: Tensor) -> tuple[Prefix, Tensor]:
@@ -266,7 +291,8 @@ class VLMBackbone(nn.Module):
                 use_cache=False,
                 logits_to_keep=behind_BK.shape[1],
             )
-        prefix = Prefix(tuple(hidden[:, : mask_BT.shape[1]] for hidden in hidden_states), mask_BT)
+        read = hidden_states[: self.depth]
+        prefix = Prefix(tuple(hidden[:, : mask_BT.shape[1]] for hidden in read), mask_BT)
         return prefix, output.logits[:, :-1]
 
     @torch.no_grad()

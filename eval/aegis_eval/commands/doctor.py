@@ -23,6 +23,7 @@ _OF_THE_DATASET = {
 _OF_THE_ANCHOR = {
     "--policy.anchor": "what of it protects",
     "--policy.anchor_share": "how much of that",
+    "--policy.backbone_depth": "how many decoder layers learn",
     "--policy.train_vision_tower": "true where the tower learns too",
     "--policy.train_projector": "true where the projector learns too",
 }

@@ -104,7 +104,9 @@ def check_anchor(path: Path, vlm: str, flags: Sequence[str] = ()) -> Iterator[Fi
     config = draccus.parse(
         AegisConfig, args=["--device=cpu", f"--vlm={vlm}", f"--anchor_path={path}", *flags]
     )
-    yield from check_anchor(path, VLMBackbone.from_pretrained(vlm), config.resolve_options())
+    model = VLMBackbone.from_pretrained(vlm)
+    model.end_at(config.backbone_depth)
+    yield from check_anchor(path, model, config.resolve_options())
 
 
 def check_vlm(vlm: str, dataset: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "instruction": ("do it", {}),
     "train_vision_tower": (True, {}),
     "train_projector": (True, {}),
+    "backbone_depth": (1, {}),
     "chunk_size": (8, {}),
     "n_action_steps": (1, {}),
     "num_inference_steps": (3, {}),

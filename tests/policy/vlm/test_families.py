@@ -77,6 +77,25 @@ def test_padding_on_either_side_changes_no_hidden_state(vlm: VLMBackbone) -> Non
 
 
 @torch.no_grad()
+def test_a_prefix_that_ends_early_is_the_beginning_of_the_whole(vlm: VLMBackbone) -> None:
+    inputs = vlm.prepare([torch.rand(2, 3, 32, 32)], ["pick up the blue cube", "reach"])
+    whole, ran = vlm.encode(inputs), []
+    handles = [
+        layer.register_forward_hook(lambda layer, *_: ran.append(layer)) for layer in vlm.decoder_layers
+    ]
+    vlm.end_at(1)
+    try:
+        first = vlm.encode(inputs)
+    finally:
+        vlm.end_at(None)
+        for handle in handles:
+            handle.remove()
+    assert ran == [vlm.decoder_layers[0]] and len(whole.hidden_states) == vlm.num_layers > 1
+    (hidden,) = first.hidden_states
+    assert torch.equal(hidden, whole.hidden_states[0])
+
+
+@torch.no_grad()
 def test_an_autocast_changes_hidden_states_a_little(vlm: VLMBackbone) -> None:
     inputs = vlm.prepare([torch.rand(2, 3, 32, 32)], ["pick up the blue cube", "reach"])
     whole = vlm.encode(inputs)

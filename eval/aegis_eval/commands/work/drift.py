@@ -46,6 +46,7 @@ def measure_drift(config: DriftConfig) -> Path:
             "was made from."
         )
     original.to(device).eval()
+    tuned.end_at(None)
     samples = load_samples(
         config.benchmark, config.split, config.samples, config.seed, cache_dir=config.cache_dir
     )
