@@ -1,7 +1,7 @@
 """What `aegis-anchor` costs over reading the same questions once: time in one process, taking turns, and memory.
 
     python benchmarks/anchor_cost.py [--vlm=embedded,DIR,wide-layers] [--questions=512] [--batch-size=32] [--rounds=3]
-        [--share=0.17] [--json=FILE]
+        [--share=0.07] [--json=FILE]
 
 The other side is a plain forward pass over each question with the model's answer behind it. The pass includes the
 answers, the eigenvectors at its end and the gradient of some answers. Ratios are medians over rounds, in which the

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from aegis_policy.isolation._rows import EveryRow, Rows, WeightedRows
 from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
-DEFAULT_SHARE = 0.17
+DEFAULT_SHARE = 0.07
 """The share of every layer's input directions that an anchor keeps and `subspace` protects (docs/ablation.md)."""
 
 

@@ -11,9 +11,9 @@ from aegis_policy.isolation import LinearFactors, direction_count
 from aegis_policy.support.errors import some
 from aegis_policy.support.finding import Finding
 
-_LITTLE = 0.5
-"""The share of the answers' gradient below which the median layer's blocks are too weak: the greater part of a step
-that unlearns the answers would pass. On the embedded VLM 17 % of the directions hold 77 % of it, and 5 % hold 47 %."""
+_LITTLE = 1 / 3
+"""The share of the answers' gradient below which the median layer's blocks are too weak. On the embedded VLM blocks with
+31, 41 and 47 % of it kept 97.2, 99.0 and 99.3 % of the answers (docs/ablation.md)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Coverage:
         elif median(self.gradient.values()) < _LITTLE:
             yield Finding(
                 "warning",
-                f"{told}; a median below {_LITTLE:.0%} is little: most of a step against the answers would pass",
+                f"{told}; a median below {_LITTLE:.0%} is little: most of a step against the answers passes",
                 "make the anchor with a higher --share of aegis-anchor, and raise --policy.anchor_share to it",
             )
         else:

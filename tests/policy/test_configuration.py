@@ -87,15 +87,15 @@ LEFT_OPEN = [
     ("none", {}, {}),
     ("freeze", {}, {}),
     ("lora", {}, {}),
-    ("lora", {"lora_null_space": True}, {"anchor_share": 0.17}),
+    ("lora", {"lora_null_space": True}, {"anchor_share": 0.07}),
     ("w2_penalty", {}, {"penalty": 0.002}),
     ("l2_sp", {}, {"penalty": 0.01}),
     ("ewc", {}, {"penalty": 0.01}),
     ("replay", {}, {"penalty": 1.0}),
     ("knowledge_insulation", {}, {"penalty": 1.0}),
-    ("aegis", {"anchor": "subspace"}, {"anchor_share": 0.17}),
+    ("aegis", {"anchor": "subspace"}, {"anchor_share": 0.07}),
     ("aegis", {"anchor": "gaussian"}, {}),
-    ("aegis", {"anchor": "gaussian+subspace"}, {"anchor_share": 0.17}),
+    ("aegis", {"anchor": "gaussian+subspace"}, {"anchor_share": 0.07}),
 ]
 """The values with which published runs were made: of another default, their checkpoints would train on otherwise."""
 
@@ -150,7 +150,7 @@ def test_another_default_of_a_later_version_leaves_a_checkpoint_alone(
             ["--anchor=gaussian+subspace"],
             {"anchor_share": 0.3},
         ),
-        ("none", {}, ["--protection=aegis"], {"anchor_share": 0.17}),
+        ("none", {}, ["--protection=aegis"], {"anchor_share": 0.07}),
     ],
 )
 def test_under_another_protection_what_was_left_open_is_open_again(
@@ -172,8 +172,8 @@ def test_under_another_protection_what_was_left_open_is_open_again(
         (
             "aegis",
             {"anchor": "subspace"},
-            ["--anchor=gaussian+subspace", "--anchor_share=0.17"],
-            {"anchor_share": 0.17},
+            ["--anchor=gaussian+subspace", "--anchor_share=0.07"],
+            {"anchor_share": 0.07},
         ),
     ],
 )

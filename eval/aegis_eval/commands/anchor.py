@@ -27,7 +27,7 @@ class AnchorConfig:
         kinds: what to gather: `subspace`, which is all that the default protection needs, `gaussian`, and `fisher` for
             `--policy.protection=ewc`, which needs questions and is as large as the model.
         share: of the directions of every linear layer's inputs to keep, in (0, 1]: the most that
-            `--policy.anchor_share` can then protect; 0.17, as much as the default protection does, unless given.
+            `--policy.anchor_share` can then protect; 0.07, as much as the default protection does, unless given.
         samples: how many of each source; one that holds fewer gives all it has.
         out: the anchor's file, replaced once the new one is complete. An interrupted pass is kept beside it, and
             the same command continues it.

@@ -16,7 +16,7 @@ class Variant:
     anchor: str | None = None
 
 
-SHARES = (0.02, 0.05, 0.1, 0.25, 0.5)
+SHARES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.25, 0.5)
 """Shares of the input directions that `subspace` is tried with."""
 OF_THE_VLM = "vlm"
 ANCHORS: dict[str, tuple[str, ...]] = {

@@ -39,13 +39,13 @@ def test_blocked_are_the_leading_directions_as_many_as_the_share_whatever_their_
 
 def test_the_default_share_is_this_one():
     """What users of real models rely on without naming it: changing it is a decision, and an entry of the changelog."""
-    assert DEFAULT_SHARE == 0.17
+    assert DEFAULT_SHARE == 0.07
     assert [direction_count(width, DEFAULT_SHARE) for width in (1, 64, 576, 1536, 9216)] == [
         1,
-        11,
-        98,
-        261,
-        1567,
+        4,
+        40,
+        108,
+        645,
     ]
 
 

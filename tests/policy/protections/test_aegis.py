@@ -90,7 +90,7 @@ def test_blocked_is_the_default_share_of_each_layers_directions(make_policy: Mak
     assert isinstance(projector, LowRankProjector) and policy.anchor is not None
     prefix = policy.vlm.family.decoder_layers
     factors = {name: each for name, each in policy.anchor.factors.items() if name.startswith(prefix)}
-    expected = select_blocks(factors, 0.17)
+    expected = select_blocks(factors, 0.07)
     layers = {id(layer.weight): name for name, layer in policy.vlm.linear_layers.items()}
     blocked = {layers[id(weight)]: each for weight, each in projector.blocks}
     assert blocked.keys() == expected.keys()

@@ -17,7 +17,7 @@ from aegis_policy.vqa.loss import answer_loss
 _BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
-def test_of_the_embedded_vlm_the_default_holds_22_of_128_directions_and_87_of_512_and_they_stay(
+def test_of_the_embedded_vlm_the_default_holds_9_of_128_directions_and_36_of_512_and_they_stay(
     make_policy: MakePolicy, make_batch: MakeBatch
 ) -> None:
     policy = make_policy(
@@ -34,7 +34,7 @@ def test_of_the_embedded_vlm_the_default_holds_22_of_128_directions_and_87_of_51
     policy.eval()  # what leaves training is held
     for weight, block in projector.blocks:
         name = names[id(weight)]
-        assert tuple(block.shape) in ((128, 22), (512, 87)), name
+        assert tuple(block.shape) in ((128, 9), (512, 36)), name
         moved = weight.detach() - before[name]
         assert (moved @ block).norm() < 1e-3 * moved.norm(), name
 
