@@ -1,7 +1,7 @@
 """What the cost benchmarks share: a policy of any VLM, and random batches."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ CAMERAS = ("observation.images.front", "observation.images.wrist")
 STATE_DIM, ACTION_DIM = 8, 4
 
 
-def random_batch(batch_size: int, image_size: int, chunk_size: int, device: str) -> dict[str, Any]:
+def random_batch(
+    batch_size: int, image_size: int, chunk_size: int, device: str, cameras: Sequence[str] = CAMERAS
+) -> dict[str, Any]:
     """A batch as the preprocessor would hand it to the policy, of noise."""
     batch: dict[str, Any] = {
-        **{camera: torch.rand(batch_size, 3, image_size, image_size, device=device) for camera in CAMERAS},
+        **{camera: torch.rand(batch_size, 3, image_size, image_size, device=device) for camera in cameras},
         "observation.state": torch.randn(batch_size, STATE_DIM, device=device),
         "action": torch.randn(batch_size, chunk_size, ACTION_DIM, device=device),
         "action_is_pad": torch.zeros(batch_size, chunk_size, dtype=torch.bool, device=device),
@@ -33,13 +35,20 @@ def random_batch(batch_size: int, image_size: int, chunk_size: int, device: str)
     return batch
 
 
-def make_policy(vlm: str, protection: str, image_size: int, device: str, **options: Any) -> AegisPolicy:
+def make_policy(
+    vlm: str,
+    protection: str,
+    image_size: int,
+    device: str,
+    cameras: Sequence[str] = CAMERAS,
+    **options: Any,
+) -> AegisPolicy:
     """A fresh policy, its zero-initialised layers woken up; a missing anchor is made on the spot."""
     with tempfile.TemporaryDirectory() as folder:
         needs_anchor = PROTECTIONS[protection].needs_anchor and vlm != EMBEDDED_VLM
         if needs_anchor and options.get("anchor_path") is None:
             options["anchor_path"] = save_random_anchor(vlm, image_size, Path(folder))
-        return _awake(AegisPolicy(_config(vlm, protection, image_size, device, options)).to(device))
+        return _awake(AegisPolicy(_config(vlm, protection, image_size, device, cameras, options)).to(device))
 
 
 def save_random_anchor(
@@ -55,14 +64,21 @@ def save_random_anchor(
     return folder / "anchor.safetensors"
 
 
-def _config(vlm: str, protection: str, image_size: int, device: str, options: dict[str, Any]) -> AegisConfig:
+def _config(
+    vlm: str,
+    protection: str,
+    image_size: int,
+    device: str,
+    cameras: Sequence[str],
+    options: dict[str, Any],
+) -> AegisConfig:
     return AegisConfig(
         vlm=vlm,
         protection=protection,
         device=device,
         **options,
         input_features={
-            **{camera: PolicyFeature(FeatureType.VISUAL, (3, image_size, image_size)) for camera in CAMERAS},
+            **{camera: PolicyFeature(FeatureType.VISUAL, (3, image_size, image_size)) for camera in cameras},
             "observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,)),
         },
         output_features={"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},

@@ -1,6 +1,6 @@
 """What each protection costs a training step over `none`: time in one process, taking turns, and peak memory.
 
-    python benchmarks/step_cost.py [--vlm=embedded|wide|paligemma2-3b|DIR] [--batch-size=16] [--rounds=30]
+    python benchmarks/step_cost.py [--vlm=embedded|wide|smolvlm-256m|paligemma2-3b|DIR] [--batch-size=16] [--rounds=30]
         [--flow-samples=4] [--sides ...] [--json=FILE]
 
 In a round every side makes one step, in an order that moves on by one from round to round: a busy machine disturbs all
