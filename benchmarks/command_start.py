@@ -2,10 +2,11 @@
 
     python benchmarks/command_start.py [--rounds=3] [--only=aegis-vqa,aegis-demo] [--json=FILE]
 
-The first line of the work is that it refuses a number or a place, which takes all imports but those that depend on
-what is given: a policy brings LeRobot's with it. Every round runs everything once. CPU seconds (`cpu`) are those of an
-idle machine even on a busy one; beside them, for scale, what bare imports take, and a command of an experiment, which
-is a fork (`aegis_eval.experiments.forked_commands`); the first fork, which waits for the imports, is timed alone.
+The first line of the work is that it refuses a number or a place, which takes all imports but those of what it comes to
+later: a policy brings LeRobot's with it, a VLM those of transformers, a page matplotlib. Every round runs everything
+once. CPU seconds (`cpu`) are those of an idle machine even on a busy one; beside them, for scale, what bare imports
+take, and a command of an experiment, which is a fork (`aegis_eval.experiments.forked_commands`); the first fork, which
+waits for the imports, is timed alone.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from statistics import median
 
@@ -53,8 +55,8 @@ def main() -> None:
     if flags.rounds < 1:
         parser.error("--rounds must be at least 1")
     names = flags.only.split(",")
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # where what is refused would have been written
+    # Where what is refused would have been written.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         first_s = _forked_s(Path(folder) / "log")
         found = [_round(_commands(names), Path(folder) / "log") for _ in range(flags.rounds)]
     figures = {what: median(each[what] for each in found) for what in found[0]}
