@@ -17,8 +17,8 @@ import torch
 from _report import report
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from aegis_envs.recording.recorder import RecordConfig, record
-from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_envs.recording.recorder import record
+from aegis_envs.recording.sources import RecordConfig, RecordedTabletop
 from aegis_policy.data.chunk_reading import read_chunks_by_column
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.root or Path(folder) / "tabletop"
         if arguments.root is None:
-            record(RecordConfig(env=AegisTabletopEnv(split="train"), root=root, episodes=12))
+            record(RecordConfig(env=RecordedTabletop(split="train"), root=root, episodes=12))
         figures = {"image, LeRobot": frames_per_cpu_second(root, arguments.frames // 4, arguments.chunk)}
         read_chunks_by_column()
         figures["image"] = frames_per_cpu_second(root, arguments.frames, arguments.chunk)

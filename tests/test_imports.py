@@ -41,11 +41,11 @@ _MAY_IMPORT = {
     "envs.rendering": "policy.support envs.errors",
     "envs.vector": "policy.support envs.errors",
     "envs.recording": "policy.support",
-    "envs.recording.sources": "policy.support envs.tabletop",
+    "envs.recording.sources": "policy.support envs.tabletop envs.metaworld",
     "envs.recording.dataset": "policy.support envs.recording.sources",
     "envs.recording.recorder": "policy.support envs.recording envs.recording.sources envs.recording.dataset "
-    "envs.tabletop envs.tabletop.source envs.metaworld envs.metaworld.source",
-    "envs.recording.record": "policy.support envs.recording.recorder",
+    "envs.tabletop.source envs.metaworld.source",
+    "envs.recording.record": "policy.support envs.recording.sources envs.recording.recorder",
     "envs.tabletop": "envs.errors envs.rendering envs.vector envs.recording",
     "envs.tabletop.source": "policy.support envs.tabletop envs.recording.sources",
     "envs.metaworld": "envs.errors envs.rendering envs.vector envs.recording",
@@ -73,7 +73,7 @@ _MAY_IMPORT = {
 
 _OUTSIDE_OF_ISOLATION = {"torch", "safetensors", *sys.stdlib_module_names}
 _HEAVY = {"torch", "lerobot", "transformers"}
-_BESIDE_LEROBOT = {"configuration", "source", "sources", "dataset", "recorder"}
+_BESIDE_LEROBOT = {"configuration", "source", "dataset", "recorder"}
 """Modules of `aegis_envs`, by their last names, that run beside LeRobot and never in a simulation worker."""
 
 

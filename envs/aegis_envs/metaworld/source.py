@@ -1,12 +1,10 @@
-"""Meta-World as the recorder sees it, asked for by LeRobot's configuration or by ours."""
+"""Meta-World as the recorder sees it, asked for by the name of LeRobot's environment or of ours."""
 
 from typing import Any, ClassVar
 
-from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
 from lerobot.utils.constants import OBS_IMAGE
 
 from aegis_envs.errors import MetaworldError
-from aegis_envs.metaworld.configuration import AegisMetaworldEnv, check_image_size
 from aegis_envs.metaworld.demonstrations import (
     CAMERA,
     MetaworldDemonstration,
@@ -14,6 +12,7 @@ from aegis_envs.metaworld.demonstrations import (
     demonstrate_to_file,
 )
 from aegis_envs.metaworld.env import CONTROL_HZ, require_metaworld
+from aegis_envs.metaworld.settings import LeRobotMetaworldSettings, MetaworldSettings, check_image_size
 from aegis_envs.metaworld.tasks import parse_tasks
 from aegis_envs.recording.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of
 
@@ -38,8 +37,10 @@ class MetaworldSource:
         """See `Source.recipe`."""
         if config.scatter is not None:
             raise MetaworldError("--scatter has no meaning here: Meta-World chooses where the hand starts.")
-        tasks = parse_tasks(config.env.task)
-        image_size = _image_size(config)
+        env = config.env
+        assert isinstance(env, MetaworldSettings | LeRobotMetaworldSettings)
+        tasks = parse_tasks(env.task)
+        image_size = _image_size(env, config.image_size)
         require_metaworld()
         return MetaworldRecipe(tuple(tasks), config.seed, noise_of(config, 0.0), image_size)
 
@@ -52,23 +53,11 @@ class MetaworldSource:
         return {}
 
 
-def _image_size(config: RecordConfig) -> int:
-    env = config.env
-    if isinstance(env, AegisMetaworldEnv):
-        if config.image_size is not None:
-            raise MetaworldError("--image_size has no meaning here: use --env.image_size.")
-        if env.episode_length is not None:
-            raise MetaworldError(NO_EPISODE_LENGTH)
-        return env.image_size
-    assert isinstance(env, LeRobotMetaworldEnv)
-    if env.fps != CONTROL_HZ:
-        raise MetaworldError(
-            f"--env.fps={env.fps}: Meta-World is controlled {CONTROL_HZ} times a second, always."
-        )
-    if env.episode_length != type(env).episode_length:
+def _image_size(env: MetaworldSettings | LeRobotMetaworldSettings, given: int | None) -> int:
+    if env.episode_length is not None:
         raise MetaworldError(NO_EPISODE_LENGTH)
-    if env.obs_type != "pixels_agent_pos":
-        raise MetaworldError(f"--env.obs_type={env.obs_type} cannot be recorded: use pixels_agent_pos.")
-    return check_image_size(
-        "--image_size", _LEROBOT_IMAGE_SIZE if config.image_size is None else config.image_size
-    )
+    if isinstance(env, LeRobotMetaworldSettings):
+        return check_image_size("--image_size", _LEROBOT_IMAGE_SIZE if given is None else given)
+    if given is not None:
+        raise MetaworldError("--image_size has no meaning here: use --env.image_size.")
+    return env.image_size

@@ -15,10 +15,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from tqdm import tqdm
 
-from aegis_envs.recording.sources import Demonstration, Recipe, RecordConfig, Source
+from aegis_envs.recording.sources import PROVENANCE_FILE, Demonstration, Recipe, RecordConfig, Source
 from aegis_policy.support.json_files import write_json
-
-PROVENANCE_FILE = "recording.json"
 
 
 def write_dataset(

@@ -7,26 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lerobot.envs.configs import EnvConfig
-from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
-
-from aegis_envs.metaworld.configuration import AegisMetaworldEnv
 from aegis_envs.metaworld.source import MetaworldSource
-from aegis_envs.recording.dataset import PROVENANCE_FILE, write_dataset
 from aegis_envs.recording.episode_files import EpisodeFolder
-from aegis_envs.recording.sources import Recipe, RecordConfig, Source
+from aegis_envs.recording.sources import (
+    PROVENANCE_FILE,
+    Recipe,
+    RecordConfig,
+    RecordedEnv,
+    RecordedLeRobotMetaworld,
+    RecordedMetaworld,
+    RecordedTabletop,
+    Source,
+)
 from aegis_envs.recording.worker import simulate
-from aegis_envs.tabletop.configuration import AegisTabletopEnv
 from aegis_envs.tabletop.source import TabletopSource
 from aegis_policy.support.cli import require_at_least
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import alone, atomic_directory
 from aegis_policy.support.json_files import read_json
 
-SOURCES: dict[type[EnvConfig], Source[Any, Any]] = {
-    AegisTabletopEnv: TabletopSource(),
-    AegisMetaworldEnv: MetaworldSource(),
-    LeRobotMetaworldEnv: MetaworldSource(),
+SOURCES: dict[type[RecordedEnv], Source[Any, Any]] = {
+    RecordedTabletop: TabletopSource(),
+    RecordedMetaworld: MetaworldSource(),
+    RecordedLeRobotMetaworld: MetaworldSource(),
 }
 """The simulators whose experts are recorded, by the class behind `--env.type`."""
 
@@ -38,10 +41,7 @@ def record(config: RecordConfig) -> None:
         AegisError: flags that cannot be used, a `root` that holds something else, an interrupted recording
             with other flags, no off-screen rendering.
     """
-    source = SOURCES.get(type(config.env))
-    if source is None:
-        known = ", ".join(EnvConfig.get_choice_name(known) for known in SOURCES)
-        raise AegisError(f"--env.type={config.env.type} has no scripted expert here: choose from {known}.")
+    source = SOURCES[type(config.env)]
     require_at_least(config, episodes=1, num_workers=1, seed=0)
     recipe = source.recipe(config)
     root = config.root or Path("data") / source.name
@@ -57,6 +57,8 @@ def record(config: RecordConfig) -> None:
 
 
 def _record(source: Source[Any, Any], recipe: Recipe, config: RecordConfig, root: Path) -> None:
+    from aegis_envs.recording.dataset import write_dataset  # brings LeRobot's data sets with it
+
     finished = EpisodeFolder(root)
     finished.claim(recipe.to_dict())
     if done := config.episodes - len(finished.missing(config.episodes)):

@@ -5,21 +5,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import draccus
 import numpy as np
-from lerobot.envs.configs import EnvConfig
 from numpy.typing import NDArray
 
-from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_envs.metaworld.settings import LeRobotMetaworldSettings, MetaworldSettings
+from aegis_envs.tabletop.settings import TabletopSettings
 from aegis_policy.support.errors import AegisError
 
+PROVENANCE_FILE = "recording.json"
+"""Beside the dataset, says how every episode came to be."""
 NO_EPISODE_LENGTH = "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
+
+
+class RecordedEnv(draccus.ChoiceRegistry):
+    """`--env.type` of what can be recorded, by LeRobot's names. LeRobot's own classes take seconds to import."""
+
+
+@RecordedEnv.register_subclass("aegis_tabletop")
+@dataclass
+class RecordedTabletop(TabletopSettings, RecordedEnv):
+    """The tabletop."""
+
+
+@RecordedEnv.register_subclass("aegis_metaworld")
+@dataclass
+class RecordedMetaworld(MetaworldSettings, RecordedEnv):
+    """Meta-World as this package draws it."""
+
+
+@RecordedEnv.register_subclass("metaworld")
+@dataclass
+class RecordedLeRobotMetaworld(LeRobotMetaworldSettings, RecordedEnv):
+    """Meta-World as LeRobot shows it."""
 
 
 @dataclass
 class RecordConfig:
     """Flags of `aegis-record`."""
 
-    env: EnvConfig = field(default_factory=AegisTabletopEnv)
+    env: RecordedEnv = field(default_factory=RecordedTabletop)
     root: Path | None = None
     """Where the dataset goes; a folder that is absent or empty. `data/tabletop` or `data/metaworld` unless given."""
     repo_id: str | None = None

@@ -6,8 +6,8 @@ import numpy as np
 from lerobot.utils.constants import OBS_IMAGES
 
 from aegis_envs.recording.sources import NO_EPISODE_LENGTH, RecordConfig, noise_of, scatter_of
-from aegis_envs.tabletop.configuration import AegisTabletopEnv
 from aegis_envs.tabletop.demonstrations import Demonstration, Recipe, demonstrate_to_file
+from aegis_envs.tabletop.settings import TabletopSettings
 from aegis_envs.tabletop.sim import CAMERAS, CONTROL_HZ
 from aegis_policy.support.errors import AegisError
 
@@ -38,7 +38,7 @@ class TabletopSource:
     def recipe(self, config: RecordConfig) -> Recipe:
         """See `Source.recipe`."""
         env = config.env
-        assert isinstance(env, AegisTabletopEnv)
+        assert isinstance(env, TabletopSettings)
         if env.episode_length is not None:
             raise AegisError(NO_EPISODE_LENGTH)
         if config.image_size is not None:

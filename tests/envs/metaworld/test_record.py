@@ -6,24 +6,23 @@ import sys
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.envs.configs import MetaworldEnv as LeRobotMetaworldEnv
 
 pytest.importorskip("metaworld")
 
 from aegis_envs.errors import MetaworldError
 from aegis_envs.metaworld import demonstrations as metaworld_demonstrations
-from aegis_envs.metaworld.configuration import AegisMetaworldEnv
 from aegis_envs.metaworld.demonstrations import MetaworldDemonstration, MetaworldRecipe, demonstrate
 from aegis_envs.metaworld.env import MetaworldEnv
 from aegis_envs.metaworld.tasks import descriptions
-from aegis_envs.recording.recorder import RecordConfig, record
+from aegis_envs.recording.recorder import record
+from aegis_envs.recording.sources import RecordConfig, RecordedLeRobotMetaworld, RecordedMetaworld
 from aegis_policy.support.errors import AegisError
 
 RECIPE = MetaworldRecipe(("reach-v3", "drawer-close-v3"), seed=0, noise=0.0, image_size=64)
 
 
 def _config(root, env=None, **settings):
-    env = env or AegisMetaworldEnv(task="reach-v3,drawer-close-v3", image_size=64)
+    env = env or RecordedMetaworld(task="reach-v3,drawer-close-v3", image_size=64)
     return RecordConfig(env=env, root=root, **{"episodes": 3, "num_workers": 1, "seed": 5, **settings})
 
 
@@ -81,7 +80,7 @@ def test_provenance_says_how_every_episode_came_to_be(recording):
 
 
 def test_lerobots_own_configuration_records_the_same(recording, tmp_path):
-    env = LeRobotMetaworldEnv(task="metaworld-reach-v3,drawer-close-v3")
+    env = RecordedLeRobotMetaworld(task="metaworld-reach-v3,drawer-close-v3")
     record(_config(tmp_path / "lerobots", env, image_size=64, num_workers=2))
     for mine, its in zip(_frames(recording), _frames(tmp_path / "lerobots"), strict=True):
         assert mine["task"] == its["task"]
@@ -171,16 +170,22 @@ def test_a_demonstration_survives_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("env", "settings", "sentence"),
     [
-        (LeRobotMetaworldEnv(), {}, "--env.task=metaworld-push-v2 is not a Meta-World task"),
-        (LeRobotMetaworldEnv(task="reach-v3", fps=30), {}, "--env.fps=30"),
-        (LeRobotMetaworldEnv(task="reach-v3", obs_type="pixels"), {}, "--env.obs_type=pixels"),
-        (LeRobotMetaworldEnv(task="reach-v3"), {"image_size": 63}, "--image_size=63"),
-        (LeRobotMetaworldEnv(task="reach-v3"), {"image_size": 0}, "--image_size=0"),
-        (LeRobotMetaworldEnv(task="reach-v3", episode_length=9), {}, "--env.episode_length has no meaning"),
-        (AegisMetaworldEnv(task="reach-v3"), {"image_size": 64}, "use --env.image_size"),
-        (AegisMetaworldEnv(task="reach-v3", episode_length=9), {}, "--env.episode_length has no meaning"),
-        (AegisMetaworldEnv(task="reach-v3"), {"scatter": 0.5}, "--scatter has no meaning here"),
-        (AegisMetaworldEnv(task="reach-v3"), {"noise": 2.0}, "--noise=2.0"),
+        (
+            RecordedLeRobotMetaworld("metaworld-push-v2"),
+            {},
+            "--env.task=metaworld-push-v2 is not a Meta-World task",
+        ),
+        (RecordedLeRobotMetaworld(task="reach-v3"), {"image_size": 63}, "--image_size=63"),
+        (RecordedLeRobotMetaworld(task="reach-v3"), {"image_size": 0}, "--image_size=0"),
+        (
+            RecordedLeRobotMetaworld(task="reach-v3", episode_length=9),
+            {},
+            "--env.episode_length has no meaning",
+        ),
+        (RecordedMetaworld(task="reach-v3"), {"image_size": 64}, "use --env.image_size"),
+        (RecordedMetaworld(task="reach-v3", episode_length=9), {}, "--env.episode_length has no meaning"),
+        (RecordedMetaworld(task="reach-v3"), {"scatter": 0.5}, "--scatter has no meaning here"),
+        (RecordedMetaworld(task="reach-v3"), {"noise": 2.0}, "--noise=2.0"),
     ],
 )
 def test_flags_that_cannot_be_used_are_named(tmp_path, env, settings, sentence):
@@ -188,6 +193,15 @@ def test_flags_that_cannot_be_used_are_named(tmp_path, env, settings, sentence):
         record(_config(tmp_path / "none", env, **settings))
     assert sentence in str(complaint.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [({"fps": 30}, r"--env\.fps=30"), ({"obs_type": "pixels"}, r"--env\.obs_type=pixels")],
+)
+def test_what_lerobots_metaworld_can_be_and_no_recording_is_refused(flags, sentence):
+    with pytest.raises(MetaworldError, match=sentence):
+        RecordedLeRobotMetaworld(task="reach-v3", **flags)
 
 
 def test_without_metaworld_one_sentence_says_what_to_install(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from running_processes import descendants, packages_in, wait_for
 
-from aegis_envs.recording.recorder import RecordConfig, record
-from aegis_envs.tabletop.configuration import AegisTabletopEnv
+from aegis_envs.recording.recorder import record
+from aegis_envs.recording.sources import RecordConfig, RecordedTabletop
 from aegis_envs.tabletop.scene import Scene
 from aegis_envs.tabletop.sim import TabletopSim
 from aegis_policy.support.errors import AegisError
@@ -28,7 +28,7 @@ HEAVY = {"torch", "lerobot", "transformers", "pyarrow"}
 
 def _config(root, **overrides):
     settings = {"episodes": 3, "num_workers": 1, "seed": 5, **overrides}
-    env = AegisTabletopEnv(task=settings.pop("task", "reach,pick"), split=settings.pop("split", None))
+    env = RecordedTabletop(task=settings.pop("task", "reach,pick"), split=settings.pop("split", None))
     return RecordConfig(env=env, root=root, **settings)
 
 
@@ -173,16 +173,17 @@ def test_flags_that_cannot_be_used_are_named(tmp_path, overrides, names):
 
 
 def test_an_episode_length_is_refused_where_it_would_do_nothing(tmp_path):
-    config = replace(_config(tmp_path / "none"), env=AegisTabletopEnv(task="reach", episode_length=9))
+    config = replace(_config(tmp_path / "none"), env=RecordedTabletop(task="reach", episode_length=9))
     with pytest.raises(AegisError, match=r"--env\.episode_length has no meaning here"):
         record(config)
 
 
-def test_only_the_tabletop_has_an_expert(tmp_path):
-    from lerobot.envs.configs import PushtEnv
-
-    with pytest.raises(AegisError, match=r"--env\.type=pusht"):
-        record(RecordConfig(env=PushtEnv(), root=tmp_path / "none"))
+def test_a_simulator_without_an_expert_is_refused_with_those_that_have_one(shell, tmp_path):
+    done = shell("aegis-record", "--env.type=pusht", f"--root={tmp_path / 'none'}")
+    assert done.returncode == 2
+    sentence = done.stdout.splitlines()[-1]
+    for part in ("--env.type", "'pusht'", "'aegis_tabletop'", "'aegis_metaworld'", "'metaworld'"):
+        assert part in sentence
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,19 @@ import multiprocessing
 import pytest
 from running_processes import packages_in
 
-from aegis_envs.metaworld.configuration import AegisMetaworldEnv
 from aegis_envs.recording.episode_files import EpisodeFolder
 from aegis_envs.recording.recorder import SOURCES
-from aegis_envs.recording.sources import RecordConfig
+from aegis_envs.recording.sources import RecordConfig, RecordedMetaworld, RecordedTabletop
 from aegis_envs.recording.worker import simulate
-from aegis_envs.tabletop.configuration import AegisTabletopEnv
 
 
 @pytest.mark.parametrize(
-    "env", [AegisTabletopEnv(task="reach"), AegisMetaworldEnv(task="reach-v3", image_size=64)]
+    "env", [RecordedTabletop(task="reach"), RecordedMetaworld(task="reach-v3", image_size=64)]
 )
 def test_workers_load_neither_torch_nor_lerobot_whatever_the_command_has_loaded(
     env, fork_server, heavy_main, tmp_path
 ):
-    if isinstance(env, AegisMetaworldEnv):
+    if isinstance(env, RecordedMetaworld):
         pytest.importorskip("metaworld")
     source, config = SOURCES[type(env)], RecordConfig(env=env, seed=5)
     recipe, folder = source.recipe(config), EpisodeFolder(tmp_path / "data")
