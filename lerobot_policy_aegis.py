@@ -1,5 +1,5 @@
-"""The module LeRobot's plugin discovery imports: it registers the policy, its optimizer and the environments, how
-action chunks are read, and that a dataset is looked at before it is opened.
+"""The module LeRobot's plugin discovery imports: it registers the policy, its optimizer, its processor step
+and the environments, how action chunks are read, and that a dataset is looked at before it is opened.
 
 The packages themselves stay light, so that simulation workers and `aegis_policy.isolation` load without LeRobot.
 """
@@ -7,7 +7,8 @@ The packages themselves stay light, so that simulation workers and `aegis_policy
 import aegis_envs.libero.configuration
 import aegis_envs.metaworld.configuration
 import aegis_envs.tabletop.configuration  # noqa: F401
-import aegis_policy.configuration_aegis  # noqa: F401
+import aegis_policy.configuration_aegis
+import aegis_policy.data.vectors  # noqa: F401
 from aegis_policy.data import chunk_reading, opening
 
 chunk_reading.choose_reading()

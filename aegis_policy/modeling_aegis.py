@@ -18,6 +18,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot.utils.device_utils import resolve_safetensors_device
 from torch import Tensor
 
+import aegis_policy.data.vectors  # noqa: F401  # whoever has a policy can read its processors
 from aegis_policy.checkpoint import files
 from aegis_policy.checkpoint.card import CARD_FILE, VQAScore, card_text
 from aegis_policy.checkpoint.changes import check_use, optimizer_begun

@@ -14,7 +14,7 @@ from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.loading import EMBEDDED_VLM
+from aegis_policy.vlm.embedded import EMBEDDED_VLM
 from aegis_policy.vqa.examples import VQAExample
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")

@@ -13,15 +13,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def test_lerobot_discovers_policy_optimizer_and_environment() -> None:
+def test_lerobot_discovers_policy_optimizer_processor_step_and_environment() -> None:
     from lerobot.configs import PreTrainedConfig
     from lerobot.envs import EnvConfig
     from lerobot.optim import OptimizerConfig
+    from lerobot.processor import ProcessorStepRegistry
     from lerobot.utils.import_utils import register_third_party_plugins
 
     register_third_party_plugins()
     assert "aegis" in PreTrainedConfig.get_known_choices()
     assert "aegis_adamw" in OptimizerConfig.get_known_choices()
+    assert "aegis_vectors" in ProcessorStepRegistry.list()
     assert "aegis_tabletop" in EnvConfig.get_known_choices()
 
 
@@ -47,12 +49,36 @@ def test_every_command_exists() -> None:
         ("aegis_policy.isolation", ["lerobot", "transformers", "draccus"]),
         ("aegis_policy.support.files", ["torch", "lerobot"]),
         ("aegis_eval.questions.store", ["torch", "lerobot"]),
+        ("aegis_envs.recording.sources", ["torch", "lerobot", "datasets"]),
     ],
 )
 def test_light_modules_import_nothing_heavy(module: str, heavy: list[str]) -> None:
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("commands", "heavy"),
+    [
+        (["envs.recording.recorder"], ["torch._dynamo", "lerobot.envs", "lerobot.datasets"]),
+        (["eval.commands.work.export"], ["torch", "lerobot", "transformers"]),
+        (
+            [f"eval.commands.work.{name}" for name in ("vqa", "anchor", "drift", "pretrain")],
+            ["torch._dynamo", "lerobot.configs", "transformers.modeling_utils"],
+        ),
+        (
+            [f"eval.commands.work.{name}" for name in ("ablate", "compare", "action_error")],
+            ["transformers", "lerobot.processor", "lerobot.policies", "lerobot.datasets", "matplotlib"],
+        ),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_a_command_imports_for_seconds_waits_until_it_is_used(
+    commands: list[str], heavy: list[str]
+) -> None:
+    modules = ", ".join(f"aegis_{command}" for command in commands)
+    test_light_modules_import_nothing_heavy(modules, heavy)
 
 
 _ASK_EACH = """

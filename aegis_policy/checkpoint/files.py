@@ -26,7 +26,7 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import read_json
 from aegis_policy.support.tensor_files import read_header
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.loading import EMBEDDED_VLM, embedded_anchor
+from aegis_policy.vlm.embedded import EMBEDDED_VLM, embedded_anchor
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig

@@ -15,7 +15,7 @@ from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 from aegis_policy.data.frames import check_frames
 from aegis_policy.data.records import EDIT, check_instructions, check_records
 from aegis_policy.data.statistics import check_kept, check_statistics
-from aegis_policy.data.vectors import STEP_NAME
+from aegis_policy.data.step_names import VECTORS
 from aegis_policy.support.errors import shortened
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.lerobot_flags import dataset_option, resuming
@@ -227,7 +227,7 @@ def check_vectors(meta: "LeRobotDatasetMetadata", checkpoint: Path | None) -> It
 
 
 def _check_processors(file: Path) -> Iterator[Finding]:
-    if file.is_file() and STEP_NAME not in file.read_text():
+    if file.is_file() and VECTORS not in file.read_text():
         yield Finding(
             "error",
             f"{file} was saved by an older version of this package, which normalised whole numbers and vectors of "

@@ -15,12 +15,11 @@ from lerobot.processor import ProcessorStep, ProcessorStepRegistry
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
-STEP_NAME = "aegis_vectors"
-"""By which checkpoints name the step."""
+from aegis_policy.data.step_names import VECTORS
 
 
 @dataclass
-@ProcessorStepRegistry.register(STEP_NAME)
+@ProcessorStepRegistry.register(VECTORS)
 class VectorsStep(ProcessorStep):
     """Float32 states (B, S) and actions (B, A) or (B, H, A), their last axis there even where its length is 1.
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from aegis_policy.model import flow_matching
 from aegis_policy.model.expert import ActionExpert, PrefixCache
 from aegis_policy.support import ranks
-from aegis_policy.vlm.backbone import Prefix, VLMBackbone
+from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.prefix import Prefix
 
 
 @dataclass(frozen=True)

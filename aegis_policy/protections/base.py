@@ -17,7 +17,8 @@ from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
-    from aegis_policy.vlm.backbone import Prefix, VLMBackbone
+    from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.prefix import Prefix
 
 
 @dataclass

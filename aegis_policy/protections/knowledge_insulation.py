@@ -13,7 +13,7 @@ from aegis_policy.protections.action_tokens import ActionChunks, action_tokenize
 from aegis_policy.protections.base import PenalizedStep, Penalty, PenaltyOptions, Protection
 from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError
-from aegis_policy.vlm.backbone import Prefix
+from aegis_policy.vlm.prefix import Prefix
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone

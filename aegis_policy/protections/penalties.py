@@ -18,7 +18,8 @@ from aegis_policy.protections.base import (
 from aegis_policy.support.errors import AegisError, some
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm.backbone import Prefix, VLMBackbone
+    from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.prefix import Prefix
 
 
 @dataclass

@@ -16,34 +16,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
+from aegis_policy.vlm.early_end import ending_early
+from aegis_policy.vlm.embedded import resolve
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
 from aegis_policy.vlm.generation import GoesOn, greedy
-from aegis_policy.vlm.loading import longest_prompt, read_files, resolve
+from aegis_policy.vlm.loading import longest_prompt, read_files
+from aegis_policy.vlm.prefix import Prefix
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
-from aegis_policy.vlm.shortened import shortened
 from aegis_policy.vlm.weights import build_model, load_model, require_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _FREE_TOKEN = re.compile("reserved|unused")
 _OF_THE_MACHINE = re.compile("alloc|out of memory|same device|CUDA|CUBLAS|cuDNN|NCCL|MPS")
 """What errors say that are no matter of what a model reads."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What the action expert reads: the output (B, T, D) of each layer that `encode` ran; `mask` (B, T)."""
-
-    hidden_states: tuple[Tensor, ...]
-    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class VLMBackbone(nn.Module):
         depth: how many of its decoder layers `encode` runs, the first ones; all, until `end_at` says less.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any, name: str) -> None:
+    def __init__(self, model: "PreTrainedModel", processor: Any, name: str) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
@@ -255,7 +252,7 @@ class VLMBackbone(nn.Module):
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the backbone to its `depth` over prepared inputs; returns the hidden states of every layer that ran."""
         mask = inputs["attention_mask"].bool()
-        model = shortened(self.model, self.family.decoder_layers, self.depth)
+        model = ending_early(self.model, self.family.decoder_layers, self.depth)
         with self._reading(inputs), self.recorded_layers() as hidden_states:
             model.base_model(**inputs, **self._positions(mask), use_cache=False)
         return Prefix(tuple(hidden_states), mask)
@@ -479,7 +476,7 @@ class VLMBackbone(nn.Module):
                 handle.remove()
 
 
-def _as_word(model: PreTrainedModel, _projector: nn.Module, _inputs: Any, output: Any) -> Any:
+def _as_word(model: "PreTrainedModel", _projector: nn.Module, _inputs: Any, output: Any) -> Any:
     """A forward hook: what the projector made of an image gets the words' precision.
 
     It stands among them, and SmolVLM does not mix the two that an autocast leaves.
@@ -487,7 +484,7 @@ def _as_word(model: PreTrainedModel, _projector: nn.Module, _inputs: Any, output
     return output.to(model.get_input_embeddings().weight.dtype) if isinstance(output, Tensor) else output
 
 
-def _merged(model: PreTrainedModel) -> PreTrainedModel:
+def _merged(model: "PreTrainedModel") -> "PreTrainedModel":
     """The model itself, or, if it has adapters, a copy that has them merged into its weights."""
     if not any("lora_" in name for name, _ in model.named_parameters()):
         return model

@@ -6,13 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 from aegis_policy.support.errors import AegisError, one_line, shortened
 from aegis_policy.support.finding import Finding
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.loading import VLMFiles, read_files, resolve
+from aegis_policy.vlm.embedded import resolve
+from aegis_policy.vlm.loading import VLMFiles, read_files
 from aegis_policy.vlm.processor_checks import SENTENCE, check_files, picture, views
 from aegis_policy.vlm.prompts import Prompts
 from aegis_policy.vlm.weights import load_model
@@ -103,7 +104,7 @@ def check_saving(vlm: VLMBackbone) -> Iterator[Finding]:
             vlm.save_architecture(folder)
             files = read_files(folder, vlm.name)
             with torch.device("meta"):
-                shapes = _shapes(AutoModelForImageTextToText.from_config(files.config))
+                shapes = _shapes(transformers.AutoModelForImageTextToText.from_config(files.config))
             changed = _difference(_sample(vlm.prompts), _sample(files.prompts))
         except Exception as error:  # whatever a model's own configuration or processor does
             yield Finding(

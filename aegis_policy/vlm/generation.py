@@ -4,16 +4,19 @@ What the file says besides is kept for who uses an exported model otherwise, as 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PENALTY = "repetition_penalty"
@@ -80,7 +83,7 @@ class GoesOn(StoppingCriteria):
         tell: called with bool (N,).
     """
 
-    def __init__(self, model: PreTrainedModel, tell: Callable[[Tensor], object]) -> None:
+    def __init__(self, model: "PreTrainedModel", tell: Callable[[Tensor], object]) -> None:
         said = model.generation_config.eos_token_id
         ends = said if isinstance(said, list) else [] if said is None else [said]
         self._ends = torch.tensor(ends, dtype=torch.int64, device=model.device)

@@ -1,4 +1,4 @@
-"""Finding a VLM: what a name stands for, its configuration, its processor, how it generates.
+"""Finding a VLM: its configuration, its processor, how it generates.
 
 No code of a model's folder is run. Its weights are read in `weights`; `checks` says whether what was found can be
 trained.
@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    GenerationConfig,
-    PreTrainedConfig,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from aegis_policy.support.errors import AegisError, one_line
@@ -25,32 +18,6 @@ from aegis_policy.support.finding import Finding
 from aegis_policy.vlm.families import FAMILIES, Family, family_of
 from aegis_policy.vlm.generation import IF_THERE, load_generation
 from aegis_policy.vlm.prompts import Prompts
-
-EMBEDDED_VLM = "embedded"
-"""The value of `--policy.vlm` that names the model shipped inside this package."""
-
-_EMBEDDED_DIRECTORY = Path(__file__).parent / "pretrained" / "tabletop-vlm"
-
-
-def embedded_anchor() -> Path:
-    """The anchor that belongs to the embedded VLM."""
-    return _EMBEDDED_DIRECTORY / "anchor.safetensors"
-
-
-def resolve(name: str, named: str) -> str:
-    """What transformers is to load for `name`.
-
-    Raises:
-        AegisError: `embedded`, and the package lacks it.
-    """
-    if name != EMBEDDED_VLM:
-        return name
-    if not (_EMBEDDED_DIRECTORY / "config.json").is_file():
-        raise AegisError(
-            f"{named}: {_EMBEDDED_DIRECTORY} holds no model; reinstall the package or make "
-            "the model with aegis-pretrain."
-        )
-    return str(_EMBEDDED_DIRECTORY)
 
 
 @dataclass(frozen=True)
@@ -133,7 +100,7 @@ def load_config(source: str, named: str) -> tuple[Any, Family]:
             f"{named} is a `{kind}` model, which transformers {transformers.__version__} does not know, and code of a "
             f"model's own is never run: {_known_families()}."
         )
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    if type(config) not in transformers.AutoModelForImageTextToText._model_mapping:
         raise AegisError(
             f"{named} is a `{kind}` model, which transformers does not list as "
             "image-text-to-text: choose a vision-language model."
@@ -165,7 +132,7 @@ def load_processor(source: str, named: str) -> Any:
         AegisError: there is none, or it lacks a part.
     """
     try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False)
         parts = [part for part in ("tokenizer", "image_processor") if not hasattr(processor, part)]
         if parts:
             raise AttributeError(f"a {type(processor).__name__} without {' and '.join(parts)}")

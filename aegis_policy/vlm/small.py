@@ -7,16 +7,8 @@ ordinary `PaliGemmaProcessor`; only its sizes and its vocabulary are small.
 from collections.abc import Iterable
 
 import torch
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import (
-    Gemma2Config,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
-    PreTrainedTokenizerFast,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
-)
 
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.small_size import SmallVLMSize
@@ -30,15 +22,15 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'-\n"
 def build_small_vlm(words: Iterable[str], size: SmallVLMSize, seed: int, name: str) -> VLMBackbone:
     """A randomly initialised VLM whose tokenizer knows `words` whole and spells out everything else."""
     tokenizer = _word_tokenizer(words)
-    image_processor = SiglipImageProcessor(
+    image_processor = transformers.SiglipImageProcessor(
         size={"height": size.image_size, "width": size.image_size},
         image_mean=[_IMAGE_MEAN] * 3,
         image_std=[_IMAGE_STD] * 3,
     )
     image_processor.image_seq_length = size.image_tokens
-    processor = PaliGemmaProcessor(image_processor, tokenizer)
-    config = PaliGemmaConfig(
-        vision_config=SiglipVisionConfig(
+    processor = transformers.PaliGemmaProcessor(image_processor, tokenizer)
+    config = transformers.PaliGemmaConfig(
+        vision_config=transformers.SiglipVisionConfig(
             hidden_size=size.vision_width,
             intermediate_size=4 * size.vision_width,
             num_hidden_layers=size.vision_layers,
@@ -48,7 +40,7 @@ def build_small_vlm(words: Iterable[str], size: SmallVLMSize, seed: int, name: s
             projection_dim=size.text_width,
             vision_use_head=False,
         ),
-        text_config=Gemma2Config(
+        text_config=transformers.Gemma2Config(
             vocab_size=len(tokenizer),
             hidden_size=size.text_width,
             intermediate_size=4 * size.text_width,
@@ -74,11 +66,11 @@ def build_small_vlm(words: Iterable[str], size: SmallVLMSize, seed: int, name: s
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = PaliGemmaForConditionalGeneration(config)
+        model = transformers.PaliGemmaForConditionalGeneration(config)
     return VLMBackbone(model, processor, name)
 
 
-def _word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+def _word_tokenizer(words: Iterable[str]) -> "transformers.PreTrainedTokenizerFast":
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     pieces = [*_CHARACTERS, *(f"##{character}" for character in _CHARACTERS if character.isalnum())]
     vocabulary = dict.fromkeys([*special, *pieces, *sorted({word.lower() for word in words})])
@@ -93,7 +85,7 @@ def _word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from aegis_policy.support.errors import AegisError, one_line, some
@@ -18,7 +18,7 @@ from aegis_policy.vlm.loading import VLMFiles
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def load_model(files: VLMFiles, **options: Any) -> tuple[PreTrainedModel, list[Finding]]:
+def load_model(files: VLMFiles, **options: Any) -> "tuple[transformers.PreTrainedModel, list[Finding]]":
     """The model with its weights, of safetensors files only, and a warning if they hold more than it uses.
 
     Args:
@@ -30,7 +30,7 @@ def load_model(files: VLMFiles, **options: Any) -> tuple[PreTrainedModel, list[F
     """
     again = "download the model again or name another directory"
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        model, found = transformers.AutoModelForImageTextToText.from_pretrained(
             files.source,
             config=files.config,
             generation_config=files.generation,
@@ -90,7 +90,7 @@ def require_shapes(files: VLMFiles, shapes: Mapping[str, Sequence[int]]) -> None
         if (most := _most_layers(files.config.to_dict())) > len(shapes):
             raise ValueError(f"{most} layers, and {len(shapes)} weights")
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(files.config)
+            model = transformers.AutoModelForImageTextToText.from_config(files.config)
         held = {name.replace(".base_layer.", "."): tuple(shape) for name, shape in shapes.items()}
         known = set(held.values())  # of two names of one weight, a file has one
         for name, parameter in model.named_parameters():
@@ -114,14 +114,14 @@ def _most_layers(config: Mapping[str, Any]) -> int:
     return max(found)
 
 
-def build_model(files: VLMFiles) -> PreTrainedModel:
+def build_model(files: VLMFiles) -> "transformers.PreTrainedModel":
     """The model with random weights, in float32.
 
     Raises:
         AegisError: no model can be built of its configuration.
     """
     try:
-        model = AutoModelForImageTextToText.from_config(files.config, dtype=torch.float32)
+        model = transformers.AutoModelForImageTextToText.from_config(files.config, dtype=torch.float32)
     except Exception as error:  # whatever the modelling code does with the configuration's values
         raise AegisError(
             f"{files.named} has a config.json that no model can be built of ({one_line(error)}): take it from where "

@@ -1,17 +1,20 @@
 """The loss that VQA is trained with: cross-entropy of the answers' tokens."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from aegis_policy.support import ranks
-from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.prompts import NO_LABEL
 from aegis_policy.vqa.examples import VQAExample
 
+if TYPE_CHECKING:
+    from aegis_policy.vlm.backbone import VLMBackbone
 
-def answer_loss(vlm: VLMBackbone, examples: Sequence[VQAExample], *, across_ranks: bool = False) -> Tensor:
+
+def answer_loss(vlm: "VLMBackbone", examples: Sequence[VQAExample], *, across_ranks: bool = False) -> Tensor:
     """Mean over all answer tokens of the examples, a scalar, differentiable; every example has an answer.
 
     Args:

@@ -24,8 +24,6 @@ def load_policy(source: PolicySource) -> "tuple[AegisPolicy, str]":
     Raises:
         AegisError: no path, or a local folder that is no checkpoint.
     """
-    from aegis_policy.modeling_aegis import AegisPolicy  # brings all of LeRobot with it
-
     if source.path is None:
         raise AegisError("--policy.path is missing: name the `pretrained_model` folder of a checkpoint.")
     folder = Path(source.path)
@@ -37,6 +35,8 @@ def load_policy(source: PolicySource) -> "tuple[AegisPolicy, str]":
         )
     if not folder.exists() and source.path.count("/") != 1:
         raise AegisError(f"--policy.path={source.path} does not exist: give a checkpoint folder or a hub id.")
+    from aegis_policy.modeling_aegis import AegisPolicy  # brings all of LeRobot with it
+
     found = str(folder) if folder.exists() else source.path
     return AegisPolicy.from_pretrained(found), found
 

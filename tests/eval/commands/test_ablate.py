@@ -23,7 +23,7 @@ from aegis_eval.results.run_file import RunFile
 from aegis_policy.isolation import DEFAULT_SHARE, Anchor, direction_count
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json, write_json
-from aegis_policy.vlm.loading import embedded_anchor
+from aegis_policy.vlm.embedded import embedded_anchor
 
 QUICK = [
     "--variants=[none]",

@@ -10,7 +10,7 @@ from aegis_eval.commands.drift import DriftConfig
 from aegis_eval.commands.work.drift import measure_drift, relative_drift
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.support.errors import AegisError
-from aegis_policy.vlm.backbone import Prefix
+from aegis_policy.vlm.prefix import Prefix
 
 
 def measure(checkpoint: Path, tmp_path: Path, **options):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from aegis_policy.model.flow_vla import FlowVLA, draw
-from aegis_policy.vlm.backbone import Prefix
+from aegis_policy.vlm.prefix import Prefix
 
 B, F, H, A, S = 3, 2, 4, 2, 5
 

@@ -8,8 +8,8 @@ import torch
 
 from aegis_policy.isolation import Anchor
 from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.embedded import embedded_anchor
 from aegis_policy.vlm.fingerprint import same_weights
-from aegis_policy.vlm.loading import embedded_anchor
 
 PARTS: dict[str, Callable[[VLMBackbone], torch.nn.Module]] = {
     "decoder": lambda vlm: vlm.decoder_layers,

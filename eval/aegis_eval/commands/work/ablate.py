@@ -22,7 +22,6 @@ from aegis_eval.experiments.plan import Plan, alone
 from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import VARIANTS
-from aegis_eval.pages.ablation import write_page
 from aegis_eval.questions.records import WHOLE
 from aegis_eval.questions.texts import TextQuestions
 from aegis_eval.results.frontier import TEXT, AblatedRun, Frontier
@@ -79,7 +78,7 @@ def ablate(config: AblateConfig) -> Path:
                 f"--redraw={config.redraw} cannot be read ({one_line(error)}): name an ablation.json of aegis-ablate."
             ) from error
         results["frontier"] = Frontier.of(runs).to_dict()
-        return write_page(results, config.output_dir)
+        return _write_page(results, config.output_dir)
     _check(config)
     setting = plain({name: getattr(config, name) for name in _TRAINING})
     variants = list(dict.fromkeys(["none", "stop_gradient", *config.variants]))
@@ -98,7 +97,13 @@ def ablate(config: AblateConfig) -> Path:
             "provenance": provenance(0, time.monotonic() - started),
         }
         write_json(config.output_dir / "ablation.json", results, indent=None)
-        return write_page(results, config.output_dir)
+        return _write_page(results, config.output_dir)
+
+
+def _write_page(results: Mapping[str, Any], folder: Path) -> Path:
+    from aegis_eval.pages.ablation import write_page  # brings matplotlib, which draws once there are results
+
+    return write_page(results, folder)
 
 
 def _check(config: AblateConfig) -> None:

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import batched
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION
 from torch.utils.data import default_collate
 from tqdm import tqdm
@@ -22,7 +21,6 @@ from aegis_eval.statistics.intervals import mean_interval
 from aegis_policy.checkpoint.checks import check_sizes
 from aegis_policy.data.batches import check_batch
 from aegis_policy.data.checks import check_info, check_vectors
-from aegis_policy.data.chunk_reading import choose_reading
 from aegis_policy.data.files import fetch_metadata, open_dataset, read_frame, read_metadata
 from aegis_policy.data.frames import check_frames
 from aegis_policy.data.records import check_instructions, check_records
@@ -31,6 +29,9 @@ from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import write_json
+
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 
 @torch.no_grad()
@@ -93,8 +94,10 @@ def frames_spread_over(total: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
 
 
-def _open(source: DatasetSource, policy_config: Any, checkpoint: Path) -> LeRobotDataset:
+def _open(source: DatasetSource, policy_config: Any, checkpoint: Path) -> "LeRobotDataset":
     """The demonstrations, once the policy is known to read them; its own statistics normalise them."""
+    from aegis_policy.data.chunk_reading import choose_reading  # brings LeRobot's data sets with it
+
     choose_reading()
     if source.root is not None:
         metadata = read_metadata(source.root, "--dataset.root")
@@ -127,7 +130,7 @@ def _noise(frames: int, draws: int, policy_config: Any, seed: int) -> torch.Tens
 
 
 def _batches(
-    dataset: LeRobotDataset, indices: Sequence[int], size: int
+    dataset: "LeRobotDataset", indices: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
     for places in batched(range(len(indices)), size):
         yield list(places), [read_frame(dataset, indices[place]) for place in places]

@@ -35,7 +35,7 @@ from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write, is_file
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.loading import EMBEDDED_VLM
+from aegis_policy.vlm.embedded import EMBEDDED_VLM
 from aegis_policy.vqa.examples import INDEX_FILE, VQAExample, load_vqa
 from aegis_policy.vqa.sources import offered, parse_source, split_sources
 from aegis_policy.vqa.texts import RUNNING, read_paragraphs, text_file

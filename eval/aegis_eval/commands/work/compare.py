@@ -16,7 +16,6 @@ from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_jobs, run_jobs_on_ray
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import VARIANTS
-from aegis_eval.pages.comparison import write_comparison
 from aegis_eval.results.compared import Compared, Questions
 from aegis_eval.results.measured import bits, scene_of
 from aegis_eval.results.provenance import provenance
@@ -75,6 +74,8 @@ def compare(config: CompareConfig) -> Path | None:
         described = provenance(ROLLOUT_SEED, time.monotonic() - started)
         results = {"config": given, **_collected(config, plan), "provenance": described}
         write_json(config.output_dir / "comparison.json", results, indent=None)
+        from aegis_eval.pages.comparison import write_comparison  # brings matplotlib, which draws results
+
         return write_comparison(Compared.of(results), config.output_dir, runs=config.output_dir / "runs")
 
 

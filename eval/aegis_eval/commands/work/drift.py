@@ -20,7 +20,7 @@ from aegis_eval.statistics.intervals import mean_interval
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import write_json
-from aegis_policy.vlm.backbone import Prefix
+from aegis_policy.vlm.prefix import Prefix
 
 
 @torch.no_grad()

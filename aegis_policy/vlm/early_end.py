@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 
-def shortened[Model: nn.Module](model: Model, layers: str, depth: int) -> Model:
+def ending_early[Model: nn.Module](model: Model, layers: str, depth: int) -> Model:
     """A view of a model whose list of layers ends after the first `depth`.
 
     It shares every weight, buffer and hook with the model, and stays right only until modules on the way to the list
@@ -19,7 +19,7 @@ def shortened[Model: nn.Module](model: Model, layers: str, depth: int) -> Model:
     name, _, rest = layers.partition(".")
     view, below = copy.copy(model), model.get_submodule(name)
     if rest:
-        below = shortened(below, rest, depth)
+        below = ending_early(below, rest, depth)
     else:
         assert isinstance(below, nn.ModuleList)
         below = below[:depth]
