@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from _random_policy import ACTION_DIM, make_policy, random_batch
 from _report import report
+from torch import Tensor
 
 from aegis_policy.model import flow_matching
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.vlm.backbone import Prefix
 
 _WARM_UP = 3
 
@@ -47,7 +49,36 @@ def seconds(action: Callable[[], Any], device: str) -> float:
     return time.process_time() - start
 
 
-@torch.no_grad()
+def chunk_actions(policy: AegisPolicy, batch: dict[str, Any], noise: Tensor) -> dict[str, Callable[[], Any]]:
+    """Inference of a chunk, and its parts on their own: the processor, the backbone, the Euler steps."""
+    inputs = policy._vlm_inputs(batch)
+    state_BS = batch["observation.state"]
+
+    @torch.no_grad()
+    def encode() -> Prefix:
+        with policy._own_precision():
+            return policy.vlm.encode(inputs)
+
+    prefix = encode()
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        with policy._own_precision():
+            cache = policy.expert.prepare_prefix(prefix.hidden_states, prefix.mask)
+            return flow_matching.euler_sample(
+                lambda x, t: policy.expert(x, t, state_BS, cache).float(),
+                noise,
+                policy.config.num_inference_steps,
+            )
+
+    return {
+        "chunk": lambda: policy.predict_action_chunk(batch, noise),
+        "prepare": lambda: policy._vlm_inputs(batch),
+        "encode": encode,
+        "sample": sample,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -61,30 +92,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
 
-    with torch.enable_grad():
-        free, protected = (
-            trained_policy(arguments.vlm, protection, arguments.image_size, arguments.device)
-            for protection in ("none", "aegis")
-        )
+    free, protected = (
+        trained_policy(arguments.vlm, protection, arguments.image_size, arguments.device)
+        for protection in ("none", "aegis")
+    )
     batch = random_batch(arguments.batch_size, arguments.image_size, free.config.chunk_size, arguments.device)
     noise = torch.randn(arguments.batch_size, free.config.chunk_size, ACTION_DIM, device=arguments.device)
-    inputs = free._vlm_inputs(batch)
-    prefix = free.vlm.encode(inputs)
-
-    def sample() -> None:
-        cache = free.expert.prepare_prefix(prefix.hidden_states, prefix.mask)
-        flow_matching.euler_sample(
-            lambda x, t: free.expert(x, t, batch["observation.state"], cache),
-            noise,
-            free.config.num_inference_steps,
-        )
-
     actions = {
-        "none": lambda: free.predict_action_chunk(batch, noise),
+        **chunk_actions(free, batch, noise),
         "aegis": lambda: protected.predict_action_chunk(batch, noise),
-        "prepare": lambda: free._vlm_inputs(batch),
-        "encode": lambda: free.vlm.encode(inputs),
-        "sample": sample,
     }
     rounds = []
     for index in range(_WARM_UP + arguments.rounds):
@@ -97,11 +113,11 @@ def main() -> None:
             "vlm": arguments.vlm,
             "batch_size": arguments.batch_size,
             "rounds": len(rounds),
-            "chunk_seconds_none": median(each["none"] for each in rounds),
+            "chunk_seconds_none": median(each["chunk"] for each in rounds),
             "prepare_seconds": median(each["prepare"] for each in rounds),
             "encode_seconds": median(each["encode"] for each in rounds),
             "sample_seconds": median(each["sample"] for each in rounds),
-            "aegis_over_none": median(each["aegis"] / each["none"] for each in rounds),
+            "aegis_over_none": median(each["aegis"] / each["chunk"] for each in rounds),
             "sampling_over_encoding": median(each["sample"] / each["encode"] for each in rounds),
         },
         arguments.json,

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import batched
 from pathlib import Path
 from statistics import median
@@ -32,6 +33,7 @@ import torch
 from _random_policy import make_policy, random_batch, save_random_anchor
 from _random_vlm import resolve
 from _report import report
+from torch import nn
 
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections.subspace import HOLD_EVERY
@@ -64,30 +66,30 @@ _PARTS = ("forward", "backward", "clipping", "optimizer")
 
 
 class Side:
-    """A policy in training; all sides live together, so name few of them with `--sides` where memory is short."""
+    """A policy in training, which makes one step after the other on the same batch.
 
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        torch.manual_seed(0)
-        protection, options = SIDES[name]
-        self.policy: AegisPolicy = make_policy(
-            arguments.vlm,
-            protection,
-            arguments.image_size,
-            arguments.device,
-            flow_samples=arguments.flow_samples,
-            anchor_path=arguments.anchor if name in ANCHORS else None,
-            **options,
-        ).train()
-        self.optimizer = self.policy.config.get_optimizer_preset().build(self.policy.get_optim_params())
-        self.batch = random_batch(
-            arguments.batch_size, arguments.image_size, self.policy.config.chunk_size, arguments.device
-        )
+    Args:
+        policy: on its device.
+        batch: of the policy's features.
+        wrap: what makes of the policy the module that a trainer runs: DDP.
+    """
+
+    def __init__(
+        self,
+        policy: AegisPolicy,
+        batch: dict[str, Any],
+        wrap: Callable[[AegisPolicy], nn.Module] = lambda policy: policy,
+    ) -> None:
+        self.policy = policy.train()
+        self.optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+        self.batch = batch
+        self._model = wrap(policy)
 
     def step(self) -> dict[str, float]:
         """One step as `lerobot-train` does it: seconds of processor time (`cpu`), of wall-clock and of each part."""
         started = time.process_time()
         clock = Clock(self.batch["action"].is_cuda)
-        loss, _ = self.policy(self.batch)
+        loss, _ = self._model(self.batch)
         clock.lap("forward")
         loss.backward()
         clock.lap("backward")
@@ -97,6 +99,25 @@ class Side:
         self.optimizer.zero_grad()
         clock.lap("optimizer")
         return {**clock.laps, "wall": sum(clock.laps.values()), "cpu": time.process_time() - started}
+
+
+def make_side(name: str, arguments: argparse.Namespace) -> Side:
+    """All sides live together, so name few of them with `--sides` where memory is short."""
+    torch.manual_seed(0)
+    protection, options = SIDES[name]
+    policy = make_policy(
+        arguments.vlm,
+        protection,
+        arguments.image_size,
+        arguments.device,
+        flow_samples=arguments.flow_samples,
+        anchor_path=arguments.anchor if name in ANCHORS else None,
+        **options,
+    )
+    chunk_size = policy.config.chunk_size
+    return Side(
+        policy, random_batch(arguments.batch_size, arguments.image_size, chunk_size, arguments.device)
+    )
 
 
 class Clock:
@@ -117,7 +138,7 @@ class Clock:
 
 def time_ratios(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Median seconds of a step of every side, its ratio to `none` in the same rounds, the shares of its parts."""
-    sides = {name: Side(name, arguments) for name in names}
+    sides = {name: make_side(name, arguments) for name in names}
     rounds = []
     for index in range(_WARM_UP + arguments.rounds):
         order = names[index % len(names) :] + names[: index % len(names)]
@@ -144,7 +165,7 @@ def time_ratios(names: list[str], arguments: argparse.Namespace) -> dict[str, di
 
 def peak_megabytes(name: str, arguments: argparse.Namespace) -> float:
     """Peak memory of a few steps of one side, in this process."""
-    side = Side(name, arguments)
+    side = make_side(name, arguments)
     if arguments.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(_MEMORY_STEPS):
@@ -157,7 +178,7 @@ def peak_megabytes(name: str, arguments: argparse.Namespace) -> float:
 
 def gradient_megabytes(arguments: argparse.Namespace) -> float:
     """One copy of the gradients that a protection has to do with."""
-    learning = (p for p in Side("none", arguments).policy.vlm.parameters() if p.requires_grad)
+    learning = (p for p in make_side("none", arguments).policy.vlm.parameters() if p.requires_grad)
     return sum(p.numel() * p.element_size() for p in learning) / 1e6
 
 
