@@ -1,0 +1,52 @@
+"""Model FLOPs of a training step, and what a card can do at most: the two numbers of MFU (PaLM, arXiv 2204.02311)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+_PEAKS = {
+    "H200 NVL": 835e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+"""Part of a card's name -> FLOP/s of dense bfloat16 by its data sheet; of those that fit, the first counts."""
+
+
+def peak_flops(card: str) -> float | None:
+    """What a card of this name reaches at most; None if it is not known."""
+    return next((peak for name, peak in _PEAKS.items() if name in card), None)
+
+
+def training_flops(model: nn.Module, step: Callable[[], object]) -> float:
+    """FLOPs of the linear layers in a step: 2 a parameter and token forward, 2 more for the gradient of a weight that
+    learns, 2 more for that of an input that something behind needs.
+
+    So 6 a parameter and token of what learns, 4 of what is frozen above something that learns, 2 of what is frozen
+    below. Attention between tokens is left out, and so is all that is no part of the flow loss: recomputed activations,
+    the Gaussian anchor's second backward, projection, clipping, optimizer.
+
+    Args:
+        model: whose linear layers are counted as they run.
+        step: runs it forward once, and recomputes nothing.
+    """
+    flops = 0.0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        nonlocal flops
+        assert isinstance(layer, nn.Linear)
+        passes = 1
+        if torch.is_grad_enabled():
+            passes += layer.weight.requires_grad + inputs[0].requires_grad
+        flops += 2.0 * passes * inputs[0].numel() * layer.out_features
+
+    handles = [each.register_forward_hook(count) for each in model.modules() if isinstance(each, nn.Linear)]
+    try:
+        step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return flops
