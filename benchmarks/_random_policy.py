@@ -19,6 +19,7 @@ from aegis_policy.vqa.examples import VQAExample
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 STATE_DIM, ACTION_DIM = 8, 4
+TASK = "push the green cylinder to the blue zone"
 
 
 def random_batch(
@@ -30,7 +31,7 @@ def random_batch(
         "observation.state": torch.randn(batch_size, STATE_DIM, device=device),
         "action": torch.randn(batch_size, chunk_size, ACTION_DIM, device=device),
         "action_is_pad": torch.zeros(batch_size, chunk_size, dtype=torch.bool, device=device),
-        "task": ["push the green cylinder to the blue zone"] * batch_size,
+        "task": [TASK] * batch_size,
     }
     return batch
 

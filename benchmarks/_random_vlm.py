@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from _random_policy import TASK
 from tokenizers import AddedToken
 from transformers import (
     Gemma2Config,
@@ -78,7 +79,7 @@ def random_vlm(shape: str, layers: int | None = None) -> VLMBackbone:
 def _smolvlm(name: str, layers: int) -> VLMBackbone:
     """A SmolVLM whose tokenizer is the small VLM's."""
     size = SmallVLMSize(image_size=_SIDE, patch_size=12)
-    small = build_small_vlm(["on", "table"], size, seed=0, name=name)
+    small = build_small_vlm([*TASK.split(), "user", "assistant"], size, seed=0, name=name)
     backend = small.processor.tokenizer.backend_tokenizer
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in _IMAGE_TOKENS.values()])
     tokenizer = PreTrainedTokenizerFast(

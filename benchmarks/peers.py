@@ -3,8 +3,8 @@
     python benchmarks/peers.py [--layers=30] [--batch-size=4] [--rounds=20] [--device=cpu] [--json=FILE]
 
 Every policy has random weights of the shape of SmolVLM-256M's decoder (`smolvlm-256m`), a small vision tower in front
-of it, one camera of 64 tokens, chunks of 50 actions in ten Euler steps; its optimizer, clipping and loss are its own
-presets, with one flow sample, in float32. Pairs:
+of it, one camera of 64 tokens and 15 of text, chunks of 50 actions in ten Euler steps; its optimizer, clipping and
+loss are its own presets, with one flow sample, in float32. Pairs:
 
 - `full`: all layers run; ours under the default protection, `smolvla` with its decoder training as well.
 - `half`: the same of the first half of the layers, all that `smolvla` then has; ours keeps the rest to answer with.
@@ -119,10 +119,10 @@ def _blocks(theirs: torch.nn.Module, width: int, heads: int) -> int:
     return max(1, round((wanted - count(1)) / (count(2) - count(1))) + 1)
 
 
-def batch_of(size: int, device: str) -> dict[str, Any]:
-    """One for every policy: what `smolvla`'s own processor makes of the task lies beside it."""
+def batch_of(size: int, device: str, words: int) -> dict[str, Any]:
+    """One for every policy: beside the task lie as many tokens of text as ours makes of it, for `smolvla`."""
     batch = random_batch(size, _SIDE, _CHUNK, device, cameras=(_CAMERA,))
-    tokens = torch.randint(0, 50, (size, 10), device=device)
+    tokens = torch.randint(0, 50, (size, words), device=device)
     return {
         **batch,
         OBS_LANGUAGE_TOKENS: tokens,
@@ -165,7 +165,9 @@ def compare(pair: Pair, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of ours, and theirs over ours."""
     theirs = pair.theirs()
     policies = {"theirs": theirs, "ours": pair.ours(theirs)}
-    batch = batch_of(arguments.batch_size, arguments.device)
+    inputs = policies["ours"]._vlm_inputs(random_batch(1, _SIDE, _CHUNK, arguments.device, (_CAMERA,)))
+    words = int((~policies["ours"].vlm.image_tokens(inputs)).sum())
+    batch = batch_of(arguments.batch_size, arguments.device, words)
     sides = {name: Measured(policy, batch, arguments.device) for name, policy in policies.items()}
     found = {}
     for what in ("train", "chunk"):
