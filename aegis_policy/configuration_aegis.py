@@ -63,7 +63,8 @@ class AegisConfig(
     Attributes:
         vlm: `embedded`, a transformers directory, or a hub id. A checkpoint carries its own copy.
         backbone_depth: how many of its decoder layers the policy runs, the first ones; by default all. The expert reads
-            these, and of the decoder they alone learn; questions are answered by all of them.
+            these, and of the decoder they alone learn; all of them answer questions, and read the tokens of
+            `knowledge_insulation`.
         protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `ewc`, `replay`,
             `knowledge_insulation` or `aegis`; see `aegis_policy.protections`. Options of another one are refused.
         vqa_probe_freq: ask the backbone questions before the first training step and after every so many (0: never);

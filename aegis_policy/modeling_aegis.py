@@ -101,7 +101,6 @@ class AegisPolicy(PreTrainedPolicy):
                     shapes=files.weight_shapes(checkpoint, "vlm.model"),
                 )
         self.vlm.end_at(config.backbone_depth)
-        config.backbone_depth = self.vlm.depth
         if dataset_meta is not None:
             tasks = map(str, dataset_meta.tasks.index) if config.instruction is None else [config.instruction]
             enforce(check_texts(self.vlm.prompts, list(tasks)))

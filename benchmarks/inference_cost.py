@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aegis_policy.model import flow_matching
 from aegis_policy.modeling_aegis import AegisPolicy
-from aegis_policy.vlm.backbone import Prefix
+from aegis_policy.vlm.prefix import Prefix
 
 _WARM_UP = 3
 

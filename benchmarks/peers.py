@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py [--layers=30] [--batch-size=4] [--rounds=20] [--device=cpu] [--json=FILE]
 
-Every policy has random weights of the shape of SmolVLM-256M's decoder (`smolvlm-256m`), a small vision tower in front
-of it, one camera of 64 tokens and 15 of text, chunks of 50 actions in ten Euler steps; its optimizer, clipping and
-loss are its own presets, with one flow sample, in float32. Pairs:
+Every VLM has random weights of the shape of SmolVLM-256M's decoder (`smolvlm-256m`), a small vision tower in front
+of it, one camera of 64 tokens and 15 of text, chunks of 50 actions in ten Euler steps; optimizer, clipping and
+loss are the policies' own presets, with one flow sample, in float32. Pairs:
 
 - `full`: all layers run; ours under the default protection, `smolvla` with its decoder training as well.
 - `half`: the same of the first half of the layers, all that `smolvla` then has; ours keeps the rest to answer with.

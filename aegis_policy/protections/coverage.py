@@ -12,8 +12,9 @@ from aegis_policy.support.errors import some
 from aegis_policy.support.finding import Finding
 
 _LITTLE = 1 / 3
-"""The share of the answers' gradient below which the median layer's blocks are too weak. On the embedded VLM blocks
-with 31, 41 and 47 % of it kept 97.2, 99.0 and 99.3 % of the answers (docs/ablation.md)."""
+"""The share of the answers' gradient below which the median layer's blocks are too weak. On the embedded VLM,
+the only one where both are known, blocks with 31, 41 and 47 % of it kept 97.2, 99.0 and 99.3 % of the answers
+(docs/ablation.md)."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers import StoppingCriteriaList
 
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
-from aegis_policy.vlm.early_end import ending_early
+from aegis_policy.vlm.early_end import ending_early, require_depth
 from aegis_policy.vlm.embedded import resolve
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
@@ -193,16 +193,13 @@ class VLMBackbone(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
-    def end_at(self, depth: int | None, flag: str = "--policy.backbone_depth") -> None:
+    def end_at(self, depth: int | None) -> None:
         """Have `encode` end after so many decoder layers; None for all.
 
         Raises:
             AegisError: there are not so many.
         """
-        if depth is not None and not 1 <= depth <= self.num_layers:
-            raise AegisError(
-                f"{flag}={depth}: {self.name} has {self.num_layers} decoder layers; take 1 to {self.num_layers}."
-            )
+        require_depth(depth, self.num_layers, self.name)
         self.depth = depth or self.num_layers
 
     def prepare(self, images: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
@@ -252,9 +249,12 @@ class VLMBackbone(nn.Module):
     def encode(self, inputs: dict[str, Tensor]) -> Prefix:
         """Run the backbone to its `depth` over prepared inputs; returns the hidden states of every layer that ran."""
         mask = inputs["attention_mask"].bool()
-        model = ending_early(self.model, self.family.decoder_layers, self.depth)
+        model, options = self.model, {}
+        if self.depth < self.num_layers:
+            model = ending_early(model, self.family.decoder_layers, self.depth)
+            options = dict.fromkeys(("output_hidden_states", "output_attentions"), False)  # hooks for good
         with self._reading(inputs), self.recorded_layers() as hidden_states:
-            model.base_model(**inputs, **self._positions(mask), use_cache=False)
+            model.base_model(**inputs, **self._positions(mask), use_cache=False, **options)
         return Prefix(tuple(hidden_states), mask)
 
     def encode_with_suffix(self, inputs: dict[str, Tensor], suffix_BK: Tensor) -> tuple[Prefix, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from aegis_policy.support.errors import AegisError, one_line, shortened
 from aegis_policy.support.finding import Finding
 from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.early_end import require_depth
 from aegis_policy.vlm.embedded import resolve
 from aegis_policy.vlm.loading import VLMFiles, read_files
 from aegis_policy.vlm.processor_checks import SENTENCE, check_files, picture, views
@@ -22,17 +23,21 @@ _SMALL = 2**31
 """Bytes of weights up to which `check_vlm` reads them too."""
 
 
-def check_vlm(name: str, flag: str = "--policy.vlm", texts: Collection[str] = ()) -> Iterator[Finding]:
+def check_vlm(
+    name: str, flag: str = "--policy.vlm", texts: Collection[str] = (), depth: int | None = None
+) -> Iterator[Finding]:
     """See whether a VLM can be trained, as far as its files say; small ones are loaded, and read a picture.
 
     Args:
         name: a directory, a hub id (whose weights are not fetched for this), or `embedded`.
         flag: how findings call what named it.
         texts: instructions that it is to be trained on.
+        depth: after how many decoder layers a policy is to end.
     """
     named = f"{flag}={name}"
     try:
         files = read_files(resolve(name, named), named)
+        require_depth(depth, files.config.get_text_config().num_hidden_layers, named)
         findings = [*check_files(files), *check_texts(replace(files.prompts, name=name), texts)]
         if Path(files.source).is_dir() and not any(each.status == "error" for each in findings):
             findings += _check_weights(files, name)

@@ -4,6 +4,20 @@ import copy
 
 from torch import nn
 
+from aegis_policy.support.errors import AegisError
+
+
+def require_depth(depth: int | None, layers: int, name: str) -> None:
+    """Make sure that a model can end after so many of its decoder layers; None for all.
+
+    Raises:
+        AegisError: there are not so many.
+    """
+    if depth is not None and not 1 <= depth <= layers:
+        raise AegisError(
+            f"--policy.backbone_depth={depth}: {name} has {layers} decoder layers; take 1 to {layers}."
+        )
+
 
 def ending_early[Model: nn.Module](model: Model, layers: str, depth: int) -> Model:
     """A view of a model whose list of layers ends after the first `depth`.

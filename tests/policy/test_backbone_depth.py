@@ -49,6 +49,44 @@ def test_every_anchor_guards_the_layers_that_learn(
     assert learning <= {id(p) for p in policy.vlm.decoder_layers[0].parameters()}
 
 
+@pytest.mark.parametrize("protection", ["none", "knowledge_insulation", "lora"])
+def test_checkpointing_changes_no_gradient(
+    make_policy: MakePolicy, make_batch: MakeBatch, protection: str
+) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        policy = make_policy(protection, backbone_depth=1, gradient_checkpointing=checkpointing)
+        build_optimizer(policy)
+        torch.manual_seed(1)
+        policy.train()(make_batch())[0].backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    assert any("language_model.layers.0" in name and x.any() for name, x in plain.items())
+    for name, x in plain.items():
+        torch.testing.assert_close(recomputed[name], x)
+
+
+def test_no_hooks_pile_up_where_the_models_own_configuration_asks_for_hidden_states(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    for depth in (1, None):
+        policy, batch = make_policy("none", backbone_depth=depth), make_batch()
+        for config in (policy.vlm.model.config, policy.vlm.model.config.get_text_config()):
+            config.output_hidden_states = True
+        counts = []
+        for _ in range(3):
+            policy.predict_action_chunk(batch)
+            counts.append(sum(len(layer._forward_hooks) for layer in policy.vlm.decoder_layers))
+        assert counts[1] == counts[2]
+
+
+def test_an_open_depth_stays_open(make_policy: MakePolicy) -> None:
+    """Of another VLM, with more layers, it means all of those."""
+    policy = make_policy("none")
+    assert policy.config.backbone_depth is None and policy.vlm.depth == policy.vlm.num_layers
+
+
 def test_a_chunk_does_not_depend_on_the_layers_behind(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     policy, batch = make_policy("none", backbone_depth=1), make_batch()
     noise = torch.randn_like(batch["action"])

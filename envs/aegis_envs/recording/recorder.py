@@ -41,7 +41,10 @@ def record(config: RecordConfig) -> None:
         AegisError: flags that cannot be used, a `root` that holds something else, an interrupted recording
             with other flags, no off-screen rendering.
     """
-    source = SOURCES[type(config.env)]
+    source = SOURCES.get(type(config.env))
+    if source is None:
+        known = ", ".join(each.__name__ for each in SOURCES)
+        raise AegisError(f"env={type(config.env).__name__} has no scripted expert here: take one of {known}.")
     require_at_least(config, episodes=1, num_workers=1, seed=0)
     recipe = source.recipe(config)
     root = config.root or Path("data") / source.name

@@ -18,14 +18,14 @@ PROVENANCE_FILE = "recording.json"
 NO_EPISODE_LENGTH = "--env.episode_length has no meaning here: an expert's episode ends when it succeeds."
 
 
-class RecordedEnv(draccus.ChoiceRegistry):
-    """`--env.type` of what can be recorded, by LeRobot's names. LeRobot's own classes take seconds to import."""
+class RecordedEnv(draccus.ChoiceRegistry):  # LeRobot's own classes take seconds to import
+    """What is recorded."""
 
 
 @RecordedEnv.register_subclass("aegis_tabletop")
 @dataclass
 class RecordedTabletop(TabletopSettings, RecordedEnv):
-    """The tabletop."""
+    """The tabletop; its settings are `TabletopSettings`'."""
 
 
 @RecordedEnv.register_subclass("aegis_metaworld")

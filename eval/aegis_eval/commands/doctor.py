@@ -23,7 +23,6 @@ _OF_THE_DATASET = {
 _OF_THE_ANCHOR = {
     "--policy.anchor": "what of it protects",
     "--policy.anchor_share": "how much of that",
-    "--policy.backbone_depth": "how many decoder layers learn",
     "--policy.train_vision_tower": "true where the tower learns too",
     "--policy.train_projector": "true where the projector learns too",
 }
@@ -46,6 +45,9 @@ def main() -> None:
     parser.add_argument(
         "--policy.optimizer_bits", dest="bits", type=int, default=32, help="of AdamW's moments"
     )
+    parser.add_argument(
+        "--policy.backbone_depth", dest="depth", type=int, help="how many decoder layers run, and learn"
+    )
     parser.add_argument("--policy.anchor_path", dest="anchor", type=Path, help="the anchor to train with")
     parser.add_argument("--dataset.root", dest="dataset", type=Path, help="the LeRobotDataset to train on")
     for flag, what in {**_OF_THE_DATASET, **_OF_THE_ANCHOR}.items():
@@ -60,7 +62,7 @@ def main() -> None:
         for flags in (_OF_THE_DATASET, _OF_THE_ANCHOR)
     )
     findings: list[Finding] = []
-    training = files.Training(given.protection, given.frozen_dtype, given.bits)
+    training = files.Training(given.protection, given.frozen_dtype, given.bits, given.depth)
     for finding in examine(
         given.vlm, given.anchor, given.dataset, given.policy, training, of_dataset, of_anchor
     ):
@@ -93,6 +95,7 @@ def examine(
         flags: of the policy, which decide what it reads of the dataset and how.
         anchor_flags: of the policy, which decide what it needs of the anchor.
     """
+    training = training or files.Training()
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", machine.check_python),
         ("the installed packages", machine.check_packages),
@@ -100,16 +103,20 @@ def examine(
         ("rendering", machine.check_rendering),
         ("the video backend", machine.check_video),
         ("the simulators", machine.check_simulators),
-        ("the GPU", lambda: machine.check_gpu(vlm, training or files.Training())),
-        ("the VLM", lambda: files.check_vlm(vlm, None if policy else dataset, flags)),
+        ("the GPU", lambda: machine.check_gpu(vlm, training)),
+        (
+            "the VLM",
+            lambda: files.check_vlm(vlm, None if policy else dataset, flags, training.backbone_depth),
+        ),
     ]
     if policy is not None:
         checks.append(("the checkpoint", lambda: files.check_policy(policy, dataset)))
     if dataset is not None:
         checks.append(("the dataset", lambda: files.check_dataset(dataset, policy, flags)))
     if anchor is not None:
-        protection = (training or files.Training()).protection
-        needs = [f"--protection={protection}", *anchor_flags]
+        needs = [f"--protection={training.protection}", *anchor_flags]
+        if training.backbone_depth is not None:
+            needs.append(f"--backbone_depth={training.backbone_depth}")
         checks.append(("the anchor", lambda: files.check_anchor(anchor, vlm, needs)))
     errors: set[str] = set()
     for name, check in checks:

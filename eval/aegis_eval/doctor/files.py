@@ -4,6 +4,7 @@ The checks are those of a training (`checks` modules of `aegis_policy`), importe
 module takes the standard library alone, for the installation may be broken. Only the anchor's check reads weights.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _IMAGES = "observation.images."
 _INSTRUCTION = "--instruction="
 _FROZEN = ("freeze", "stop_gradient", "lora")
 """Protections under which the decoder's own weights have neither gradients nor moments."""
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Finding]:
@@ -109,10 +111,13 @@ def check_anchor(path: Path, vlm: str, flags: Sequence[str] = ()) -> Iterator[Fi
     yield from check_anchor(path, model, config.resolve_options())
 
 
-def check_vlm(vlm: str, dataset: Path | None = None, flags: Sequence[str] = ()) -> Iterator[Finding]:
+def check_vlm(
+    vlm: str, dataset: Path | None = None, flags: Sequence[str] = (), depth: int | None = None
+) -> Iterator[Finding]:
     """Whether a VLM can be trained, on a dataset's instructions, as far as files say: what training asks first.
 
-    Weights are not read. A dataset that cannot be read is for `check_dataset`; `flags` are as there.
+    Weights are not read. A dataset that cannot be read is for `check_dataset`; `flags` are as there, `depth` as in
+    `Training`.
     """
     from aegis_policy.data.files import read_metadata
     from aegis_policy.vlm.checks import check_vlm
@@ -121,7 +126,7 @@ def check_vlm(vlm: str, dataset: Path | None = None, flags: Sequence[str] = ()) 
     if dataset is not None and not texts:
         with suppress(AegisError):
             texts = list(map(str, read_metadata(dataset, "--dataset.root").tasks.index))
-    yield from check_vlm(vlm, texts=texts)
+    yield from check_vlm(vlm, texts=texts, depth=depth)
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,14 @@ class Training:
     protection: str = "aegis"
     frozen_dtype: str = "float32"
     optimizer_bits: int = 32
+    backbone_depth: int | None = None
+
+    def learns(self, name: str) -> bool:
+        """Whether a weight is of a decoder layer that learns: vision tower and embeddings do not."""
+        found = _LAYER.search(name)
+        if found is None or any(part in name for part in ("vision", "visual", "encoder")):
+            return False
+        return self.backbone_depth is None or int(found[1]) < self.backbone_depth
 
     def bytes(self, frozen: int, learning: int) -> int:
         """What a VLM takes before activations: of so many parameters, those of the decoder layers last.
@@ -169,10 +182,10 @@ def vlm_memory(vlm: str, training: Training, largest: int | None) -> Iterator[Fi
     except (OSError, ValueError):
         return
     count = sum(prod(each["shape"]) for each in tensors.values())
-    learning = sum(prod(each["shape"]) for name, each in tensors.items() if _learns(name))
+    learning = sum(prod(each["shape"]) for name, each in tensors.items() if training.learns(name))
     needed = training.bytes(count - learning, learning)
     about = (
-        f"{vlm}: {count / 1e9:.2f} billion parameters, {learning / 1e9:.2f} in its decoder layers; training "
+        f"{vlm}: {count / 1e9:.2f} billion parameters, {learning / 1e9:.2f} in decoder layers that learn; training "
         f"with --policy.protection={training.protection} takes about {needed / 2**30:.1f} GiB before activations and "
         "expert"
     )
@@ -197,8 +210,3 @@ def _less(training: Training) -> str:
         *(["--policy.protection=lora"] if training.protection != "lora" else []),
     ]
     return f"{', '.join(flags) or 'a smaller VLM'} take less"
-
-
-def _learns(name: str) -> bool:
-    """Whether a weight is of a decoder layer: those train, vision tower and embeddings do not."""
-    return ".layers." in name and not any(part in name for part in ("vision", "visual", "encoder"))

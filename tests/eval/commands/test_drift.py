@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ def test_a_changed_layer_moves_itself_and_those_behind_it(tiny_checkpoint: Path,
     assert layers[0] == 0 and min(layers[1:]) > 0.01
     assert results["drift"] == pytest.approx(np.mean(layers))
     assert results["ci"][0] < results["drift"] < results["ci"][1]
+
+
+def test_layers_that_a_policy_does_not_run_are_compared_too(tiny_checkpoint: Path, tmp_path: Path):
+    config = json.loads((tiny_checkpoint / "config.json").read_text()) | {"backbone_depth": 1}
+    shutil.copytree(tiny_checkpoint, tmp_path / "short")
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    results = measure(tmp_path / "short", tmp_path)
+    assert [layer["drift"] for layer in results["per_layer"]] == [0, 0]
 
 
 def test_drift_is_relative_and_blind_to_padding():

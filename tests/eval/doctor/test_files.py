@@ -24,6 +24,7 @@ from aegis_eval.doctor.files import (
     check_anchor,
     check_dataset,
     check_policy,
+    check_vlm,
     vlm_memory,
 )
 from aegis_policy.configuration_aegis import AegisConfig
@@ -211,3 +212,21 @@ def test_memory_is_counted_from_the_files(tmp_path: Path):
         "warning"
     ]
     assert list(vlm_memory("embedded", Training(), None)) == []
+
+
+def test_layers_behind_a_policys_depth_take_neither_gradients_nor_moments(tmp_path: Path):
+    weights = {f"model.language_model.layers.{layer}.mlp.weight": torch.zeros(8, 8) for layer in (1, 2, 10)}
+    save_file(weights, tmp_path / "model.safetensors")
+    for depth, learning in ((None, 3), (11, 3), (10, 2), (2, 1)):
+        needed = (16 * learning + 4 * (3 - learning)) * 64
+        for spare, status in ((0, "ok"), (-1, "error")):
+            (found,) = vlm_memory(str(tmp_path), Training("none", backbone_depth=depth), needed + spare)
+            assert found.status == status
+
+
+def test_a_depth_that_a_vlm_does_not_have_is_said_as_a_training_says_it(tiny_vlm_dir: Path):
+    said = told(check_vlm(str(tiny_vlm_dir), depth=3))
+    assert (
+        said.startswith("error: --policy.backbone_depth=3: ") and "has 2 decoder layers; take 1 to 2" in said
+    )
+    assert told(check_vlm(str(tiny_vlm_dir), depth=2)).startswith("ok")
