@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from aegis_envs.caption import captioned
 from aegis_envs.errors import TabletopError
 from aegis_envs.tabletop.episodes import SPLITS, check_split, retarget, sample_episode
 from aegis_envs.tabletop.scene import Scene
@@ -157,8 +158,8 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         return info
 
     def render(self) -> NDArray[np.uint8]:
-        """The front view for videos, (320, 320, 3) uint8."""
-        return self.sim.render("front", RENDER_SIZE)
+        """The front view for videos with the instruction above it, (320, 320, 3) uint8."""
+        return captioned(self.sim.render("front", RENDER_SIZE), self.task_description)
 
     def close(self) -> None:
         self.sim.close()

@@ -18,6 +18,7 @@ from aegis_eval.pages.numbers import charts
 from aegis_eval.pages.svg import Point, scatter_figure
 from aegis_eval.results.compared import ALL, Compared, ComparedRun
 from aegis_eval.results.comparison import Comparison
+from aegis_eval.results.rollouts import read_rollouts
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.training_log import Curve, Curves
 from aegis_eval.statistics.intervals import accuracy_interval, wilson_interval
@@ -192,8 +193,10 @@ def _films(compared: Compared, runs: Sequence[ComparedRun], folder: Path) -> lis
     def told(task: str, episode: int) -> str:
         return seeded_episode(task, "test", first + episode).instruction
 
-    rollouts = {run.protection: folder / run.folder / "rollouts-test" for run in _first_seed(runs)}
-    return media.films_side_by_side(rollouts, told)
+    rollouts = {
+        run.protection: read_rollouts(folder / run.folder / "rollouts-test") for run in _first_seed(runs)
+    }
+    return media.films_side_by_side(rollouts, told, per_task=2)
 
 
 def _questions(runs: Sequence[ComparedRun], folder: Path) -> list[media.QuestionCard]:

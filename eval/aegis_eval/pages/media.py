@@ -18,9 +18,12 @@ from PIL import Image
 
 from aegis_eval.pages.html import data_uri
 from aegis_eval.questions.tabletop import TABLETOP, sample_images
-from aegis_eval.results.rollouts import EpisodeVideo, read_rollouts
+from aegis_eval.results.rollouts import EpisodeVideo, Rollouts
 from aegis_eval.results.run import Json, RunSummary
 from aegis_policy.support.errors import AegisError
+
+Instruction = Callable[[str, int], str]
+"""(task, episode) -> what a policy was told in it."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,20 @@ def films(runs: Sequence[RunSummary], per_task: int) -> list[FilmRow]:
     return [row for row in rows if row.films]
 
 
-def films_side_by_side(
-    rollouts: Mapping[str, Path], instruction: Callable[[str, int], str], episodes: int = 2
-) -> list[FilmRow]:
-    """The same initial states under every protection, those first that tell the protections apart; a row a state.
+def films_side_by_side(rollouts: Mapping[str, Rollouts], told: Instruction, per_task: int) -> list[FilmRow]:
+    """The same initial states under every policy, those first that tell the policies apart; a row a state.
 
     Args:
-        rollouts: name -> output folder of `lerobot-eval`, all with the same seed.
-        instruction: (task, episode) -> what the policies were told.
-        episodes: initial states of each task.
+        rollouts: name -> what it did, all with the same seed.
+        told: the instruction of an episode.
+        per_task: initial states of each task.
 
     Raises:
-        AegisError: a folder holds no rollouts, or a video is none.
+        AegisError: a video is none.
     """
     videos = {
-        name: {(video.task, video.episode): video for video in read_rollouts(folder).videos}
-        for name, folder in rollouts.items()
+        name: {(video.task, video.episode): video for video in found.videos}
+        for name, found in rollouts.items()
     }
     shared = set.intersection(*(set(found) for found in videos.values())) if videos else set()
     rows = []
@@ -101,9 +102,9 @@ def films_side_by_side(
             (state for state in shared if state[0] == task),
             key=lambda state: (len({found[state].success for found in videos.values()}) == 1, state[1]),
         )
-        for state in states[:episodes]:
+        for state in states[:per_task]:
             shown = [_film(found[state], name, caption=name) for name, found in videos.items()]
-            rows.append(FilmRow(f"{task}, initial state {state[1]}: “{instruction(*state)}”", shown))
+            rows.append(FilmRow(f"{task}, initial state {state[1]}: “{told(*state)}”", shown))
     return rows
 
 

@@ -21,6 +21,7 @@ def write_report(
     title: str = REPORT_TITLE,
     described: Json | None = None,
     baselines: Shares | None = None,
+    told: media.Instruction | None = None,
     videos_per_task: int = 2,
     examples: int = 6,
 ) -> Path:
@@ -32,7 +33,8 @@ def write_report(
         title: heading of the page.
         described: where the numbers come from, JSON-able, shown at the end.
         baselines: arms that ignore their instruction, in the scenes of the runs.
-        videos_per_task: of each run, a success and a failure where both were filmed.
+        told: the instruction of an episode, for runs that were shown the same scenes: they are filmed side by side.
+        videos_per_task: of each run, a success and a failure where both were filmed; or scenes side by side.
         examples: questions shown with their images.
 
     Raises:
@@ -50,7 +52,7 @@ def write_report(
         listening=numbers.listening(runs),
         retention=numbers.retention(runs),
         charts=numbers.charts({run.name: run.curves for run in runs}),
-        films=media.films(runs, videos_per_task),
+        films=_films(runs, told, videos_per_task),
         questions=media.questions(runs, examples),
         provenance=_provenance(runs, described),
     )
@@ -58,6 +60,13 @@ def write_report(
     with atomic_write(path) as beside:
         beside.write_text(page)
     return path
+
+
+def _films(runs: Sequence[RunSummary], told: media.Instruction | None, per_task: int) -> list[media.FilmRow]:
+    if told is None:
+        return media.films(runs, per_task)
+    rollouts = {run.name: run.rollouts for run in runs if run.rollouts is not None}
+    return media.films_side_by_side(rollouts, told, per_task)
 
 
 def _provenance(runs: Sequence[RunSummary], described: Json | None) -> str:

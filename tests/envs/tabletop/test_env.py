@@ -192,10 +192,17 @@ def test_stepping_before_reset_is_an_error():
         env.step(np.zeros(4))
 
 
-def test_the_video_frame_is_larger_than_the_observation():
+def test_the_video_frame_is_larger_than_the_observation_and_says_what_the_policy_was_told():
     env = TabletopEnv("reach")
     env.reset(seed=0)
-    assert env.render().shape == (320, 320, 3)
+    told = env.render()
+    env.task_description = "push the magenta cylinder to the yellow zone, and then do nothing more"
+    otherwise = env.render()
+    assert told.shape == (320, 320, 3)
+    rows, columns = np.nonzero((told != otherwise).any(-1))
+    assert len(rows) > 100, "another sentence, another picture"
+    assert rows.max() < 26, "and only where the sentence is written"
+    assert columns.min() > 0 and columns.max() < 319, "which lies within the picture"
     env.close()
 
 

@@ -125,3 +125,20 @@ def test_what_is_not_a_result_is_named(run_summaries: list[RunSummary], tmp_path
     with pytest.raises(AegisError, match="not what aegis-vqa writes"):
         read_vqa(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_the_same_scenes_are_filmed_side_by_side_under_what_they_were_told(
+    run_summaries: list[RunSummary], tmp_path: Path
+) -> None:
+    page = write_report(
+        tmp_path / "report.html",
+        run_summaries,
+        told=lambda task, episode: f"{task} number {episode}, please",
+        videos_per_task=1,
+    ).read_text()
+    rows = re.findall(r'class="films-of">([^<]*)</h3>(.*?)</div>', page, re.DOTALL)
+    assert len(rows) == len({task.task for task in run_summaries[0].rollouts.tasks})
+    for heading, films in rows:
+        assert re.search(r"(\w+), initial state (\d+): .\1 number \2, please.", heading)
+        captions = re.findall(r"<figcaption>(\w+):", films)
+        assert captions == [run.name for run in run_summaries]
