@@ -12,9 +12,9 @@ from lerobot.configs import FeatureType, PolicyFeature
 from aegis_policy.anchors.building import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.pretrained import EMBEDDED_VLM
 from aegis_policy.protections import PROTECTIONS
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.embedded import EMBEDDED_VLM
 from aegis_policy.vqa.examples import VQAExample
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from aegis_policy.anchors.checks import read_anchor, refusal
 from aegis_policy.checkpoint.checks import ANCHOR_FILE, CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, lost_file
 from aegis_policy.isolation import Anchor, AnchorError
+from aegis_policy.pretrained import EMBEDDED_VLM, embedded_anchor
 from aegis_policy.protections import PROTECTIONS, Protection
 from aegis_policy.support.errors import AegisError, one_line, some
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import read_json
 from aegis_policy.support.tensor_files import read_header
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.embedded import EMBEDDED_VLM, embedded_anchor
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig

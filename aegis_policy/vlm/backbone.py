@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 
+from aegis_policy.pretrained import resolve
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.early_end import ending_early, require_depth
-from aegis_policy.vlm.embedded import resolve
 from aegis_policy.vlm.families import family_of
 from aegis_policy.vlm.fingerprint import fingerprint
 from aegis_policy.vlm.generation import GoesOn, greedy

@@ -9,11 +9,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from aegis_policy.pretrained import resolve
 from aegis_policy.support.errors import AegisError, one_line, shortened
 from aegis_policy.support.finding import Finding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.early_end import require_depth
-from aegis_policy.vlm.embedded import resolve
 from aegis_policy.vlm.loading import VLMFiles, read_files
 from aegis_policy.vlm.processor_checks import SENTENCE, check_files, picture, views
 from aegis_policy.vlm.prompts import Prompts

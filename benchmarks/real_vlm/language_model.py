@@ -23,8 +23,8 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from aegis_policy.pretrained import EMBEDDED_VLM
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.embedded import EMBEDDED_VLM
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "smolvlm-135m-tabletop"

@@ -8,7 +8,7 @@ from aegis_eval.experiments.cameras import names_in
 from aegis_eval.experiments.plan import alone
 from aegis_eval.experiments.stage import Job
 from aegis_eval.experiments.variants import ANCHORS, OF_THE_VLM, VARIANTS
-from aegis_policy.vlm.embedded import EMBEDDED_VLM
+from aegis_policy.pretrained import EMBEDDED_VLM
 
 
 def anchor_jobs(

@@ -21,9 +21,9 @@ from aegis_eval.experiments.variants import ANCHORS, SHARES, VARIANTS
 from aegis_eval.results import measured
 from aegis_eval.results.run_file import RunFile
 from aegis_policy.isolation import DEFAULT_SHARE, Anchor, direction_count
+from aegis_policy.pretrained import embedded_anchor
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json, write_json
-from aegis_policy.vlm.embedded import embedded_anchor
 
 QUICK = [
     "--variants=[none]",

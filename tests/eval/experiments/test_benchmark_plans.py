@@ -1,12 +1,10 @@
 """The plans of `benchmarks/`: the commands that its figures came from, with flags that those commands have."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import draccus
 import pytest
+from benchmark_scripts import load
 
 from aegis_eval.commands.swap import SwapConfig
 from aegis_eval.commands.vqa import VqaConfig
@@ -15,16 +13,6 @@ from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support.errors import AegisError
 
 _CONFIGS = {"aegis-swap": SwapConfig, "aegis-vqa": VqaConfig}
-
-
-def load(name: str) -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def commands(plan: Plan) -> list[list[str]]:
@@ -41,25 +29,26 @@ def check_flags(command: list[str]) -> None:
         draccus.parse(config_class=AegisConfig, args=flags)
 
 
-def test_the_closed_loop_records_trains_on_two_processes_and_measures(tmp_path: Path) -> None:
-    module = load("closed_loop")
-    plan = module.closed_loop_plan(module.ClosedLoopConfig(tmp_path, anchor="gaussian", minutes=1))
+def test_the_embedded_base_is_trained_under_the_default_and_what_is_shipped_is_measured(
+    tmp_path: Path,
+) -> None:
+    module = load("embedded_base")
+    plan = module.base_plan(module.EmbeddedBaseConfig(tmp_path, steps=8, episodes=4, rollouts=6))
     found = commands(plan)
     assert [command[0] for command in found] == [
         "aegis-record",
-        "torchrun",
+        "lerobot-train",
         "lerobot-eval",
         "aegis-swap",
         "aegis-vqa",
     ]
     for command in found:
         check_flags(command)
-    assert {"--nproc_per_node=2", "--policy.anchor=gaussian", "--batch_size=16"} <= set(found[1])
-    (job,) = plan.jobs()["closed loop"]
-    assert job.stages[1].limit == 60, "seconds"
-    (lost,) = [int(flag.partition("=")[2]) for flag in found[1] if flag.startswith("--save_freq=")]
-    assert 100 < lost <= 200, "steps, of a training that runs out of time"
-    assert f"--policy.path={tmp_path}/training/checkpoints/last/pretrained_model" in found[2]
+    assert {"--policy.type=aegis", "--steps=8", "--save_freq=2"} <= set(found[1])
+    assert not any("protection" in flag for flag in found[1])
+    for command in found[2:]:
+        assert f"--policy.path={tmp_path}/tabletop-base" in command, "not the checkpoint, which is larger"
+    assert "--pairs=3" in found[3]
 
 
 def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: Path) -> None:
@@ -79,7 +68,7 @@ def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "entry", "options", "sentence"),
     [
-        ("closed_loop", "closed_loop", {"anchor": "magic"}, "--anchor=magic is unknown"),
+        ("embedded_base", "embedded_base", {"episodes": 0}, "--episodes=0 must be at least 1"),
         ("metaworld_skills", "metaworld", {"protections": "none,magic"}, "--protections: magic is unknown"),
     ],
 )
@@ -87,7 +76,7 @@ def test_flags_that_cannot_be_are_named(
     tmp_path: Path, name: str, entry: str, options, sentence: str
 ) -> None:
     module = load(name)
-    config = {"closed_loop": "ClosedLoopConfig", "metaworld_skills": "MetaworldConfig"}[name]
+    config = {"embedded_base": "EmbeddedBaseConfig", "metaworld_skills": "MetaworldConfig"}[name]
     with pytest.raises(AegisError, match=sentence):
         getattr(module, entry)(getattr(module, config)(tmp_path / "new", **options))
     assert not (tmp_path / "new").exists()

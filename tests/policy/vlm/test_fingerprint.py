@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from aegis_policy.isolation import Anchor
+from aegis_policy.pretrained import embedded_anchor
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.embedded import embedded_anchor
 from aegis_policy.vlm.fingerprint import same_weights
 
 PARTS: dict[str, Callable[[VLMBackbone], torch.nn.Module]] = {

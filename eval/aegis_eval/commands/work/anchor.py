@@ -30,12 +30,12 @@ from aegis_policy.anchors.kinds import KINDS
 from aegis_policy.anchors.unfinished import UnfinishedPass
 from aegis_policy.data.batches import says_something
 from aegis_policy.isolation import DEFAULT_SHARE, Anchor
+from aegis_policy.pretrained import EMBEDDED_VLM
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_write, is_file
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.embedded import EMBEDDED_VLM
 from aegis_policy.vqa.examples import INDEX_FILE, VQAExample, load_vqa
 from aegis_policy.vqa.sources import offered, parse_source, split_sources
 from aegis_policy.vqa.texts import RUNNING, read_paragraphs, text_file
