@@ -106,6 +106,7 @@ class AegisPolicy(PreTrainedPolicy):
             enforce(check_texts(self.vlm.prompts, list(tasks)))
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.vlm.model.disable_input_require_grads()  # or backward goes on through what is frozen below
 
         make_expert = partial(
             ActionExpert,

@@ -176,6 +176,7 @@ def _steps(side: Side, flops_of_a_sample: float, scale: Scale, row: Row) -> dict
     vlm = side.policy.vlm.model
     if row.checkpointing:
         vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        vlm.disable_input_require_grads()
     else:
         vlm.gradient_checkpointing_disable()
     side.optimizer.zero_grad()  # of a step that found no memory

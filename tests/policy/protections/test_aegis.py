@@ -178,3 +178,15 @@ def test_checkpointing_changes_neither_gradient(make_policy: MakePolicy, make_ba
     assert runs[0] == 1 < runs[1], "a layer runs again for each gradient, instead of keeping what it computed"
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(recomputed, plain)
+
+
+def test_checkpointing_sends_no_gradient_through_a_frozen_vision_tower(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy = make_policy("none", gradient_checkpointing=True).train()
+    asked: list[bool] = []
+    policy.vlm.vision_tower.register_forward_hook(
+        lambda _tower, _inputs, output: asked.append(output.last_hidden_state.requires_grad)
+    )
+    policy(make_batch())[0].backward()
+    assert asked == [False]
