@@ -1,6 +1,6 @@
 """Model FLOPs of a training step, and what a card can do at most: the two numbers of MFU (PaLM, arXiv 2204.02311)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +33,48 @@ def training_flops(model: nn.Module, step: Callable[[], object]) -> float:
         model: whose linear layers are counted as they run.
         step: runs it forward once, and recomputes nothing.
     """
-    flops = 0.0
+    return sum(flops_by_layer(model, step).values(), 0.0)
+
+
+def flops_by_layer(model: nn.Module, step: Callable[[], object]) -> dict[str, float]:
+    """What `training_flops` adds up, by the name of the linear layer; those that did not run are left out."""
+    flops: dict[str, float] = {}
+    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        nonlocal flops
         assert isinstance(layer, nn.Linear)
         passes = 1
         if torch.is_grad_enabled():
             passes += layer.weight.requires_grad + inputs[0].requires_grad
-        flops += 2.0 * passes * inputs[0].numel() * layer.out_features
+        name = names[layer]
+        flops[name] = flops.get(name, 0.0) + 2.0 * passes * inputs[0].numel() * layer.out_features
 
-    handles = [each.register_forward_hook(count) for each in model.modules() if isinstance(each, nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in names]
     try:
         step()
     finally:
         for handle in handles:
             handle.remove()
     return flops
+
+
+def with_more_layers(flops: Mapping[str, float], stacks: Mapping[str, int]) -> dict[str, float]:
+    """`flops_by_layer` of a model with more layers than were counted.
+
+    The layers of a stack are alike but for its first, below which nothing may learn: of what was counted the first
+    remains, and the second stands for all the others.
+
+    Args:
+        flops: of a model with two layers or more in every stack.
+        stacks: the name of each list of layers, and how many it is to have.
+    """
+    more: dict[str, float] = {}
+    for name, value in flops.items():
+        stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
+        if stack is None:
+            more[name] = value
+            continue
+        index, *below = name.removeprefix(f"{stack}.").split(".")
+        stands_for = {"0": range(1), "1": range(1, stacks[stack])}.get(index, range(0))
+        more |= {".".join([stack, str(layer), *below]): value for layer in stands_for}
+    return more

@@ -7,14 +7,12 @@ import subprocess
 import sysconfig
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from statistics import median
 from types import MethodType
 from typing import Any
-from unittest.mock import patch
 
 import anchor_cost
 import numpy as np
@@ -23,15 +21,14 @@ import torch.distributed as dist
 from _flops import peak_flops, training_flops
 from _gpu_plan import STEP_PARTS, TWO_PROCESSES, Kept, Row, Scale
 from _random_anchor import random_anchor
-from _random_policy import ACTION_DIM, make_policy, random_batch
+from _random_policy import ACTION_DIM, given, make_policy, random_batch
 from _random_vlm import random_vlm
 from inference_cost import chunk_actions, seconds
 from step_cost import SIDES, Side
 from torch.nn.parallel import DistributedDataParallel
 
 from aegis_eval.results.provenance import provenance
-from aegis_policy.checkpoint import files
-from aegis_policy.isolation import DEFAULT_SHARE, Anchor
+from aegis_policy.isolation import DEFAULT_SHARE
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections.subspace import HOLD_EVERY
 from aegis_policy.support import ranks
@@ -294,7 +291,7 @@ def _fresh_policy(name: str, scale: Scale) -> AegisPolicy:
     if protection == "aegis":
         anchor = random_anchor(vlm, options["anchor"])
         options = {**options, "anchor_path": "random"}
-    with torch.device(scale.device), _given(vlm, anchor):
+    with torch.device(scale.device), given(vlm, anchor):
         return make_policy(
             scale.vlm,
             protection,
@@ -304,16 +301,6 @@ def _fresh_policy(name: str, scale: Scale) -> AegisPolicy:
             **scale.expert,
             **options,
         )
-
-
-@contextmanager
-def _given(vlm: VLMBackbone, anchor: Anchor | None) -> Iterator[None]:
-    """Have a policy take this backbone and this anchor, where it would read both from files."""
-    with (
-        patch.object(VLMBackbone, "from_pretrained", lambda *_, **__: vlm),
-        patch.object(files, "find_anchor", lambda *_: anchor),
-    ):
-        yield
 
 
 def _begun(policy: AegisPolicy, batch: dict[str, Any], wrap: Any = None) -> Side:

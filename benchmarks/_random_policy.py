@@ -1,16 +1,20 @@
 """What the cost benchmarks share: a policy of any VLM, and random batches."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
 from aegis_policy.anchors.building import build_anchor
+from aegis_policy.checkpoint import files
 from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.isolation import Anchor
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.pretrained import EMBEDDED_VLM
 from aegis_policy.protections import PROTECTIONS
@@ -50,6 +54,16 @@ def make_policy(
         if needs_anchor and options.get("anchor_path") is None:
             options["anchor_path"] = save_random_anchor(vlm, image_size, Path(folder))
         return _awake(AegisPolicy(_config(vlm, protection, image_size, device, cameras, options)).to(device))
+
+
+@contextmanager
+def given(vlm: VLMBackbone, anchor: Anchor | None = None) -> Iterator[None]:
+    """Have a policy take this backbone and this anchor, where it would read both from files."""
+    with (
+        patch.object(VLMBackbone, "from_pretrained", lambda *_, **__: vlm),
+        patch.object(files, "find_anchor", lambda *_: anchor),
+    ):
+        yield
 
 
 def save_random_anchor(

@@ -1,9 +1,11 @@
 """VLMs of other sizes with random weights, so that costs can be measured where no weights can be downloaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from _random_policy import TASK
+from _shapes import PALIGEMMA2_3B_DECODER, SMOLLM2_135M
 from tokenizers import AddedToken
 from transformers import (
     Gemma2Config,
@@ -20,23 +22,8 @@ from aegis_policy.vlm.small import SmallVLMSize, build_small_vlm
 
 WIDE = SmallVLMSize(text_width=1280, vision_width=1280, heads=10)
 """Ten times as wide as the embedded VLM, and as deep."""
-_PALIGEMMA2_3B = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-}
-"""The decoder layers of PaliGemma-2-3B (its config.json); vocabulary and vision tower stay small here."""
-_SMOLLM2_135M = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "num_hidden_layers": 30,
-}
-"""The decoder of SmolLM2-135M (its config.json), which SmolVLM-256M is built on; the rest stays small here."""
+SHAPES = ("wide", "smolvlm-256m", "paligemma2-3b")
+"""Of the latter two the decoder is as released; vocabulary and vision tower stay small."""
 _IMAGE_TOKENS = {
     "fake_image_token": "<fake_token_around_image>",
     "global_image_token": "<global-img>",
@@ -53,8 +40,14 @@ _SIDE = 96
 """Pixels of an image of `smolvlm-256m`, which it reads as 64 tokens."""
 
 
-def random_vlm(shape: str, layers: int | None = None) -> VLMBackbone:
-    """A VLM of `wide`, `smolvlm-256m` or `paligemma2-3b` shape, the latter two with so many of their decoder layers."""
+def random_vlm(shape: str, layers: int | None = None, tower: Mapping[str, int] | None = None) -> VLMBackbone:
+    """A VLM of one of `SHAPES` with random weights.
+
+    Args:
+        shape: of them.
+        layers: of the decoder of `smolvlm-256m` or `paligemma2-3b`, if not all.
+        tower: sizes of the vision tower of `paligemma2-3b`, if it is not to stay small.
+    """
     if shape == "wide":
         return build_small_vlm(["on", "table"], WIDE, seed=0, name=shape)
     if shape == "smolvlm-256m":
@@ -65,11 +58,14 @@ def random_vlm(shape: str, layers: int | None = None) -> VLMBackbone:
     config.text_config = Gemma2Config(
         **{
             **config.text_config.to_dict(),
-            **_PALIGEMMA2_3B,
+            **PALIGEMMA2_3B_DECODER,
+            "query_pre_attn_scalar": PALIGEMMA2_3B_DECODER["head_dim"],
             "num_hidden_layers": size.text_layers,
             "layer_types": None,
         }
     )
+    for name, value in (tower or {}).items():
+        setattr(config.vision_config, name, value)
     config.projection_dim = config.vision_config.projection_dim = config.hidden_size = 2304
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -108,7 +104,7 @@ def _smolvlm(name: str, layers: int) -> VLMBackbone:
             "model_type": "llama",
             "max_position_embeddings": 2048,
             "vocab_size": len(tokenizer),
-            **_SMOLLM2_135M,
+            **SMOLLM2_135M,
             **ends,
             "num_hidden_layers": layers,
         },
@@ -133,7 +129,7 @@ def _smolvlm(name: str, layers: int) -> VLMBackbone:
 
 def resolve(vlm: str, folder: Path, layers: int | None = None) -> str:
     """The directory of the VLM that a `--vlm` flag names; one of a shape above is written to `folder`."""
-    if vlm not in ("wide", "smolvlm-256m", "paligemma2-3b"):
+    if vlm not in SHAPES:
         return vlm
     random_vlm(vlm, layers).save_pretrained(folder / vlm)
     return str(folder / vlm)

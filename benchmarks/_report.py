@@ -14,9 +14,14 @@ _STARTED = time.perf_counter()
 
 
 def report(figures: dict[str, Any], json_path: Path | None) -> None:
-    """Print the figures, and write them with the command and the machine they were measured on."""
+    """Print the figures, and `keep` them."""
     for key, value in figures.items():
         print(f"{key:<40} {value:.3f}" if isinstance(value, float) else f"{key:<40} {value}")
+    keep(figures, json_path)
+
+
+def keep(figures: dict[str, Any], json_path: Path | None) -> None:
+    """Write the figures, if a path is given, with the command and the machine they were measured on."""
     if json_path is not None:
         described = provenance(
             torch.initial_seed(),

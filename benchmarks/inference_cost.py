@@ -9,6 +9,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from _random_policy import ACTION_DIM, make_policy, random_batch
 from _report import report
+from _turns import take_turns
 from torch import Tensor
 
 from aegis_policy.model import flow_matching
@@ -102,11 +104,8 @@ def main() -> None:
         **chunk_actions(free, batch, noise),
         "aegis": lambda: protected.predict_action_chunk(batch, noise),
     }
-    rounds = []
-    for index in range(_WARM_UP + arguments.rounds):
-        order = list(actions) if index % 2 else list(reversed(actions))
-        rounds.append({name: seconds(actions[name], arguments.device) for name in order})
-    rounds = rounds[_WARM_UP:]
+    timed = {name: partial(seconds, action, arguments.device) for name, action in actions.items()}
+    rounds = take_turns(timed, arguments.rounds, _WARM_UP)
 
     report(
         {

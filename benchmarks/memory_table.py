@@ -7,30 +7,17 @@ weights, and multiplied as `aegis-doctor` does.
 """
 
 import torch
+from _shapes import PALIGEMMA2_3B_DECODER, PALIGEMMA2_3B_TOWER
 from transformers import AutoModelForImageTextToText, PaliGemmaConfig
 
 from aegis_eval.doctor.files import Training
 
-_TEXT = {
-    "model_type": "gemma2",
-    "vocab_size": 257216,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-}
+_TEXT = {"model_type": "gemma2", "vocab_size": 257216, **PALIGEMMA2_3B_DECODER}
 _VISION = {
     "model_type": "siglip_vision_model",
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
     "projection_dim": 2304,
     "vision_use_head": False,
+    **PALIGEMMA2_3B_TOWER,
 }
 _ROWS = (("none", 32), ("none", 8), ("aegis", 32), ("aegis", 8), ("lora", 32))
 

@@ -28,6 +28,7 @@ import torch
 from _random_policy import ACTION_DIM, STATE_DIM, make_policy, random_batch, save_random_anchor
 from _random_vlm import resolve
 from _report import report
+from _turns import take_turns
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies import PreTrainedPolicy
 from lerobot.policies.act.configuration_act import ACTConfig
@@ -171,11 +172,8 @@ def compare(pair: Pair, arguments: argparse.Namespace) -> dict[str, float]:
     sides = {name: Measured(policy, batch, arguments.device) for name, policy in policies.items()}
     found = {}
     for what in ("train", "chunk"):
-        rounds = []
-        for index in range(_WARM_UP + arguments.rounds):
-            order = list(sides) if index % 2 else list(reversed(sides))
-            rounds.append({name: getattr(sides[name], what)() for name in order})
-        rounds = rounds[_WARM_UP:]
+        actions = {name: getattr(side, what) for name, side in sides.items()}
+        rounds = take_turns(actions, arguments.rounds, _WARM_UP)
         found[f"{what}: ours, seconds"] = median(each["ours"] for each in rounds)
         found[f"{what}: theirs over ours"] = median(each["theirs"] / each["ours"] for each in rounds)
     for name, policy in policies.items():

@@ -33,6 +33,7 @@ import torch
 from _random_policy import make_policy, random_batch, save_random_anchor
 from _random_vlm import resolve
 from _report import report
+from _turns import take_turns
 from torch import nn
 
 from aegis_policy.modeling_aegis import AegisPolicy
@@ -121,7 +122,7 @@ def make_side(name: str, arguments: argparse.Namespace) -> Side:
 
 
 class Clock:
-    """Seconds between laps, each of which waits for the GPU."""
+    """Seconds between laps, each of which waits for the GPU; laps of one name add up."""
 
     def __init__(self, cuda: bool) -> None:
         self.laps: dict[str, float] = {}
@@ -132,20 +133,17 @@ class Clock:
         if self._cuda:
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.laps[name] = now - self._last
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
 
 
 def time_ratios(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Median seconds of a step of every side, its ratio to `none` in the same rounds, the shares of its parts."""
     sides = {name: make_side(name, arguments) for name in names}
-    rounds = []
-    for index in range(_WARM_UP + arguments.rounds):
-        order = names[index % len(names) :] + names[: index % len(names)]
-        rounds.append({name: sides[name].step() for name in order})
+    rounds = take_turns({name: side.step for name, side in sides.items()}, arguments.rounds, _WARM_UP)
     measured = [
         {name: {part: sum(each[name][part] for each in window) for part in window[0][name]} for name in names}
-        for window in batched(rounds[_WARM_UP:], HOLD_EVERY)
+        for window in batched(rounds, HOLD_EVERY)
     ]
     return {
         name: {
