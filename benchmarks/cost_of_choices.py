@@ -109,10 +109,11 @@ class Setting:
 
 
 class Counted(NamedTuple):
-    """FLOPs by linear layer of a sample's training step and of a chunk of one observation."""
+    """FLOPs by linear layer of a sample's training step and of a chunk of one observation, and its prefix tokens."""
 
     step: dict[str, float]
     chunk: dict[str, float]
+    prefix_tokens: int
 
 
 def choices(
@@ -156,6 +157,7 @@ def count(side: Side) -> Counted:
     return Counted(
         {name: flops / size for name, flops in step.items()},
         flops_by_layer(side.policy, lambda: chunk(side)),
+        side.policy._vlm_inputs(side.batch)["attention_mask"].shape[1],
     )
 
 
@@ -173,7 +175,10 @@ def count_whole(
         "expert.readers": wanted["expert_depth"],
         "expert.blocks": wanted["expert_depth"],
     }
-    return Counted(*(with_more_layers(flops, stacks) for flops in count(side)))
+    small = count(side)
+    return small._replace(
+        step=with_more_layers(small.step, stacks), chunk=with_more_layers(small.chunk, stacks)
+    )
 
 
 def by_network(flops: Mapping[str, float], vlm: VLMBackbone) -> dict[str, float]:
@@ -323,6 +328,7 @@ def _chosen(all_choices: dict[str, Choice], only: Sequence[str]) -> dict[str, Ch
 
 def _described(counted: Counted, vlm: VLMBackbone) -> dict[str, Any]:
     return {
+        "prefix_tokens": counted.prefix_tokens,
         "flops": _total(counted.step),
         "chunk_flops": _total(counted.chunk),
         "flops_by_network": by_network(counted.step, vlm),

@@ -58,8 +58,8 @@ def test_flops_from_two_layers_are_those_counted_on_all_of_them(costs: ModuleTyp
 def test_half_the_depth_takes_half_of_what_the_decoder_does_and_nothing_else(costs: ModuleType) -> None:
     vlm = vlm_of(4, 1)
     full, half = count_directly(costs, vlm), count_directly(costs, vlm, backbone_depth=2)
-    for each, all_layers in zip(half, full, strict=True):
-        counted, before = costs.by_network(each, vlm), costs.by_network(all_layers, vlm)
+    for kind in ("step", "chunk"):
+        counted, before = (costs.by_network(getattr(each, kind), vlm) for each in (half, full))
         assert counted["decoder"] == before["decoder"] / 2 > 0
         for part in ("vision tower and projector", "expert"):
             assert counted[part] == before[part] > 0
@@ -70,11 +70,11 @@ def test_a_step_is_six_flops_a_weight_and_token_of_what_learns_and_a_chunk_two(c
     vlm = vlm_of(2, 1)
     with costs.given(vlm):
         side = setting_of(costs).side(costs.Choice())
-    tokens = side.policy._vlm_inputs(side.batch)["attention_mask"].shape[1]
     weights = sum(m.weight.numel() for m in vlm.decoder_layers.modules() if isinstance(m, nn.Linear))
-    step, chunk = (costs.by_network(flops, vlm)["decoder"] for flops in costs.count(side))
-    assert step == 6 * weights * tokens
-    assert chunk == 2 * weights * tokens
+    counted = costs.count(side)
+    for flops, a_weight_and_token in ((counted.step, 6), (counted.chunk, 2)):
+        found = costs.by_network(flops, vlm)["decoder"]
+        assert found == a_weight_and_token * weights * counted.prefix_tokens
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted_once(costs: ModuleType) -> None:
@@ -125,7 +125,7 @@ def test_a_choice_is_measured_beside_the_reference(
     assert sorted(found) == sorted(only)
     assert found["backbone_depth=1"]["flops"] < 1 > found["backbone_depth=1"]["chunk_flops"]
     assert found["twice the batch"]["flops"] == 1, "a sample"
-    assert found["twice the batch"]["activations"] == pytest.approx(2, rel=0.1)
+    assert found["twice the batch"]["activations"] == pytest.approx(2, rel=0.2)
     assert found["gradient_checkpointing=True"]["activations"] < 1
     assert "chunk_time" not in found["twice the batch"]
     costs.keep({"batch_size": 2, **figures}, tmp_path / "figures.json")
