@@ -16,7 +16,7 @@ Before all this, hooks on the reference find what does the work in a step. The p
 to the whole; `rest of forward` is embeddings, masks, noise and loss.
 
 Of `paligemma2-3b` nothing is timed. FLOPs are counted on two layers of its decoder, its vision tower and the expert
-(1024 wide, 18 blocks, 16 heads, chunks of 50), and multiplied: 4 GB and a minute, not 60 GB.
+(1024 wide, 18 blocks, 16 heads, chunks of 50), and multiplied: a minute or two and a few GB instead of tens.
 """
 
 import argparse
@@ -150,19 +150,26 @@ def chunk(side: Side) -> None:
     side.policy.predict_action_chunk({key: value[:1] for key, value in side.batch.items()})
 
 
-def count(side: Side) -> Counted:
+def count(side: Side, *, chunks: bool = True) -> Counted:
+    """FLOPs of a step and, if asked for, of a chunk."""
     side.policy.train()
     size = len(side.batch["action"])
     step = flops_by_layer(side.policy, lambda: side.policy(side.batch))
     return Counted(
         {name: flops / size for name, flops in step.items()},
-        flops_by_layer(side.policy, lambda: chunk(side)),
+        flops_by_layer(side.policy, lambda: chunk(side)) if chunks else {},
         side.policy._vlm_inputs(side.batch)["attention_mask"].shape[1],
     )
 
 
 def count_whole(
-    setting: Setting, vlm: VLMBackbone, choice: Choice, tower_layers: int, layers: int
+    setting: Setting,
+    vlm: VLMBackbone,
+    choice: Choice,
+    tower_layers: int,
+    layers: int,
+    *,
+    chunks: bool = True,
 ) -> Counted:
     """`count` of a policy on a VLM as deep as that, whose own decoder and tower have two layers each."""
     wanted = {**setting.flags, **choice.flags}
@@ -175,7 +182,7 @@ def count_whole(
         "expert.readers": wanted["expert_depth"],
         "expert.blocks": wanted["expert_depth"],
     }
-    small = count(side)
+    small = count(side, chunks=chunks)
     return small._replace(
         step=with_more_layers(small.step, stacks), chunk=with_more_layers(small.chunk, stacks)
     )
@@ -288,10 +295,10 @@ def measure(setting: Setting, rounds: int, only: Sequence[str]) -> dict[str, Any
     parts = parts_of_a_step(reference, rounds)
     found = {}
     for name, choice in _chosen(choices(vlm.num_layers, setting.flags, _EXPERTS), only).items():
-        changed = setting.side(choice)
+        changed, chunks = setting.side(choice), choice.changes_chunks
         found[name] = {
-            **ratios(reference, changed, rounds, chunks=choice.changes_chunks),
-            **counted_ratios(counted, count(changed), chunks=choice.changes_chunks),
+            **ratios(reference, changed, rounds, chunks=chunks),
+            **counted_ratios(counted, count(changed, chunks=chunks), chunks=chunks),
             "activations": activation_megabytes(changed) / kept,
         }
         print(f"{name}: {found[name]}", flush=True)
@@ -315,8 +322,9 @@ def count_all(setting: Setting, only: Sequence[str]) -> dict[str, Any]:
     reference = count_whole(setting, vlm, Choice(), towers, layers)
     found = {}
     for name, choice in _chosen(choices(layers, setting.flags, _LARGE_EXPERTS, counted=True), only).items():
-        changed = count_whole(setting, vlm, choice, towers, layers)
-        found[name] = counted_ratios(reference, changed, chunks=choice.changes_chunks)
+        chunks = choice.changes_chunks
+        changed = count_whole(setting, vlm, choice, towers, layers, chunks=chunks)
+        found[name] = counted_ratios(reference, changed, chunks=chunks)
     return {"reference": _described(reference, vlm), "choices": found}
 
 
