@@ -6,9 +6,10 @@ All run the same commands and leave the same files. At once or on Ray, a job tha
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -26,17 +27,56 @@ def run_in_turn(jobs: Sequence[Job], title: str = "jobs") -> dict[str, AegisErro
     Raises:
         AegisError: a stage failed.
     """
-    stages = [(job, stage) for job in jobs for stage in job.stages]
+    heads = _heads(jobs)
     with _ending_processes() as processes:
-        for number, (job, stage) in enumerate(stages, start=1):
-            head = f"[{number}/{len(stages)}] {stage.title}"
-            if stage.done:
-                print(f"{head}: done before", flush=True)
-                continue
-            log = job.logs / f"{stage.name}.log"
-            print(f"{head}\n    {' '.join(stage.command)}\n    log: {log}", flush=True)
-            print(f"    {run_stage(stage, job.logs, processes):.0f} s", flush=True)
+        for job in jobs:
+            _run_told(job, heads, processes)
     return {}
+
+
+def run_side_by_side(jobs: Sequence[Job], title: str = "jobs") -> dict[str, AegisError]:
+    """Run all jobs at once, which share this machine's cores; their stages are told as by `run_in_turn`.
+
+    Returns:
+        The error of each job that failed.
+    """
+    heads, failed = _heads(jobs), dict[str, AegisError]()
+    environment = _share_of_cores(len(jobs))
+    with ThreadPoolExecutor(len(jobs)) as pool, _ending_processes() as processes:
+        futures = {pool.submit(_run_told, job, heads, processes, environment): job for job in jobs}
+        for future in as_completed(futures):
+            try:
+                future.result()
+            except (AegisError, OSError) as error:
+                failed[futures[future].name] = AegisError(str(error))
+    return failed
+
+
+def _heads(jobs: Sequence[Job]) -> dict[Path, str]:
+    """What each stage is called as it is told, by its result."""
+    stages = [stage for job in jobs for stage in job.stages]
+    return {
+        stage.result: f"[{number}/{len(stages)}] {stage.title}"
+        for number, stage in enumerate(stages, start=1)
+    }
+
+
+def _run_told(
+    job: Job, heads: Mapping[Path, str], processes: Processes, environment: Mapping[str, str] | None = None
+) -> None:
+    for stage in job.stages:
+        head = heads[stage.result]
+        if stage.done:
+            print(f"{head}: done before", flush=True)
+            continue
+        log = job.logs / f"{stage.name}.log"
+        print(f"{head}\n    {' '.join(stage.command)}\n    log: {log}", flush=True)
+        print(f"{head}: {run_stage(stage, job.logs, processes, environment=environment):.0f} s", flush=True)
+
+
+def _share_of_cores(at_once: int) -> dict[str, str]:
+    """The environment of one of so many jobs."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int, title: str = "jobs") -> dict[str, AegisError]:
@@ -50,14 +90,13 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, title: str = "jobs") -> dict[
     Returns:
         The error of each job that failed.
     """
-    threads = max(1, (os.cpu_count() or 1) // at_once)
     failed: dict[str, AegisError] = {}
     with (
         Progress(jobs, title) as progress,
         ThreadPoolExecutor(at_once) as pool,
         _ending_processes() as processes,  # innermost: the pool waits for what these run
     ):
-        environment = {"OMP_NUM_THREADS": str(threads)}
+        environment = _share_of_cores(at_once)
         futures = {
             pool.submit(run_job, job, processes, environment, progress.finished): job
             for job in jobs

@@ -1,6 +1,8 @@
 """A plan: phases in order, a result file of every run, records that say which code made what."""
 
 import json
+import os
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -13,10 +15,10 @@ import pytest
 from aegis_eval.commands.ablate import AblateConfig
 from aegis_eval.commands.work.ablate import ablation_plan
 from aegis_eval.experiments.folder import claimed
-from aegis_eval.experiments.launchers import run_in_turn, run_jobs
+from aegis_eval.experiments.launchers import run_in_turn, run_jobs, run_side_by_side
 from aegis_eval.experiments.plan import Plan, alone
 from aegis_eval.experiments.run import Run
-from aegis_eval.experiments.stage import Processes, Stage, run_stage
+from aegis_eval.experiments.stage import Job, Processes, Stage, run_stage
 from aegis_eval.results.measured import action_error, curves, drift
 from aegis_eval.results.provenance import surroundings
 from aegis_eval.results.run_file import RunFile
@@ -197,6 +199,37 @@ def test_stages_in_turn_are_told_with_their_commands_and_not_repeated(
     assert "[1/2] one\n    python" in told and f"log: {tmp_path / 'logs' / 'two.log'}" in told
     make_plan(tmp_path, run).carry_out(run_in_turn)
     assert capsys.readouterr().out == "[1/2] one: done before\n[2/2] two: done before\n"
+
+
+def test_jobs_side_by_side_wait_for_each_other_and_share_the_cores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    meet = (
+        "import os, time; out.write_text(os.environ['OMP_NUM_THREADS'])\n"
+        "while not out.with_name('{}.out').exists(): time.sleep(0.01)"
+    )
+    here, there = stage(tmp_path, "one", meet.format("two")), stage(tmp_path, "two", meet.format("one"))
+    jobs = [Job(each.name, [each], tmp_path / "logs") for each in (here, there)]
+    assert run_side_by_side(jobs) == {}
+    assert here.result.read_text() == there.result.read_text() == "3", "threads of each"
+    told = capsys.readouterr().out
+    assert "[1/2] one\n    python" in told and re.search(r"^\[2/2\] two: \d+ s$", told, re.MULTILINE)
+    assert run_side_by_side(jobs) == {}
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "[1/2] one: done before",
+        "[2/2] two: done before",
+    ]
+
+
+def test_of_jobs_side_by_side_one_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    jobs = [
+        Job(each.name, [each], tmp_path / "logs")
+        for each in (stage(tmp_path, "bad", "1 / 0"), stage(tmp_path, "good"))
+    ]
+    failed = run_side_by_side(jobs)
+    assert failed.keys() == {"bad"} and "bad.log" in str(failed["bad"])
+    assert jobs[1].done
 
 
 def test_several_processes_go_on_with_a_training_too(tmp_path: Path) -> None:
