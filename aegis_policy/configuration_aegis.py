@@ -81,6 +81,8 @@ class AegisConfig(
         num_inference_steps: Euler steps from noise to a chunk.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
+        expert_optimizer: `adamw`, or `muon` for the expert's hidden matrices, with `optimizer_lr` too: of use at rates
+            several times AdamW's default (docs/performance.md).
         flow_samples: points of the noise-action path (noise and time) that the expert learns from for each
             observation of a training step. The backbone runs once for all of them, the expert once for
             each; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.
@@ -119,6 +121,7 @@ class AegisConfig(
     expert_width: int = 192
     expert_depth: int = 6
     expert_heads: int = 6
+    expert_optimizer: str = "adamw"
 
     flow_samples: int = 4
     time_alpha: float = 1.5
@@ -192,6 +195,10 @@ class AegisConfig(
             raise AegisError(
                 f"--policy.normalization_mapping has {shortened(sorted(unknown)[0])}: its keys are of "
                 f"{', '.join(FeatureType.__members__)}."
+            )
+        if self.expert_optimizer not in ("adamw", "muon"):
+            raise AegisError(
+                f"--policy.expert_optimizer={self.expert_optimizer} is unknown: choose adamw or muon."
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")

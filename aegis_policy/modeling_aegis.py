@@ -279,8 +279,9 @@ class AegisPolicy(PreTrainedPolicy):
         refuse_sharding(self)
         ranks.keep_group()
         self._begin_training()
+        matrices = self.expert.hidden_matrices() if self.config.expert_optimizer == "muon" else ()
         groups = [
-            *parameter_groups("expert", self.expert, self.config.optimizer_lr),
+            *parameter_groups("expert", self.expert, self.config.optimizer_lr, by_muon=matrices),
             *parameter_groups(
                 "backbone", self.vlm, self.config.optimizer_lr_backbone, self.protection.undecayed(self.vlm)
             ),

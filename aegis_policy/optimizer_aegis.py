@@ -1,5 +1,5 @@
-"""The optimizer LeRobot builds for the policy, AdamW that projects in `step()` where the protection asks, and its
-schedule."""
+"""The optimizer LeRobot builds for the policy, AdamW (and Muon) that projects in `step()` where the protection asks,
+and its schedule."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from lerobot.optim import OptimizerConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig, LRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from aegis_policy.isolation import ProjectedAdamW, ProjectedStep, Projector
+from aegis_policy.isolation import MuonStep, ProjectedAdamW, ProjectedStep, Projector
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
 
@@ -38,16 +38,25 @@ class PolicyParameters(list[dict[str, Any]]):
 
 
 def parameter_groups(
-    name: str, module: nn.Module, lr: float, undecayed: Iterable[nn.Parameter] = ()
+    name: str,
+    module: nn.Module,
+    lr: float,
+    undecayed: Iterable[nn.Parameter] = (),
+    by_muon: Iterable[Tensor] = (),
 ) -> list[dict[str, Any]]:
-    """The groups, if not empty, of what may learn in `module`; vectors (norms, biases) and `undecayed` do not decay."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    """The groups, if not empty, of what may learn in `module`.
+
+    Vectors (norms, biases) and `undecayed` do not decay; the matrices `by_muon` are Muon's.
+    """
+    orthogonal = {id(p): p for p in by_muon if p.requires_grad}
+    parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in orthogonal]
     named = {id(p) for p in undecayed}
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in named]
     rest = [p for p in parameters if p.ndim < 2 or id(p) in named]
     groups = [
         {"params": decayed, "lr": lr, "name": name},
         {"params": rest, "lr": lr, "name": f"{name}_no_decay", "weight_decay": 0.0},
+        {"params": [*orthogonal.values()], "lr": lr, "name": f"{name}_muon", "muon": True},
     ]
     return [group for group in groups if group["params"]]
 
@@ -151,6 +160,8 @@ def adamw_8bit() -> type[ProjectedStep]:
         def state_dict(self) -> dict[str, Any]:
             whole: dict[str, Any] = super().state_dict()
             for state in whole["state"].values():
+                if "step" not in state:
+                    continue  # Muon's
                 state["step"] = torch.tensor(float(state["step"]))
                 moments = state[self._FSDP_WRAPPED_QUANT_STATE_KEY]
                 for name in ("qmap1", "qmap2"):
@@ -160,13 +171,15 @@ def adamw_8bit() -> type[ProjectedStep]:
         def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **options: Any) -> None:
             super().load_state_dict(state_dict, *args, **options)
             for parameter, state in self.state.items():
+                if "step" not in state:
+                    continue
                 state["step"] = int(state["step"])
                 if state["state1"].dtype == torch.uint8:
                     state["qmap1"] = self.name2qmap["dynamic"].to(parameter.device)
                     state["qmap2"] = self.name2qmap["udynamic"].to(parameter.device)
 
-    class ProjectedAdamW8bit(ProjectedStep, AdamW8bit):
-        """It with a `ProjectedStep`."""
+    class ProjectedAdamW8bit(ProjectedStep, MuonStep, AdamW8bit):
+        """It with a `ProjectedStep`, and Muon for groups with `muon=True`."""
 
     return ProjectedAdamW8bit
 

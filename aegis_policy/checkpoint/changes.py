@@ -50,7 +50,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("expert_width", "expert_depth", "expert_heads"), Rule.BUILT),
     **dict.fromkeys(("optimizer_lr", "optimizer_lr_backbone", "optimizer_betas", "optimizer_eps"), Rule.IDLE),
     **dict.fromkeys(("optimizer_weight_decay", "optimizer_grad_clip_norm", "optimizer_bits"), Rule.IDLE),
-    "scheduler_warmup_steps": Rule.IDLE,
+    **dict.fromkeys(("expert_optimizer", "scheduler_warmup_steps"), Rule.IDLE),
     **dict.fromkeys(("input_features", "output_features"), Rule.DATA),
     **dict.fromkeys(
         ("vlm_fingerprint", "anchor_info", "constant_dimensions", "defaults_taken"), Rule.WRITTEN

@@ -88,6 +88,7 @@ from aegis_policy.isolation._isolator import GradientIsolator
 from aegis_policy.isolation._low_rank import LowRankProjector
 from aegis_policy.isolation._moment_accumulators import MomentAccumulator, NoiseAccumulator
 from aegis_policy.isolation._moments import EPS, Moments, global_moments, masked_moments
+from aegis_policy.isolation._muon import MuonStep
 from aegis_policy.isolation._optimizer import ProjectedAdamW, ProjectedStep
 from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
@@ -111,6 +112,7 @@ __all__ = [
     "LowRankProjector",
     "MomentAccumulator",
     "Moments",
+    "MuonStep",
     "NoiseAccumulator",
     "ProjectedAdamW",
     "ProjectedStep",

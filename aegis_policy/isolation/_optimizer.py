@@ -10,6 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from aegis_policy.isolation._masters import masters_in_place, round_
+from aegis_policy.isolation._muon import MuonStep
 from aegis_policy.isolation._projector import Projector, whole_value
 
 
@@ -102,8 +103,11 @@ class ProjectedStep(Optimizer):
             projector.clear()
 
 
-class ProjectedAdamW(ProjectedStep, AdamW):
-    """AdamW with a `ProjectedStep`. Whether it is `fused` is no part of its state: either goes on with the other's."""
+class ProjectedAdamW(ProjectedStep, MuonStep, AdamW):
+    """AdamW with a `ProjectedStep`, and Muon for groups with `muon=True`.
+
+    Whether it is `fused` is no part of its state: either goes on with the other's.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """As AdamW's."""

@@ -73,6 +73,15 @@ class ActionExpert(nn.Module):
         self.final_modulation = _zero_linear(width, 2 * width)
         self.to_velocity = _zero_linear(width, action_dim)
 
+    def hidden_matrices(self) -> list[Tensor]:
+        """The weights of its readers' and blocks' linear layers: what Muon is for."""
+        return [
+            layer.weight
+            for part in (self.readers, self.blocks)
+            for layer in part.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+
     def prepare_prefix(self, hidden_states: Sequence[Tensor], mask_BT: Tensor) -> PrefixCache:
         """Project the backbone's layers (each (B, T, D)) to keys and values, once for all sampling steps."""
         pairs = [

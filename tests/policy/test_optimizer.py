@@ -55,6 +55,74 @@ def test_groups_have_their_own_rates_and_do_not_decay_vectors(make_policy: MakeP
     assert all(p.ndim >= 2 for p in decayed)
 
 
+def test_muon_steps_the_experts_hidden_matrices_and_adamw_the_rest(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    """As torch's own two optimizers would, each on its part."""
+    ours, reference = (
+        make_policy("none", expert_optimizer="muon", optimizer_lr=3e-3, optimizer_lr_backbone=1e-3).train()
+        for _ in range(2)
+    )
+    reference.load_state_dict(ours.state_dict())
+    begun = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    optimizer = build_optimizer(ours)
+    groups = reference.get_optim_params()
+    (muon,) = (group for group in groups if group.pop("muon", False))
+    assert {id(p) for p in muon["params"]} == {id(p) for p in reference.expert.hidden_matrices()}
+    assert (
+        all(p.ndim == 2 for p in muon["params"]) and len(muon["params"]) == 7 * reference.config.expert_depth
+    )
+    decay = ours.config.optimizer_weight_decay
+    others = [group for group in groups if group is not muon]
+    two = [
+        torch.optim.Muon(muon["params"], lr=3e-3, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=ours.config.optimizer_betas, weight_decay=decay),
+    ]
+    for step in range(3):
+        torch.manual_seed(step)
+        training_step(ours, optimizer, make_batch(seed=step))
+        torch.manual_seed(step)
+        reference(make_batch(seed=step))[0].backward()
+        for each in two:
+            each.step()
+            each.zero_grad()
+    for (name, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
+        if not mine.requires_grad:
+            continue
+        away = (mine - theirs).norm() / (theirs - begun[name]).norm()
+        assert away < 0.05, f"{name}: {away}, where another optimizer is 1 away"
+
+
+def test_a_training_with_muon_is_resumed_as_if_it_had_not_stopped(
+    make_policy: MakePolicy, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    first, second = (make_policy("aegis", expert_optimizer="muon").train() for _ in range(2))
+    optimizer = build_optimizer(first)
+    for step in range(2):
+        training_step(first, optimizer, make_batch(seed=step))
+    save_optimizer_state(optimizer, tmp_path)
+    second.load_state_dict(first.state_dict())
+    resumed = load_optimizer_state(build_optimizer(second), tmp_path)
+    for policy, each in ((first, optimizer), (second, resumed)):
+        torch.manual_seed(2)
+        training_step(policy, each, make_batch(seed=2))
+    for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_step_that_a_gradient_scaler_refuses_moves_nothing() -> None:
+    matrix, vector = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+    optimizer = ProjectedAdamW([{"params": [matrix], "muon": True}, {"params": [vector]}], lr=0.1, fused=True)
+    matrix.grad, vector.grad = torch.full((3, 3), torch.inf), torch.full((3,), torch.inf)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())  # as torch.amp.GradScaler leaves them
+    optimizer.step()
+    assert matrix.eq(1).all() and vector.eq(1).all()
+    optimizer.found_inf = torch.zeros(())
+    matrix.grad, vector.grad = torch.eye(3), torch.ones(3)
+    optimizer.step()
+    assert not matrix.eq(1).all() and vector.ne(1).all()
+
+
 def test_every_rate_decays_to_zero_at_the_last_step(make_policy: MakePolicy) -> None:
     policy = make_policy("none", scheduler_warmup_steps=5)
     peak = [policy.config.optimizer_lr, policy.config.optimizer_lr_backbone]

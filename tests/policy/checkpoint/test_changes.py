@@ -48,6 +48,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "expert_width": (32, {}),
     "expert_depth": (3, {}),
     "expert_heads": (4, {}),
+    "expert_optimizer": ("muon", {}),
     "flow_samples": (2, {}),
     "time_alpha": (2.0, {}),
     "time_beta": (2.0, {}),

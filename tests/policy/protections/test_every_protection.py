@@ -22,6 +22,7 @@ _MORE = {
         "--policy.dtype=bfloat16",
         "--policy.frozen_dtype=bfloat16",
         "--policy.optimizer_bits=8",
+        "--policy.expert_optimizer=muon",
     ],
     "replay": ["--policy.replay_data={vqa}", "--policy.replay_batch_size=2"],
 }
