@@ -1,10 +1,11 @@
 """The base policy that comes with the package, from nothing: trained, shrunk to what is shipped, and measured.
 
-    python benchmarks/embedded_base.py [--steps=6000] [--episodes=1000] [--output_dir=outputs/embedded_base] [--help]
+    python benchmarks/embedded_base.py [--steps=6000] [--further_steps=1500] [--output_dir=outputs/embedded_base]
 
-Demonstrations of `reach` and `pick` are recorded, the embedded VLM is trained on them under AEGIS on one core, and the
-last checkpoint is written to `tabletop-base` as it is shipped. Of that, 100 test scenes a task are rolled out,
-instructions swapped, questions asked. Given again, the command goes on where it stopped.
+Demonstrations of `reach` and `pick` are recorded and the embedded VLM is trained on them under AEGIS, in two parts: the
+second has the ranges of states and actions to normalise by, which other tasks share, in place of means and deviations,
+and Muon. The last checkpoint is written to `tabletop-base` as it is shipped. Of that, 100 test scenes a task are rolled
+out, instructions swapped, questions asked. Given again, the command goes on where it stopped.
 """
 
 import shutil
@@ -24,7 +25,7 @@ from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_in_turn
 from aegis_eval.experiments.plan import Plan
 from aegis_eval.experiments.run import Run
-from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.stage import Job, Stage
 from aegis_eval.pages.report import write_report
 from aegis_eval.results.baselines import Shares, read_baselines, share_estimate
 from aegis_eval.results.provenance import provenance
@@ -41,7 +42,14 @@ from aegis_policy.support.files import atomic_directory, atomic_write
 from aegis_policy.support.json_files import read_json, write_json
 
 TASKS = "reach,pick"
-BATCH_SIZE, LR, LR_BACKBONE = 16, 2e-3, 3e-4
+BATCH_SIZE, LR_BACKBONE = 16, 3e-4
+FIRST = ["--policy.optimizer_lr=2e-3"]
+SECOND = [
+    "--policy.expert_optimizer=muon",
+    "--policy.optimizer_lr=4e-3",
+    '--policy.normalization_mapping={"VISUAL": "IDENTITY", "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}',
+]
+"""Flags of the two parts of the training."""
 _ROLLOUT_SEED = 1000
 _ABOUT, _USE = "## What it does", "## Use"
 """Headings of its card."""
@@ -55,15 +63,16 @@ class EmbeddedBaseConfig:
 
     Attributes:
         output_dir: everything goes there; a finished stage is not run again.
-        steps: of the training.
+        steps, further_steps: of the two parts of the training.
         episodes: demonstrations to record.
         rollouts: test scenes of each task.
         samples: questions asked.
-        seed: of demonstrations and training.
+        seed: of demonstrations and the first part; the second has the next one.
     """
 
     output_dir: Path = Path("outputs/embedded_base")
     steps: int = 6000
+    further_steps: int = 1500
     episodes: int = 1000
     rollouts: int = 100
     samples: int = 2000
@@ -76,18 +85,18 @@ def embedded_base(config: EmbeddedBaseConfig) -> Path:
     Raises:
         AegisError: a folder of other flags, or a stage that failed.
     """
-    cli.require_at_least(config, steps=1, episodes=1, rollouts=1, samples=1)
+    cli.require_at_least(config, steps=1, further_steps=1, episodes=1, rollouts=1, samples=1)
     root = config.output_dir
     with claimed(root, "setting.json", _setting(config)):
         Plan(root, _setting(config), {"training": lambda: [_training(config)]}, list).carry_out(run_in_turn)
         if not _shipped(config).is_dir():
-            ship(_checkpoint(config), _shipped(config))
+            ship(_checkpoint(config, "second"), _shipped(config))
         base_plan(config).carry_out(run_in_turn)
         run = RunSummary.read(
             "embedded base",
             eval_dir=root / "rollouts",
             vqa_dir=root / "vqa",
-            training_log=root / METRICS,
+            training_log=root / "first" / METRICS,
             swap=root / "swap.json",
         )
         arms = read_baselines(
@@ -121,20 +130,29 @@ def _training(config: EmbeddedBaseConfig) -> Job:
         catalogue.recording(
             "recording", root / "data", task=TASKS, episodes=config.episodes, seed=config.seed
         ),
-        catalogue.training(
-            "training",
-            root / "training",
-            dataset=root / "data",
-            steps=config.steps,
-            batch_size=BATCH_SIZE,
-            seed=config.seed,
-            saves=4,
-            device="cpu",
-            flags=[f"--policy.optimizer_lr={LR}", f"--policy.optimizer_lr_backbone={LR_BACKBONE}"],
-            cost=costs.training("subspace", steps=config.steps, batch_size=BATCH_SIZE),
-        ),
+        _part("first", config, config.steps, config.seed, FIRST, None),
+        _part("second", config, config.further_steps, config.seed + 1, SECOND, _checkpoint(config, "first")),
     ]
     return Job("training", stages, root / "logs")
+
+
+def _part(
+    name: str, config: EmbeddedBaseConfig, steps: int, seed: int, flags: list[str], start: Path | None
+) -> Stage:
+    root = config.output_dir
+    return catalogue.training(
+        name,
+        root / name / "training",
+        dataset=root / "data",
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        saves=4,
+        device="cpu",
+        flags=[*flags, f"--policy.optimizer_lr_backbone={LR_BACKBONE}"],
+        cost=costs.training("subspace", steps=steps, batch_size=BATCH_SIZE),
+        start=start,
+    )
 
 
 def _measuring(config: EmbeddedBaseConfig) -> Job:
@@ -206,7 +224,7 @@ def write_card(card: Path, run: RunSummary, arms: Shares, config: EmbeddedBaseCo
 
 A base to fine-tune with demonstrations of another task: `lerobot-train --policy.path=THIS_FOLDER`. It learned from
 {config.episodes} demonstrations of `{TASKS}` in float32; the weights here have 16 bits. Made and measured by
-`python benchmarks/embedded_base.py --steps={config.steps} --episodes={config.episodes} --seed={config.seed}`:
+`python benchmarks/embedded_base.py --steps={config.steps} --further_steps={config.further_steps}`:
 
 {Table(header, rows).markdown()}
 
@@ -230,8 +248,9 @@ def _shipped(config: EmbeddedBaseConfig) -> Path:
     return config.output_dir / "tabletop-base"
 
 
-def _checkpoint(config: EmbeddedBaseConfig) -> Path:
-    return catalogue.last_checkpoint(config.output_dir / "training", config.steps)
+def _checkpoint(config: EmbeddedBaseConfig, part: str) -> Path:
+    steps = {"first": config.steps, "second": config.further_steps}[part]
+    return catalogue.last_checkpoint(config.output_dir / part / "training", steps)
 
 
 def _setting(config: EmbeddedBaseConfig) -> dict[str, object]:

@@ -33,10 +33,13 @@ def test_the_embedded_base_is_trained_under_the_default_and_what_is_shipped_is_m
     tmp_path: Path,
 ) -> None:
     module = load("embedded_base")
-    plan = module.base_plan(module.EmbeddedBaseConfig(tmp_path, steps=8, episodes=4, rollouts=6))
+    plan = module.base_plan(
+        module.EmbeddedBaseConfig(tmp_path, steps=8, further_steps=4, episodes=4, rollouts=6)
+    )
     found = commands(plan)
     assert [command[0] for command in found] == [
         "aegis-record",
+        "lerobot-train",
         "lerobot-train",
         "lerobot-eval",
         "aegis-swap",
@@ -45,10 +48,12 @@ def test_the_embedded_base_is_trained_under_the_default_and_what_is_shipped_is_m
     for command in found:
         check_flags(command)
     assert {"--policy.type=aegis", "--steps=8", "--save_freq=2"} <= set(found[1])
-    assert not any("protection" in flag for flag in found[1])
-    for command in found[2:]:
+    begun = f"--policy.path={tmp_path}/first/training/checkpoints/000008/pretrained_model"
+    assert {begun, "--steps=4", "--seed=1"} <= set(found[2])
+    assert not any("protection" in flag for flag in found[1] + found[2])
+    for command in found[3:]:
         assert f"--policy.path={tmp_path}/tabletop-base" in command, "not the checkpoint, which is larger"
-    assert "--pairs=3" in found[3]
+    assert "--pairs=3" in found[4]
 
 
 def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: Path) -> None:
