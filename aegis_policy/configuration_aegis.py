@@ -81,8 +81,8 @@ class AegisConfig(
         num_inference_steps: Euler steps from noise to a chunk.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
-        expert_optimizer: `adamw`, or `muon` for the expert's hidden matrices, with `optimizer_lr` too: of use at rates
-            several times AdamW's default (docs/performance.md).
+        expert_optimizer: `adamw`, or `muon` for the matrices of the expert's blocks, at `optimizer_lr` too; betas,
+            eps and bits are AdamW's alone. Of use at rates several times the default (docs/performance.md).
         flow_samples: points of the noise-action path (noise and time) that the expert learns from for each
             observation of a training step. The backbone runs once for all of them, the expert once for
             each; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.

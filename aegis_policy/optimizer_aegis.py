@@ -100,7 +100,7 @@ class AegisAdamWConfig(OptimizerConfig):
     weight_decay: float = 1e-3
     grad_clip_norm: float = 1.0
     bits: int = 32
-    """Size of the two moments of every weight: 32, or 8 (bitsandbytes)."""
+    """Size of AdamW's two moments of every weight: 32, or 8 (bitsandbytes). Muon's one has 32."""
 
     def __post_init__(self) -> None:
         refuse_null(self, "--optimizer.")
@@ -171,7 +171,8 @@ def adamw_8bit() -> type[ProjectedStep]:
         def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **options: Any) -> None:
             super().load_state_dict(state_dict, *args, **options)
             for parameter, state in self.state.items():
-                if "step" not in state:
+                if "step" not in state:  # Muon's, which bitsandbytes does not move to where its weight is
+                    state["momentum_buffer"] = state["momentum_buffer"].to(parameter.device)
                     continue
                 state["step"] = int(state["step"])
                 if state["state1"].dtype == torch.uint8:

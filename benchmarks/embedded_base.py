@@ -5,7 +5,8 @@
 Demonstrations of `reach` and `pick` are recorded and the embedded VLM is trained on them under AEGIS, in two parts: the
 second has the ranges of states and actions to normalise by, which other tasks share, in place of means and deviations,
 and Muon. The last checkpoint is written to `tabletop-base` as it is shipped. Of that, 100 test scenes a task are rolled
-out, instructions swapped, questions asked. Given again, the command goes on where it stopped.
+out, instructions swapped, questions asked. Given again, the command goes on where it stopped. The folder is then copied
+to `aegis_policy/pretrained`.
 """
 
 import shutil
@@ -96,7 +97,7 @@ def embedded_base(config: EmbeddedBaseConfig) -> Path:
             "embedded base",
             eval_dir=root / "rollouts",
             vqa_dir=root / "vqa",
-            training_log=root / "first" / METRICS,
+            training_log=root / "second" / METRICS,
             swap=root / "swap.json",
         )
         arms = read_baselines(
@@ -212,7 +213,9 @@ def write_card(card: Path, run: RunSummary, arms: Shares, config: EmbeddedBaseCo
             rate(share_estimate(arms["nearest object"][task.task])),
             rate(Estimate(swap.followed_rate, swap.followed_ci)),
         ]
-        for task, swap in zip(run.rollouts.tasks, run.swaps, strict=True)
+        for task in run.rollouts.tasks
+        for swap in run.swaps
+        if swap.task == task.task
     ]
     header = [
         "task",
@@ -223,13 +226,14 @@ def write_card(card: Path, run: RunSummary, arms: Shares, config: EmbeddedBaseCo
     about = f"""{_ABOUT}
 
 A base to fine-tune with demonstrations of another task: `lerobot-train --policy.path=THIS_FOLDER`. It learned from
-{config.episodes} demonstrations of `{TASKS}` in float32; the weights here have 16 bits. Made and measured by
+{config.episodes} demonstrations of `{TASKS}` in float32, in {config.steps} steps by AdamW and {config.further_steps} by
+Muon; the weights here have 16 bits. Made and measured by
 `python benchmarks/embedded_base.py --steps={config.steps} --further_steps={config.further_steps}`:
 
 {Table(header, rows).markdown()}
 
-Brackets are 95 % intervals, of {config.rollouts} test scenes a task. Last column: two objects of a scene were named in
-turn (`aegis-swap`).
+Brackets are 95 % intervals, of {config.rollouts} test scenes a task. Last column: two objects of a scene named in turn
+(`aegis-swap`).
 
 """
     text = card.read_text()

@@ -23,7 +23,8 @@ _MAY_IMPORT = {
     "policy": "",
     "policy.support": "",
     "policy.isolation": "",
-    "policy.vlm": "policy.support",
+    "policy.pretrained": "policy.support",
+    "policy.vlm": "policy.support policy.pretrained",
     "policy.vqa": "policy.support policy.vlm",
     "policy.data": "policy.support",
     "policy.model": "policy.support policy.vlm",
@@ -32,11 +33,13 @@ _MAY_IMPORT = {
     "policy.optimizer_aegis": "policy.support policy.isolation",
     "policy.configuration_aegis": "policy.support policy.data policy.protections policy.optimizer_aegis",
     "policy.processor_aegis": "policy.support policy.data policy.configuration_aegis",
-    "policy.checkpoint": "policy.support policy.isolation policy.vlm policy.anchors policy.protections",
+    "policy.checkpoint": "policy.support policy.pretrained policy.isolation policy.vlm policy.anchors "
+    "policy.protections",
     "policy.lerobot_policies": "policy.support policy.isolation policy.protections policy.optimizer_aegis",
     "policy.modeling_aegis": "policy.support policy.vlm policy.vqa policy.data policy.model policy.protections "
     "policy.optimizer_aegis policy.configuration_aegis policy.checkpoint",
     "envs": "",
+    "envs.caption": "",
     "envs.errors": "policy.support",
     "envs.rendering": "policy.support envs.errors",
     "envs.vector": "policy.support envs.errors",
@@ -46,7 +49,7 @@ _MAY_IMPORT = {
     "envs.recording.recorder": "policy.support envs.recording envs.recording.sources envs.recording.dataset "
     "envs.tabletop.source envs.metaworld.source",
     "envs.recording.record": "policy.support envs.recording.sources envs.recording.recorder",
-    "envs.tabletop": "envs.errors envs.rendering envs.vector envs.recording",
+    "envs.tabletop": "envs.caption envs.errors envs.rendering envs.vector envs.recording",
     "envs.tabletop.source": "policy.support envs.tabletop envs.recording.sources",
     "envs.metaworld": "envs.errors envs.rendering envs.vector envs.recording",
     "envs.metaworld.source": "envs.errors envs.metaworld envs.recording.sources",
@@ -58,14 +61,14 @@ _MAY_IMPORT = {
     "eval.questions": "policy.support policy.vqa envs envs.tabletop",
     "eval.answers": "policy.support policy.vlm policy.vqa policy.configuration_aegis eval.statistics eval.questions",
     "eval.results": "policy.support eval.statistics",
-    "eval.experiments": "policy.support policy.vlm policy.vqa policy.configuration_aegis "
+    "eval.experiments": "policy.support policy.pretrained policy.vqa policy.configuration_aegis "
     "envs.tabletop eval.results",
     "eval.pages": "policy.support envs.tabletop eval.statistics eval.questions eval.results",
     "eval.pretraining": "policy.support policy.vlm envs.tabletop eval.questions eval.answers",
     "eval.doctor": "policy.support policy.isolation policy.vlm policy.anchors policy.checkpoint policy.data "
     "policy.configuration_aegis envs.libero",
-    "eval.commands": "policy.support policy.isolation policy.vlm policy.vqa policy.data policy.anchors "
-    "policy.checkpoint policy.configuration_aegis envs.tabletop eval.devices "
+    "eval.commands": "policy.support policy.pretrained policy.isolation policy.vlm policy.vqa policy.data "
+    "policy.anchors policy.checkpoint policy.configuration_aegis envs.tabletop eval.devices "
     "eval.checkpoints eval.statistics eval.questions eval.answers eval.results eval.experiments eval.pages "
     "eval.pretraining eval.doctor",
 }

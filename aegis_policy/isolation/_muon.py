@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Muon, Optimizer
-from torch.optim.optimizer import ParamsT
 
 _OF_MUON = ("momentum", "nesterov", "ns_coefficients", "ns_steps", "eps", "adjust_lr_fn")
 """What its groups hold besides learning rate and weight decay."""
@@ -16,22 +17,32 @@ class MuonStep(Optimizer):
     state and groups, so that a schedule and a checkpoint see one optimizer.
     """
 
-    def __init__(self, params: ParamsT, **options: Any) -> None:
-        super().__init__(params, **options)
-        for group in self._groups(muon=True):
-            own = Muon(group["params"], adjust_lr_fn="match_rms_adamw").defaults
-            group.update({name: own[name] for name in _OF_MUON})
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As any optimizer's; one for Muon has that one's options, those that it does not bring by default."""
+        if param_group.get("muon"):
+            parameters = param_group["params"]
+            parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            own = Muon(parameters, adjust_lr_fn="match_rms_adamw").defaults
+            param_group = {**{name: own[name] for name in _OF_MUON}, **param_group, "params": parameters}
+        super().add_param_group(param_group)
 
     def step(self, closure: Any = None) -> Any:
         """Step as the other optimizer does, then by Muon, unless a gradient scaler found what is not finite."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         everything = self.param_groups
         self.param_groups = self._groups(muon=False)
         try:
-            loss = super().step(closure)
+            super().step()
         finally:
             self.param_groups = everything
-        found_inf = getattr(self, "found_inf", None)
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if (groups := self._groups(muon=True)) and (found_inf is None or not found_inf.any()):
+            if scale is not None:
+                for gradient in (p.grad for group in groups for p in group["params"] if p.grad is not None):
+                    gradient.div_(scale)
             muon = Muon(groups[0]["params"])
             muon.param_groups, muon.state = groups, self.state
             muon.step()

@@ -12,7 +12,7 @@ _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 
 
 def captioned(image_HW3: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    """A copy of the picture whose upper edge is a band with `text`, as large as fits its width."""
+    """A copy of the picture whose upper edge is a band with `text`, as large as fits its width, down to 6 pixels."""
     picture = Image.fromarray(image_HW3)
     draw = ImageDraw.Draw(picture)
     font = next(

@@ -158,7 +158,7 @@ class TabletopEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         return info
 
     def render(self) -> NDArray[np.uint8]:
-        """The front view for videos with the instruction above it, (320, 320, 3) uint8."""
+        """The front view for videos, the instruction over its upper edge, (320, 320, 3) uint8."""
         return captioned(self.sim.render("front", RENDER_SIZE), self.task_description)
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """`aegis-demo`: from nothing to one page, through the commands a user would type.
 
-Demonstrations are recorded, the embedded VLM is trained into a policy twice (unprotected and under AEGIS), both are
-rolled out and questioned, and the report is written. Every stage leaves its result under `--output_dir`; a demo that
-was interrupted continues with the first stage that did not finish.
+Demonstrations of a task are recorded, the base policy that comes with the package is fine-tuned to it (by default to
+one that it never did) twice, unprotected and under AEGIS, both are rolled out and questioned, and the report written.
+Every stage leaves its result under `--output_dir`; a demo that was interrupted continues with the first stage that did
+not finish.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class DemoConfig:
         episodes: demonstrations to record.
         steps: training steps of each policy.
         batch_size: samples a step.
-        lr_backbone: learning rate of the backbone, high enough that an unprotected one visibly forgets.
+        lr_backbone: learning rate of the backbone, high enough that an unprotected one visibly forgets; the expert's
+            comes with the base policy.
         eval_episodes: rollouts of each policy.
         samples: questions asked of each backbone.
         seed: of everything.
@@ -31,11 +33,11 @@ class DemoConfig:
 
     output_dir: Path = Path("outputs/demo")
     quick: bool = False
-    task: str = "reach"
+    task: str = "bowl"
     episodes: int = 100
-    steps: int = 300
+    steps: int = 400
     batch_size: int = 16
-    lr_backbone: float = 3e-4
+    lr_backbone: float = 5e-4
     eval_episodes: int = 20
     samples: int = 400
     seed: int = 0

@@ -42,13 +42,17 @@ def run_side_by_side(jobs: Sequence[Job], title: str = "jobs") -> dict[str, Aegi
     """
     heads, failed = _heads(jobs), dict[str, AegisError]()
     environment = _share_of_cores(len(jobs))
-    with ThreadPoolExecutor(len(jobs)) as pool, _ending_processes() as processes:
+    with (
+        ThreadPoolExecutor(len(jobs)) as pool,
+        _ending_processes() as processes,  # innermost: the pool waits for what these run
+    ):
         futures = {pool.submit(_run_told, job, heads, processes, environment): job for job in jobs}
         for future in as_completed(futures):
             try:
                 future.result()
             except (AegisError, OSError) as error:
                 failed[futures[future].name] = AegisError(str(error))
+                print(f"{futures[future].name}: {error}", flush=True)
     return failed
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import imageio.v3 as iio
 import pytest
 
+from aegis_envs.tabletop.env import seeded_episode
 from aegis_eval.commands.demo import DemoConfig
 from aegis_eval.commands.work.demo import demo
 from aegis_eval.results.run_file import RunFile
+from aegis_policy.pretrained import EMBEDDED_BASE
 from aegis_policy.support.errors import AegisError
 
 
@@ -24,6 +26,8 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(
     for name in ("Pretrained", "Unprotected", "AEGIS"):
         assert name in first
         assert name.lower() in page.read_text().lower()
+    manifest = json.loads((page.parent / "manifest.json").read_text())
+    plan = [stage for job in manifest for stage in job["stages"]]
     for protection in ("none", "aegis"):
         results = json.loads((tmp_path / "demo" / protection / "vqa" / "results.json").read_text())
         assert results["n"] == 24
@@ -35,6 +39,10 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(
             found.keys() == {"training", "rollouts", "vqa"}
             and found["vqa"]["accuracy"] == results["accuracy"]
         )
+        (trained,) = (stage["command"] for stage in plan if stage["name"] == f"{protection}-training")
+        assert f"--policy.path={EMBEDDED_BASE}" in trained
+    told = seeded_episode("bowl", "test", 0).instruction
+    assert f"initial state 0: “{told}”" in page.read_text(), "films of the same scene, under what was said"
     log = (tmp_path / "demo" / "logs" / "aegis-training.log").read_text()
     assert "blocked_energy" in log
 
@@ -48,7 +56,7 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(
 
 def test_a_demo_with_other_flags_needs_another_folder(tmp_path: Path) -> None:
     (tmp_path / "demo.json").write_text(json.dumps({"steps": 1}))
-    with pytest.raises(AegisError, match="results of other flags \\(--steps=1, not 300"):
+    with pytest.raises(AegisError, match="results of other flags \\(--steps=1, not 400"):
         demo(DemoConfig(output_dir=tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""The work of `aegis-demo`: a plan of one job, carried out stage by stage, and its page."""
+"""The work of `aegis-demo`: a plan of demonstrations and two policies, and its page."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,22 +6,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from aegis_envs.tabletop.env import seeded_episode
 from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_eval.commands.baseline import BaselineConfig
 from aegis_eval.commands.demo import DemoConfig
 from aegis_eval.commands.work.baseline import baseline
 from aegis_eval.experiments import catalogue, costs
 from aegis_eval.experiments.folder import claimed, plain
-from aegis_eval.experiments.launchers import run_in_turn
+from aegis_eval.experiments.launchers import run_side_by_side
 from aegis_eval.experiments.plan import Plan
 from aegis_eval.experiments.run import Run
-from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.stage import Job, Stage
 from aegis_eval.pages.report import write_report
 from aegis_eval.results.baselines import Shares, read_baselines, share_estimate
 from aegis_eval.results.provenance import provenance
 from aegis_eval.results.run import RunSummary
 from aegis_eval.results.training_log import METRICS
 from aegis_eval.statistics.tables import Table
+from aegis_policy.pretrained import EMBEDDED_BASE
 from aegis_policy.support import cli
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
@@ -39,7 +41,7 @@ def demo(config: DemoConfig) -> Path:
     started = time.monotonic()
     setting = plain({key: value for key, value in asdict(config).items() if key != "output_dir"})
     with claimed(config.output_dir, "demo.json", setting):
-        demo_plan(config, setting).carry_out(run_in_turn)
+        demo_plan(config, setting).carry_out(run_side_by_side)
         return _report(config, started)
 
 
@@ -66,23 +68,29 @@ def _report(config: DemoConfig, started: float) -> Path:
         title="AEGIS demo: robot skill and retained knowledge",
         described=provenance(config.seed, seconds, config=plain(asdict(config))),
         baselines=arms,
+        told=lambda task, episode: seeded_episode(task, "test", config.seed + episode).instruction,
+        videos_per_task=3,
     )
     print(f"\n{_table(runs, arms)}\n\nwrote {page}")
     return page
 
 
 def demo_plan(config: DemoConfig, setting: Mapping[str, Any]) -> Plan:
-    """One job: the demonstrations, then everything about each run."""
+    """The demonstrations, then everything about each run, both runs at once."""
     root = config.output_dir
     recording = catalogue.recording(
         "recording", root / "data", task=config.task, episodes=config.episodes, seed=config.seed
     )
     runs = [_run(config, protection) for protection in RUNS]
-    titled = [
-        replace(stage, title=f"{stage.title}: {RUNS[run.variant]}") for run in runs for stage in run.stages
-    ]
-    job = Job("demo", [recording, *titled], root / "logs")
-    return Plan(root, setting, {"demo": lambda: [job]}, lambda: runs)
+    phases = {
+        "demonstrations": lambda: [Job("recording", [recording], root / "logs")],
+        "policies": lambda: [Job(run.variant, _titled(run), root / "logs") for run in runs],
+    }
+    return Plan(root, setting, phases, lambda: runs)
+
+
+def _titled(run: Run) -> list[Stage]:
+    return [replace(stage, title=f"{RUNS[run.variant]}: {stage.title}") for stage in run.stages]
 
 
 def _run(config: DemoConfig, protection: str) -> Run:
@@ -99,6 +107,7 @@ def _run(config: DemoConfig, protection: str) -> Run:
             seed=config.seed,
             saves=1,
             device="cpu",
+            start=EMBEDDED_BASE,
             flags=[
                 f"--policy.protection={protection}",
                 f"--policy.optimizer_lr_backbone={config.lr_backbone}",
