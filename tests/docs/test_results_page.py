@@ -19,6 +19,7 @@ _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "results.md").read_text()
 _RESULTS = _ROOT / "benchmarks" / "results" / "2026-11-27-comparison"
 _ARMS = _RESULTS.parent / "2026-11-29-baselines"
+_DEMO = _RESULTS.parent / "2026-11-30-demo"
 
 
 def _published_shares(task: str, split: str, seeds: range) -> dict[str, list[float]]:
@@ -51,13 +52,10 @@ def test_the_comparison_of_the_page_is_the_one_whose_results_are_there() -> None
 
 @pytest.mark.parametrize("protection", ["none", "aegis"])
 def test_the_demos_figures_are_those_of_its_json(protection: str) -> None:
-    folder = _RESULTS.parent / "2026-11-23-demo"
-    vqa, rolled = (
-        json.loads((folder / f"{protection}-{kind}.json").read_text()) for kind in ("vqa", "rollouts")
-    )
-    overall = rolled["overall"]
-    successes = round(overall["pc_success"] / 100 * overall["n_episodes"])
-    success = successes / overall["n_episodes"], wilson_interval(successes, overall["n_episodes"])
+    run, vqa = (json.loads((_DEMO / f"{protection}{kind}.json").read_text()) for kind in ("", "-vqa"))
+    outcomes = run["measured"]["rollouts"]["bowl"]
+    successes = outcomes.count("1")
+    success = successes / len(outcomes), wilson_interval(successes, len(outcomes))
     assert f"| `{protection}` | {_percent(*success)} | {_percent(vqa['accuracy'], vqa['ci'])} |" in _PAGE
     before = vqa["pretrained"]
     assert f"| pretrained | | {_percent(before['accuracy'], before['ci'])} |" in _PAGE
@@ -67,15 +65,15 @@ def test_the_demos_figures_are_those_of_its_json(protection: str) -> None:
 def test_the_line_of_an_arm_that_ignores_its_instruction_stands_in_every_table_of_success(arm: str) -> None:
     """Whole percents of `aegis-baseline`'s JSON: the longer training's, the demo's, and the README's."""
 
-    def line(file: str) -> str:
-        (found,) = json.loads((_ARMS / file).read_text())["success"][arm].values()
+    def line(file: str, folder: Path = _ARMS) -> str:
+        (found,) = json.loads((folder / file).read_text())["success"][arm].values()
         return _percent(found["value"], found["ci"])
 
     named = {"nearest object": "goes to the nearest object", "any object": "to any object"}[arm]
     assert re.search(
         rf"{named} \| {re.escape(line('reach-test.json'))} \| {re.escape(line('pick-test.json'))} \|", _PAGE
     )
-    assert re.search(rf"{named} \| {re.escape(line('reach-test-demo.json'))} \| \|", _PAGE)
+    assert re.search(rf"{named} \| {re.escape(line('baseline.json', _DEMO))} \| \|", _PAGE)
     if arm == "nearest object":
         cells = [line(f"reach-{split}.json").replace(" %", "") for split in ("test", "unseen")]
         assert f"| {' | '.join(cells)} | |" in (_ROOT / "README.md").read_text()
