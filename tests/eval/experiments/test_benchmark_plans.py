@@ -56,6 +56,28 @@ def test_the_embedded_base_is_trained_under_the_default_and_what_is_shipped_is_m
     assert "--pairs=3" in found[4]
 
 
+def test_choices_of_training_get_the_same_time_the_same_data_and_the_same_scenes(tmp_path: Path) -> None:
+    module = load("sample_efficiency")
+    choices = [name for name in module.CHOICES if name != module.REFERENCE]
+    plan = module.efficiency_plan(module.SampleEfficiencyConfig(tmp_path, choices, seeds=2, steps=100))
+    found = commands(plan)
+    for command in found:
+        check_flags(command)
+    trainings = [command for command in found if command[0] == "lerobot-train"]
+    assert len(trainings) == 2 * len(module.CHOICES)
+    assert len({tuple(command) for command in trainings}) == len(trainings)
+    assert {f"--dataset.root={tmp_path}/data"} == {
+        word for one in trainings for word in one if "root=" in word
+    }
+    assert "--steps=100" in trainings[0], "the reference"
+    assert [command for command in trainings if "--batch_size=32" in command and "--steps=54" in command]
+    for program, flags in (
+        ("lerobot-eval", {"--env.split=train", "--seed=777000"}),
+        ("aegis-vqa", {"--split=val"}),
+    ):
+        assert all(flags <= set(command) for command in found if command[0] == program)
+
+
 def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: Path) -> None:
     module = load("metaworld_skills")
     plan = module.metaworld_plan(module.MetaworldConfig(tmp_path, protections="none,ewc", rollouts=4))
@@ -74,6 +96,13 @@ def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: 
     ("name", "entry", "options", "sentence"),
     [
         ("embedded_base", "embedded_base", {"episodes": 0}, "--episodes=0 must be at least 1"),
+        ("sample_efficiency", "sample_efficiency", {"seeds": 0}, "--seeds=0 must be at least 1"),
+        (
+            "sample_efficiency",
+            "sample_efficiency",
+            {"choices": ["sgd"]},
+            "--choices has sgd: it takes muon, default",
+        ),
         ("metaworld_skills", "metaworld", {"protections": "none,magic"}, "--protections: magic is unknown"),
     ],
 )
@@ -81,7 +110,11 @@ def test_flags_that_cannot_be_are_named(
     tmp_path: Path, name: str, entry: str, options, sentence: str
 ) -> None:
     module = load(name)
-    config = {"embedded_base": "EmbeddedBaseConfig", "metaworld_skills": "MetaworldConfig"}[name]
+    config = {
+        "embedded_base": "EmbeddedBaseConfig",
+        "metaworld_skills": "MetaworldConfig",
+        "sample_efficiency": "SampleEfficiencyConfig",
+    }[name]
     with pytest.raises(AegisError, match=sentence):
         getattr(module, entry)(getattr(module, config)(tmp_path / "new", **options))
     assert not (tmp_path / "new").exists()
