@@ -26,10 +26,9 @@ from aegis_policy.pretrained import resolve
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.early_end import ending_early, require_depth
-from aegis_policy.vlm.families import family_of
-from aegis_policy.vlm.fingerprint import fingerprint
 from aegis_policy.vlm.generation import GoesOn, greedy
 from aegis_policy.vlm.loading import longest_prompt, read_files
+from aegis_policy.vlm.parts import VLMParts
 from aegis_policy.vlm.prefix import Prefix
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
 from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
@@ -55,32 +54,18 @@ class ReadText:
     features_TD: Tensor
 
 
-class VLMBackbone(nn.Module):
+class VLMBackbone(VLMParts, nn.Module):
     """A VLM with its processor, as prefix encoder and as answerer.
 
-    Attributes:
-        depth: how many of its decoder layers `encode` runs, the first ones; all, until `end_at` says less.
+    Its `depth` is all of its decoder layers, until `end_at` says less.
     """
 
     def __init__(self, model: "PreTrainedModel", processor: Any, name: str) -> None:
-        super().__init__()
-        self.model = model
+        nn.Module.__init__(self)
+        VLMParts.__init__(self, model, name)
         self.processor = processor
-        self.name = name
-        family = family_of(model.config.model_type)
-        assert family is not None, "load_config refuses what is unknown"
-        for path in (family.decoder_layers, family.vision_tower, family.projector):
-            try:
-                model.get_submodule(path)
-            except AttributeError as error:
-                raise AegisError(
-                    f"{name} has no part `{path}`, where models of type `{model.config.model_type}` should keep it: "
-                    "mend the paths of its Family."
-                ) from error
-        self.family = family
-        self.prompts = Prompts(processor, family, name, longest_prompt(model.config))
+        self.prompts = Prompts(processor, self.family, name, longest_prompt(model.config))
         self.projector.register_forward_hook(partial(_as_word, model))
-        self.depth = self.num_layers
         self._generation = model.generation_config
         model.generation_config = greedy(self._generation, processor.tokenizer)
 
@@ -151,47 +136,6 @@ class VLMBackbone(nn.Module):
         _merged(self.model).save_pretrained(directory, safe_serialization=True)
         self._generation.save_pretrained(directory)
         self.processor.save_pretrained(directory)
-
-    @property
-    def decoder_layers(self) -> nn.ModuleList:
-        layers = self._part(self.family.decoder_layers)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
-
-    @property
-    def encoding_layers(self) -> nn.ModuleList:
-        """The decoder layers that `encode` runs."""
-        return self.decoder_layers[: self.depth]
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self._part(self.family.vision_tower)
-
-    @property
-    def projector(self) -> nn.Module:
-        return self._part(self.family.projector)
-
-    @property
-    def linear_layers(self) -> dict[str, nn.Linear]:
-        """Every linear layer of vision tower, projector and decoder layers, by its name in the model."""
-        parts = [self.family.vision_tower, self.family.projector, self.family.decoder_layers]
-        return {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and any(name == p or name.startswith(f"{p}.") for p in parts)
-        }
-
-    @property
-    def hidden_size(self) -> int:
-        return self.model.config.get_text_config().hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.decoder_layers)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
 
     def end_at(self, depth: int | None) -> None:
         """Have `encode` end after so many decoder layers; None for all.
@@ -410,13 +354,6 @@ class VLMBackbone(nn.Module):
         finally:
             handle.remove()
         return ReadText(inputs["input_ids"][0], logits_STV, got[0][0])
-
-    def fingerprint(self) -> str:
-        """What tells its weights from others', in every precision; see `vlm.fingerprint`."""
-        return fingerprint(self.model.config.model_type, self.decoder_layers, self.model)
-
-    def _part(self, path: str) -> nn.Module:
-        return self.model.get_submodule(path)
 
     def _here(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.device) for key, value in inputs.items()}
