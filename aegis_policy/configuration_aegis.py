@@ -9,15 +9,16 @@ from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 
 from aegis_policy.data.checks import check_features
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig, check_betas, check_bits
-from aegis_policy.protections import CHOICES, OPTIONS, Protection, protection_named
+from aegis_policy.protections import Protection
 from aegis_policy.protections.aegis import AegisOptions
+from aegis_policy.protections.choice import ProtectionChoice
 from aegis_policy.protections.knowledge_insulation import KnowledgeInsulationOptions
 from aegis_policy.protections.lora import LoraOptions
 from aegis_policy.protections.penalties import AnchoredPenaltyOptions
 from aegis_policy.protections.replay import ReplayOptions
 from aegis_policy.support.errors import AegisError, shortened
 from aegis_policy.support.finding import enforce
-from aegis_policy.support.lerobot_flags import given_flags, resuming, typed
+from aegis_policy.support.lerobot_flags import typed
 from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
 
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
@@ -49,6 +50,7 @@ _RANGES: Ranges = {
 @PreTrainedConfig.register_subclass("aegis")
 @dataclass
 class AegisConfig(
+    ProtectionChoice,
     AegisOptions,
     AnchoredPenaltyOptions,
     KnowledgeInsulationOptions,
@@ -98,15 +100,11 @@ class AegisConfig(
             written by the policy, read from checkpoints.
         constant_dimensions: which dimensions of `observation.state` and `action` never changed in the data; the policy
             reads them as 0. Written and read in the same way.
-        defaults_taken: the protection, and the values that its options took that the user left open. They stay with a
-            checkpoint, so that another default of a later version changes no old run; under another protection (or
-            anchor) these options are open again. Written by this class.
     """
 
     vlm: str = "embedded"
     backbone_depth: int | None = None
 
-    protection: str = "aegis"
     vqa_probe_freq: int = 0
     vqa_probe_data: str = "tabletop"
     vqa_probe_samples: int = 100
@@ -152,7 +150,6 @@ class AegisConfig(
     vlm_fingerprint: str | None = None
     anchor_info: dict[str, str] | None = None
     constant_dimensions: dict[str, list[int]] | None = None
-    defaults_taken: dict[str, Any] | None = None
 
     push_to_hub: bool = False
 
@@ -175,13 +172,7 @@ class AegisConfig(
                 f"--policy.protection={self.protection} lets no gradient into the VLM, so "
                 "--policy.train_vision_tower and --policy.train_projector must stay false."
             )
-        for name, beside in sorted(self._idle(protection).items()):
-            default = getattr(type(self), name)
-            if getattr(self, name) != default:
-                raise AegisError(
-                    f"--policy.{name} changes nothing {beside}: leave it out, or, if a checkpoint brought it, give "
-                    f"its default, {'null' if default is None else default}."
-                )
+        self.refuse_idle(self._idle(protection))
 
     def _check_ranges(self) -> None:
         check_ranges(self, "--policy.", _RANGES)
@@ -224,51 +215,12 @@ class AegisConfig(
                 f"--policy.expert_heads={self.expert_heads}."
             )
 
-    def resolve_options(self) -> Protection:
-        """Give the options that were left open (None) the values that the protection takes for them.
-
-        Values that another protection or anchor had taken, and that a checkpoint brought along, are left open first,
-        unless the command line gives them anew.
-
-        Returns:
-            The protection as configured.
-
-        Raises:
-            AegisError: there is no such protection, or no such anchor.
-        """
-        protection = protection_named(self.protection)(self)
-        taken = dict(self.defaults_taken or {})
-        chosen = {name: taken.pop(name, None) for name in CHOICES}
-        taken = {
-            name: value for name, value in taken.items() if name in OPTIONS and getattr(self, name) == value
-        }
-        if any(getattr(self, name) != chosen[name] for name in protection.chosen_by):
-            for name in taken.keys() - given_flags():
-                setattr(self, name, None)
-            taken = {}
-        for name, value in protection.defaults().items():
-            if getattr(self, name) is None:
-                taken[name] = value
-                setattr(self, name, value)
-        choice = {name: getattr(self, name) for name in protection.chosen_by}
-        self.defaults_taken = {**choice, **taken} if taken else None
-        return protection
-
     def _idle(self, protection: Protection) -> dict[str, str]:
-        """Fields that change nothing, and beside what.
-
-        Options of another protection are let pass when a training is resumed: they are the checkpoint's, which refuses
-        that other protection (`checkpoint.changes`).
-        """
-        foreign = dict.fromkeys(
-            () if resuming() else OPTIONS - protection.option_names(),
-            f"with --policy.protection={self.protection}",
-        )
-        own = {name: f"with {flag}" for name, flag in protection.idle().items()}
+        """Fields that change nothing, and beside what."""
         unprobed = dict.fromkeys(
             _PROBE if self.vqa_probe_freq == 0 else (), "unless --policy.vqa_probe_freq is given too"
         )
-        return foreign | own | unprobed
+        return self.idle_options(protection) | unprobed
 
     @property
     def action_dim(self) -> int:

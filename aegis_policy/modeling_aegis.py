@@ -36,6 +36,7 @@ from aegis_policy.model.flow_vla import FlowVLA, draw
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
 from aegis_policy.protections import Step
 from aegis_policy.protections.action_tokens import ActionChunks
+from aegis_policy.protections.holding import HoldsProtected
 from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.files import atomic_contents
@@ -48,7 +49,7 @@ from aegis_policy.vqa.probe import VQAProbe, probe_of
 from aegis_policy.vqa.text_probe import TextProbe
 
 
-class AegisPolicy(PreTrainedPolicy):
+class AegisPolicy(HoldsProtected, PreTrainedPolicy):
     """A VLM that moves a robot and still answers questions (`policy.vlm.answer`).
 
     Args:
@@ -171,29 +172,13 @@ class AegisPolicy(PreTrainedPolicy):
         files.load_weights(model, model_file, resolve_safetensors_device(map_location), strict)
         return model
 
-    def train(self, mode: bool = True) -> Self:
-        """As any module's; what leaves training has its protected part held."""
-        if self.training and not mode:
-            self._hold()
-        return super().train(mode)
-
-    def state_dict(self, *args: Any, **options: Any) -> Any:
-        """As any module's, with the protected part held: weights are saved as this gives them."""
-        self._hold()
-        return super().state_dict(*args, **options)
-
-    def _hold(self) -> None:
-        """Put back what may not have moved, which the optimizer does in one of several steps alone."""
-        for projector in self.protection.projectors:
-            projector.hold_()
-
     def _save_pretrained(self, save_directory: Path, **options: Any) -> None:
         """Write the policy as a whole, or nothing.
 
         Newer versions of LeRobot call this on every rank, where their own part writes on the first alone.
         """
         if ranks.index() > 0:
-            self._hold()  # as the first rank does, in `state_dict`
+            self.hold()  # as the first rank does, in `state_dict`
             return
         files.remove_left(save_directory)
         with atomic_contents(save_directory) as folder:
@@ -409,7 +394,7 @@ class AegisPolicy(PreTrainedPolicy):
         self._require_projection()
         self._begin_training()
         if self._probe is not None and self._probe.due(self._training_state.steps - 1):
-            self._hold()
+            self.hold()
 
     def _begin_training(self) -> None:
         """Once: when the optimizer asks for the parameters, or else with the first batch."""

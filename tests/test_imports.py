@@ -35,7 +35,8 @@ _MAY_IMPORT = {
     "policy.processor_aegis": "policy.support policy.data policy.configuration_aegis",
     "policy.checkpoint": "policy.support policy.pretrained policy.isolation policy.vlm policy.anchors "
     "policy.protections",
-    "policy.lerobot_policies": "policy.support policy.isolation policy.protections policy.optimizer_aegis",
+    "policy.lerobot_vlas": "policy.support policy.isolation policy.vlm policy.protections policy.optimizer_aegis "
+    "policy.checkpoint",
     "policy.modeling_aegis": "policy.support policy.vlm policy.vqa policy.data policy.model policy.protections "
     "policy.optimizer_aegis policy.configuration_aegis policy.checkpoint",
     "envs": "",
@@ -56,10 +57,10 @@ _MAY_IMPORT = {
     "envs.libero": "policy.support envs.vector",
     "eval": "",
     "eval.devices": "policy.support",
-    "eval.checkpoints": "policy.support policy.vlm policy.modeling_aegis",
+    "eval.checkpoints": "policy.support policy.vlm policy.checkpoint policy.modeling_aegis policy.lerobot_vlas",
     "eval.statistics": "",
     "eval.questions": "policy.support policy.vqa envs envs.tabletop",
-    "eval.answers": "policy.support policy.vlm policy.vqa policy.configuration_aegis eval.statistics eval.questions",
+    "eval.answers": "policy.support policy.vlm policy.vqa eval.statistics eval.questions",
     "eval.results": "policy.support eval.statistics",
     "eval.experiments": "policy.support policy.pretrained policy.vqa policy.configuration_aegis "
     "envs.tabletop eval.results",
@@ -68,7 +69,7 @@ _MAY_IMPORT = {
     "eval.doctor": "policy.support policy.isolation policy.vlm policy.anchors policy.checkpoint policy.data "
     "policy.configuration_aegis envs.libero",
     "eval.commands": "policy.support policy.pretrained policy.isolation policy.vlm policy.vqa policy.data "
-    "policy.anchors policy.checkpoint policy.configuration_aegis envs.tabletop eval.devices "
+    "policy.anchors policy.checkpoint policy.configuration_aegis policy.lerobot_vlas envs.tabletop eval.devices "
     "eval.checkpoints eval.statistics eval.questions eval.answers eval.results eval.experiments eval.pages "
     "eval.pretraining eval.doctor",
 }

@@ -266,6 +266,11 @@ FAMILY_RECIPES = {
         _IDEFICS_TEMPLATE,
         "<end_of_utterance>",
         _IDEFICS_TOKENS,
+        {
+            "image_token": "<image>",
+            "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>",
+        },
     ),
     "idefics3": _Recipe(
         lambda tokenizer: _idefics(hf.Idefics3Config, hf.Idefics3Processor, hf.Idefics3ImageProcessor)(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from aegis_policy.isolation import Anchor, AnchorError
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
-from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.fingerprint import same_weights
+from aegis_policy.vlm.parts import VLMParts
 
 if TYPE_CHECKING:
     from aegis_policy.protections import Protection
 
 
-def check_anchor(path: Path, vlm: VLMBackbone, protection: "Protection") -> Iterator[Finding]:
+def check_anchor(path: Path, vlm: VLMParts, protection: "Protection") -> Iterator[Finding]:
     """What a training with `--policy.anchor_path` would say of an anchor: it does the same one after the other.
 
     Args:
@@ -44,7 +44,7 @@ def check_anchor(path: Path, vlm: VLMBackbone, protection: "Protection") -> Iter
             yield from coverage.findings()
 
 
-def read_anchor(path: Path, vlm: VLMBackbone, fingerprint: str | None, protection: "Protection") -> Anchor:
+def read_anchor(path: Path, vlm: VLMParts, fingerprint: str | None, protection: "Protection") -> Anchor:
     """The anchor in a file.
 
     Args:
@@ -67,7 +67,7 @@ def read_anchor(path: Path, vlm: VLMBackbone, fingerprint: str | None, protectio
             )
         anchor.check(vlm.num_layers, vlm.hidden_size)
     except AnchorError as error:
-        raise AnchorError(error.fault, f"{error.mend}, with aegis-anchor --vlm={vlm.name}") from error
+        raise AnchorError(error.fault, f"{error.mend}, with aegis-anchor {vlm.flag}={vlm.name}") from error
     protection.check_anchor(anchor, vlm)
     return anchor
 

@@ -24,6 +24,7 @@ from aegis_policy.support.lerobot_flags import resuming
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.lerobot_vlas.configuration_vlas import ProtectedVLAConfig
 
 
 class Rule(Enum):
@@ -66,6 +67,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("pretrained_path", "pretrained_revision"), Rule.FREE),
 }
 """Every field of `AegisConfig`."""
+VLA_RULES = {
+    **dict.fromkeys(OPTIONS | {"protection"}, Rule.BEGUN),
+    **dict.fromkeys(("lora_rank", "lora_alpha"), Rule.BUILT),
+}
+"""What the fields of a protection may do in the configuration of LeRobot's own policies; the rest is LeRobot's."""
 
 OPTIMIZER_RESTORED = ("lr", "betas", "eps", "weight_decay", "bits")
 """Fields of `AegisAdamWConfig` (`--optimizer.*`) that LeRobot restores with the optimizer's state."""
@@ -100,13 +106,19 @@ def check_use(checkpoint: Path, config: PreTrainedConfig, data: Any | None) -> I
             yield from check_dataset_kept(checkpoint, data.repo_id)
 
 
-def check_changes(checkpoint: Path, config: "AegisConfig", resumed: bool) -> Iterator[Finding]:
+def check_changes(
+    checkpoint: Path,
+    config: "AegisConfig | ProtectedVLAConfig",
+    resumed: bool,
+    rules: Mapping[str, Rule] = RULES,
+) -> Iterator[Finding]:
     """Whether `config` may be used beside a checkpoint; each field that may not is one error, by its flag.
 
     Args:
         checkpoint: a `pretrained_model` folder that passed `check_checkpoint`.
         config: what is to be used.
         resumed: a training goes on, with the state of its optimizer.
+        rules: of the fields; those that they do not name are free.
     """
     changed = _changed(read_json(checkpoint / CONFIG_FILE), config)
     if "protection" in changed and (why := _unfit(checkpoint, changed["protection"][0], config.protection)):
@@ -121,7 +133,7 @@ def check_changes(checkpoint: Path, config: "AegisConfig", resumed: bool) -> Ite
     anew = f"leave it out, or begin a new training from these weights with --policy.path={checkpoint}"
     for name, (before, now) in changed.items():
         flag, before = f"--policy.{name}={_said(now)}", _said(before)
-        rule = RULES.get(name, Rule.FREE)
+        rule = rules.get(name, Rule.FREE)
         if rule is Rule.BUILT:
             yield Finding(
                 "error",
@@ -160,7 +172,9 @@ def optimizer_begun(checkpoint: Path) -> dict[str, Any]:
     )
 
 
-def _changed(before: Mapping[str, Any], config: "AegisConfig") -> dict[str, tuple[Any, Any]]:
+def _changed(
+    before: Mapping[str, Any], config: "AegisConfig | ProtectedVLAConfig"
+) -> dict[str, tuple[Any, Any]]:
     """Name -> value in a checkpoint and now, of what differs.
 
     Where protection or anchor differ, what options took by them follows and is left out, as are options that an old

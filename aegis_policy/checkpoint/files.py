@@ -26,10 +26,11 @@ from aegis_policy.support.errors import AegisError, one_line, some
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import read_json
 from aegis_policy.support.tensor_files import read_header
-from aegis_policy.vlm.backbone import VLMBackbone
+from aegis_policy.vlm.parts import VLMParts
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_policy.lerobot_vlas.configuration_vlas import ProtectedVLAConfig
 
 STATE_FILE = "protection_state.safetensors"
 _STEPS, _VQA_BEFORE = "steps", "vqa_before"
@@ -213,7 +214,7 @@ def _load_beside_adapters(
 
 
 def find_anchor(
-    config: "AegisConfig", protection: Protection, vlm: VLMBackbone, checkpoint: Path | None
+    config: "AegisConfig | ProtectedVLAConfig", protection: Protection, vlm: VLMParts, checkpoint: Path | None
 ) -> Anchor | None:
     """The anchor of a policy: the flag's, the checkpoint's, or the embedded VLM's; None if none is needed.
 
@@ -232,12 +233,12 @@ def find_anchor(
         path, named = own, f"The checkpoint {checkpoint}"
         if not own.is_file():
             enforce([lost_file(own.parent, ANCHOR_FILE, config.protection)])
-    elif config.vlm == EMBEDDED_VLM:
+    elif vlm.name == EMBEDDED_VLM:
         path, named = embedded_anchor(), f"--policy.vlm={EMBEDDED_VLM}"
     else:
         raise AegisError(
-            f"--policy.protection={config.protection} needs the anchor of --policy.vlm={config.vlm}: make it "
-            f"with aegis-anchor --vlm={config.vlm} --vqa=QUESTIONS --out=anchor.safetensors and name it with "
+            f"--policy.protection={config.protection} needs the anchor of {vlm.name}: make it "
+            f"with aegis-anchor {vlm.flag}={vlm.name} --vqa=QUESTIONS --out=anchor.safetensors and name it with "
             "--policy.anchor_path=anchor.safetensors."
         )
     try:
@@ -251,7 +252,7 @@ def find_anchor(
 
 
 def find_reference(
-    protection: Protection, vlm: VLMBackbone, checkpoint: Path | None
+    protection: Protection, vlm: VLMParts, checkpoint: Path | None
 ) -> dict[str, Tensor] | None:
     """The pretrained weights of what learns, if the protection needs them: a fresh policy's own, or a checkpoint's.
 

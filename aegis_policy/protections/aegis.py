@@ -18,8 +18,8 @@ from aegis_policy.protections.subspace import Subspace, SubspaceOptions
 from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
-    from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
 
 ANCHOR_KINDS: dict[str, type[AnchorKind]] = {kind.name: kind for kind in (Gaussian, Subspace)}
 """What `--policy.anchor` may name, and join by `+`."""
@@ -52,7 +52,7 @@ class Aegis(Protection):
     needs_anchor = True
     projects = True
 
-    def __init__(self, config: "AegisConfig") -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         named = set(config.anchor.split("+"))
         if named - ANCHOR_KINDS.keys():
@@ -60,6 +60,7 @@ class Aegis(Protection):
                 f"--policy.anchor={config.anchor} is unknown: choose of {', '.join(ANCHOR_KINDS)}, or join some with +."
             )
         self.kinds = tuple(ANCHOR_KINDS[name](config) for name in sorted(named))
+        self.of_weights = all(kind.of_weights for kind in self.kinds)
 
     def defaults(self) -> dict[str, Any]:
         return {name: value for kind in self.kinds for name, value in kind.defaults.items()}
@@ -75,7 +76,7 @@ class Aegis(Protection):
             if not 0 < (share := getattr(self.config, name)) <= 1:
                 raise AegisError(f"--policy.{name}={share} must lie between 0 and 1.")
 
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         if not all(kind.held_by(anchor) for kind in self.kinds):
             raise AnchorError(
                 f"The anchor does not hold what --policy.anchor={self.config.anchor} needs",
@@ -88,14 +89,14 @@ class Aegis(Protection):
     def part_of(self, anchor: Anchor) -> Anchor:
         return anchor.part(**{name: value for kind in self.kinds for name, value in kind.part.items()})
 
-    def set_trainable(self, vlm: "VLMBackbone") -> None:
-        super().set_trainable(vlm)
+    def narrow(self, vlm: "VLMParts") -> None:
+        super().narrow(vlm)
         guarded = set.intersection(*({id(p) for p in kind.guarded(vlm)} for kind in self.kinds))
-        for parameter in vlm.parameters():
+        for parameter in vlm.model.parameters():
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in guarded)
 
     def begin_training(
-        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+        self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         assert anchor is not None
         for kind in self.kinds:
@@ -111,6 +112,9 @@ class Aegis(Protection):
             finishing = {kind.name: stack.enter_context(kind.watch(vlm, inputs)) for kind in self.kinds}
             prefix = vlm.encode(inputs)
         return _WatchedStep(prefix, finishing)
+
+    def weight_figures(self) -> dict[str, float]:
+        return _named({kind.name: kind.projector.metrics() for kind in self.kinds})
 
     def diagnose(self, vqa_loss: Callable[[], Tensor]) -> dict[str, float]:
         """Where the questions' own gradient lies: along the anchor gradient, inside the blocks."""

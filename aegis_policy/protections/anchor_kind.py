@@ -13,8 +13,8 @@ from aegis_policy.protections.base import NoOptions
 from aegis_policy.protections.coverage import Coverage
 
 if TYPE_CHECKING:
-    from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
 
 Figures = dict[str, float]
 Gradient = Callable[[nn.Parameter], Tensor | None]
@@ -36,10 +36,12 @@ class AnchorKind(ABC):
     """What options that were left open become for this kind, by name; they are shares, above 0 and at most 1."""
     part: ClassVar[Mapping[str, Any]]
     """What it needs of an anchor, as arguments of `Anchor.part`."""
+    of_weights: ClassVar[bool] = False
+    """As `Protection.of_weights`."""
     projector: Projector
     """What it gives the optimizer, once `begin_training` has been called."""
 
-    def __init__(self, config: "AegisConfig") -> None:
+    def __init__(self, config: Any) -> None:
         self.config = config
 
     @abstractmethod
@@ -47,7 +49,7 @@ class AnchorKind(ABC):
         """Whether an anchor holds what this kind compares with."""
 
     @abstractmethod
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         """Make sure that an anchor that holds this kind is about all that learns in `vlm`.
 
         Raises:
@@ -55,11 +57,11 @@ class AnchorKind(ABC):
         """
 
     @abstractmethod
-    def guarded(self, vlm: "VLMBackbone") -> Iterable[Tensor]:
+    def guarded(self, vlm: "VLMParts") -> Iterable[Tensor]:
         """The parameters that may learn beside it, because it guards them or lets others be."""
 
     @abstractmethod
-    def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
+    def begin_training(self, vlm: "VLMParts", anchor: Anchor) -> None:
         """Make the projector for what learns in `vlm`.
 
         Raises:

@@ -16,8 +16,8 @@ from aegis_policy.protections.coverage import Coverage
 from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
-    from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
     from aegis_policy.vlm.prefix import Prefix
 
 
@@ -115,10 +115,12 @@ class Protection:
     """It compares with statistics of the pretrained model."""
     projects: bool = False
     """It acts in the optimizer's step."""
+    of_weights: bool = False
+    """It asks for nothing but the weights: neither for hidden states nor for answers."""
     needs_reference: ClassVar[bool] = False
     """It compares with the pretrained weights themselves."""
 
-    def __init__(self, config: "AegisConfig") -> None:
+    def __init__(self, config: Any) -> None:
         self.config = config
         self.projectors: tuple[Projector, ...] = ()
         """What the optimizer has to project with, once training has begun."""
@@ -151,7 +153,7 @@ class Protection:
         assert self.config.penalty is not None, "resolved by AegisConfig"
         return self.config.penalty
 
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         """Make sure that `anchor` holds what this protection needs for all that learns in `vlm`.
 
         Raises:
@@ -162,21 +164,27 @@ class Protection:
         """What this protection needs of an anchor that passed `check_anchor`: a checkpoint carries no more."""
         return anchor
 
-    def adapt(self, vlm: "VLMBackbone") -> None:
+    def adapt(self, vlm: "VLMParts") -> None:
         """Change the architecture of the pretrained VLM, before a checkpoint's weights are loaded into it."""
 
-    def set_trainable(self, vlm: "VLMBackbone") -> None:
+    def set_trainable(self, vlm: "VLMParts") -> None:
         """Mark the VLM's parameters that may learn: at most decoder layers, vision tower and projector here.
 
         Layers behind the last that a policy runs stay as they are.
         """
-        vlm.requires_grad_(False)
-        vlm.encoding_layers.requires_grad_(self.trains_decoder)
+        vlm.model.requires_grad_(False)
+        vlm.encoding_layers.requires_grad_(True)
         vlm.vision_tower.requires_grad_(self.config.train_vision_tower)
         vlm.projector.requires_grad_(self.config.train_projector)
+        self.narrow(vlm)
+
+    def narrow(self, vlm: "VLMParts") -> None:
+        """Of what is marked to learn, leave what may under this protection."""
+        if not self.trains_decoder:
+            vlm.decoder_layers.requires_grad_(False)
 
     def begin_training(
-        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+        self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         """Called once, before the first step: weights are loaded and on their device.
 
@@ -190,13 +198,21 @@ class Protection:
         """How much of what learns is protected, once training has begun."""
         return iter(())
 
-    def undecayed(self, vlm: "VLMBackbone") -> list[nn.Parameter]:
+    def undecayed(self, vlm: "VLMParts") -> list[nn.Parameter]:
         """Matrices of the VLM that learn without weight decay, besides its vectors."""
         return []
 
     def begin_step(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
         """Encode the prefix of a training step which is about these actions."""
         return Step(vlm.encode(inputs))
+
+    def weight_penalty(self) -> Penalty | None:
+        """What is added to the task's loss for the sake of the weights, where a policy runs the VLM in its own way."""
+        return None
+
+    def weight_figures(self) -> dict[str, float]:
+        """What is logged of the weights alone; the keys never change."""
+        return {}
 
     def diagnose(self, vqa_loss: Callable[[], Tensor]) -> dict[str, float]:
         """Called when the probe asks, between `Step.finish` and the task's backward pass.

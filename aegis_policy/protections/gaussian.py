@@ -19,6 +19,7 @@ from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
 
 _NOISE_STEPS = 20
 _NOISE_RATIO = 2.0
@@ -41,13 +42,13 @@ class Gaussian(AnchorKind):
     def held_by(self, anchor: Anchor) -> bool:
         return _TOKENS in anchor.gaussians
 
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         """Moments are of decoder layers' outputs, whose number and width `Anchor.check` compares."""
 
-    def guarded(self, vlm: "VLMBackbone") -> Iterator[nn.Parameter]:
-        return vlm.parameters()
+    def guarded(self, vlm: "VLMParts") -> Iterator[nn.Parameter]:
+        return vlm.model.parameters()
 
-    def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
+    def begin_training(self, vlm: "VLMParts", anchor: Anchor) -> None:
         layers = list(vlm.encoding_layers)
         further = [
             part

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from aegis_policy.vlm.prefix import Prefix
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
 
 
 @dataclass
@@ -43,20 +44,20 @@ class KnowledgeInsulation(Protection):
     gradient_flows = False
     default_penalty = 1.0
 
-    def set_trainable(self, vlm: "VLMBackbone") -> None:
+    def set_trainable(self, vlm: "VLMParts") -> None:
         super().set_trainable(vlm)
         for weight in _embeddings(vlm):
             weight.requires_grad_(True)
 
-    def undecayed(self, vlm: "VLMBackbone") -> list[nn.Parameter]:
+    def undecayed(self, vlm: "VLMParts") -> list[nn.Parameter]:
         return _embeddings(vlm)
 
     def begin_training(
-        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+        self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         self._tokenizer = action_tokenizer(self.config)
         try:
-            self._words = vlm.reserved_tokens(self.config.action_bins)
+            self._words = cast("VLMBackbone", vlm).reserved_tokens(self.config.action_bins)
         except AegisError as error:
             raise AegisError(f"--policy.action_bins={self.config.action_bins}: {error}") from error
         for weight in _embeddings(vlm):
@@ -80,7 +81,7 @@ class KnowledgeInsulation(Protection):
         return Penalty(self.penalty * loss, {"action_token_loss": float(ranks.mean(loss.detach()))})
 
 
-def _embeddings(vlm: "VLMBackbone") -> list[nn.Parameter]:
+def _embeddings(vlm: "VLMParts") -> list[nn.Parameter]:
     """Input embedding and head; one, where they are tied."""
     modules = (vlm.model.get_input_embeddings(), vlm.model.get_output_embeddings())
     return list({id(module.weight): module.weight for module in modules}.values())

@@ -13,8 +13,7 @@ from aegis_policy.protections.subspace import HOLD_EVERY, SubspaceOptions, block
 from aegis_policy.support.errors import AegisError
 
 if TYPE_CHECKING:
-    from aegis_policy.configuration_aegis import AegisConfig
-    from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
 
 _DOWN = ".lora_A.default"
 """How the name of an adapter's first matrix ends, after that of its layer."""
@@ -46,8 +45,9 @@ class Lora(Protection):
     Options = LoraOptions
     chosen_by = ("protection", "lora_null_space")
     trains_decoder = False
+    of_weights = True
 
-    def __init__(self, config: "AegisConfig") -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.needs_anchor = self.projects = config.lora_null_space
 
@@ -64,13 +64,13 @@ class Lora(Protection):
         if self.config.lora_null_space and not (share is not None and 0 < share <= 1):
             raise AegisError(f"--policy.anchor_share={share} must lie between 0 and 1.")
 
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         require_factors(_first_matrices(vlm), self.part_of(anchor))
 
     def part_of(self, anchor: Anchor) -> Anchor:
         return anchor.part(factors=True)
 
-    def adapt(self, vlm: "VLMBackbone") -> None:
+    def adapt(self, vlm: "VLMParts") -> None:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds, for this protection alone
 
         layers = tuple(f"{vlm.family.decoder_layers}.{number}." for number in range(vlm.depth))
@@ -81,13 +81,13 @@ class Lora(Protection):
         )
         inject_adapter_in_model(adapters, vlm.model)
 
-    def set_trainable(self, vlm: "VLMBackbone") -> None:
-        super().set_trainable(vlm)
+    def narrow(self, vlm: "VLMParts") -> None:
+        super().narrow(vlm)
         for name, parameter in vlm.encoding_layers.named_parameters():
             parameter.requires_grad_("lora_" in name)
 
     def begin_training(
-        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+        self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         if anchor is None:
             return
@@ -104,7 +104,7 @@ class Lora(Protection):
             yield self._coverage
 
 
-def _first_matrices(vlm: "VLMBackbone") -> dict[str, nn.Linear]:
+def _first_matrices(vlm: "VLMParts") -> dict[str, nn.Linear]:
     """The first matrix of every adapter, by the name of the layer that it is beside."""
     return {
         name.removesuffix(_DOWN): layer for name, layer in vlm.linear_layers.items() if name.endswith(_DOWN)

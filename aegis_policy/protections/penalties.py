@@ -19,6 +19,7 @@ from aegis_policy.support.errors import AegisError, some
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
     from aegis_policy.vlm.prefix import Prefix
 
 
@@ -34,7 +35,7 @@ class W2Penalty(Protection):
     needs_anchor = True
     default_penalty = 0.002
 
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         if "all" not in anchor.gaussians:
             raise AnchorError(
                 "The anchor holds no moments for --policy.protection=w2_penalty",
@@ -45,7 +46,7 @@ class W2Penalty(Protection):
         return anchor.part(gaussians=("all",))
 
     def begin_training(
-        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+        self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         assert anchor is not None
         self._gaussian: GaussianAnchor = anchor.gaussians["all"].first(vlm.depth)
@@ -64,12 +65,13 @@ class W2Penalty(Protection):
 class L2SP(Protection):
     """Weights are drawn back to where they started (arXiv 1802.01483)."""
 
+    of_weights = True
     Options: ClassVar[type] = PenaltyOptions
     needs_reference = True
     default_penalty = 0.01
 
     def begin_training(
-        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+        self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         assert reference is not None
         self._parameters: dict[str, nn.Parameter] = {
@@ -90,9 +92,9 @@ class L2SP(Protection):
     def begin_step(
         self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks
     ) -> PenalizedStep:
-        return PenalizedStep(vlm.encode(inputs), self._way)
+        return PenalizedStep(vlm.encode(inputs), self.weight_penalty)
 
-    def _way(self) -> Penalty:
+    def weight_penalty(self) -> Penalty:
         loss = self.penalty * weight_penalty(self._parameters, self._reference, self._importance)
         return Penalty(loss, {"weight_penalty": loss.item()})
 
@@ -103,7 +105,7 @@ class EWC(L2SP):
     Options = AnchoredPenaltyOptions
     needs_anchor = True
 
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         mend = "rebuild it with aegis-anchor --kinds=[fisher] and name it with --policy.anchor_path"
         if not anchor.importance:
             raise AnchorError(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from aegis_policy.vqa.loss import answer_loss
 
 if TYPE_CHECKING:
     from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Replay(Protection):
     default_penalty = 1.0
 
     def begin_training(
-        self, vlm: "VLMBackbone", anchor: Anchor | None, reference: dict[str, Tensor] | None
+        self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         self._examples = ranks.first_alone(
             lambda: load_vqa(
@@ -49,7 +50,7 @@ class Replay(Protection):
                 "--policy.replay_data",
                 count=self.config.replay_samples,
                 with_answers=True,
-                refuses=vlm.refuses,
+                refuses=cast("VLMBackbone", vlm).refuses,
             )
         )
 

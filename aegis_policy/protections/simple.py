@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 class NoProtection(Protection):
     """The flow loss trains the decoder layers freely."""
 
+    of_weights = True
+
 
 class Freeze(Protection):
     """The decoder layers are constants; gradients still pass through them to a tower or projector."""
 
     trains_decoder = False
+    of_weights = True
 
 
 class StopGradient(Protection):

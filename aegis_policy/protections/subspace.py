@@ -12,7 +12,7 @@ from aegis_policy.protections.coverage import Coverage
 from aegis_policy.support.errors import AegisError, some
 
 if TYPE_CHECKING:
-    from aegis_policy.vlm.backbone import VLMBackbone
+    from aegis_policy.vlm.parts import VLMParts
 
 HOLD_EVERY = 10
 """In which of the optimizer's steps `aegis` holds the weights: one in so many.
@@ -52,18 +52,19 @@ class Subspace(AnchorKind):
     Options = SubspaceOptions
     defaults: ClassVar[Mapping[str, Any]] = {"anchor_share": DEFAULT_SHARE}
     part: ClassVar[Mapping[str, Any]] = {"factors": True}
+    of_weights = True
     projector: LowRankProjector
 
     def held_by(self, anchor: Anchor) -> bool:
         return bool(anchor.factors)
 
-    def check_anchor(self, anchor: Anchor, vlm: "VLMBackbone") -> None:
+    def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:
         require_factors(_learning(vlm), anchor)
 
-    def guarded(self, vlm: "VLMBackbone") -> list[Tensor]:
+    def guarded(self, vlm: "VLMParts") -> list[Tensor]:
         return [layer.weight for layer in vlm.linear_layers.values()]
 
-    def begin_training(self, vlm: "VLMBackbone", anchor: Anchor) -> None:
+    def begin_training(self, vlm: "VLMParts", anchor: Anchor) -> None:
         share = self.config.anchor_share
         assert share is not None, "resolved by AegisConfig"
         self.projector, self._coverage = block_layers(
@@ -104,7 +105,7 @@ def block_layers(
         raise AegisError(f"The {name} anchor cannot protect this model: {error}") from error
 
 
-def _learning(vlm: "VLMBackbone") -> dict[str, nn.Linear]:
+def _learning(vlm: "VLMParts") -> dict[str, nn.Linear]:
     return {name: layer for name, layer in vlm.linear_layers.items() if layer.weight.requires_grad}
 
 

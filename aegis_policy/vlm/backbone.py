@@ -8,7 +8,6 @@ and the same prompt format; no modeling code is copied here. The prefix encoder 
 Shapes: B batch, C cameras, T prefix tokens, D hidden size, L decoder layers.
 """
 
-import copy
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.vlm.early_end import ending_early, require_depth
 from aegis_policy.vlm.generation import GoesOn, greedy
 from aegis_policy.vlm.loading import longest_prompt, read_files
+from aegis_policy.vlm.merging import merged
 from aegis_policy.vlm.parts import VLMParts
 from aegis_policy.vlm.prefix import Prefix
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
@@ -60,9 +60,9 @@ class VLMBackbone(VLMParts, nn.Module):
     Its `depth` is all of its decoder layers, until `end_at` says less.
     """
 
-    def __init__(self, model: "PreTrainedModel", processor: Any, name: str) -> None:
+    def __init__(self, model: "PreTrainedModel", processor: Any, name: str, flag: str = "--vlm") -> None:
         nn.Module.__init__(self)
-        VLMParts.__init__(self, model, name)
+        VLMParts.__init__(self, model, name, flag)
         self.processor = processor
         self.prompts = Prompts(processor, self.family, name, longest_prompt(model.config))
         self.projector.register_forward_hook(partial(_as_word, model))
@@ -133,7 +133,7 @@ class VLMBackbone(VLMParts, nn.Module):
 
         Adapters are merged into a copy of the weights they belong to.
         """
-        _merged(self.model).save_pretrained(directory, safe_serialization=True)
+        merged(self.model).save_pretrained(directory, safe_serialization=True)
         self._generation.save_pretrained(directory)
         self.processor.save_pretrained(directory)
 
@@ -419,19 +419,3 @@ def _as_word(model: "PreTrainedModel", _projector: nn.Module, _inputs: Any, outp
     It stands among them, and SmolVLM does not mix the two that an autocast leaves.
     """
     return output.to(model.get_input_embeddings().weight.dtype) if isinstance(output, Tensor) else output
-
-
-def _merged(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The model itself, or, if it has adapters, a copy that has them merged into its weights."""
-    if not any("lora_" in name for name, _ in model.named_parameters()):
-        return model
-    from peft.tuners.tuners_utils import (
-        BaseTunerLayer,
-    )  # takes seconds to import, and few models have adapters
-
-    model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-    return model

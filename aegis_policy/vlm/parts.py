@@ -19,16 +19,18 @@ class VLMParts:
     Attributes:
         model: the model itself.
         name: how errors call it.
+        flag: of `aegis-anchor`, which that is the value of.
         family: where its parts are.
         depth: how many of its decoder layers a policy runs, the first ones.
     """
 
     model: "PreTrainedModel"
     name: str
+    flag: str
     family: Family
     depth: int
 
-    def __init__(self, model: "PreTrainedModel", name: str) -> None:
+    def __init__(self, model: "PreTrainedModel", name: str, flag: str = "--vlm") -> None:
         """Look the parts up.
 
         Raises:
@@ -46,6 +48,7 @@ class VLMParts:
                 ) from error
         self.model = model
         self.name = name
+        self.flag = flag
         self.family = family
         self.depth = self.num_layers
 

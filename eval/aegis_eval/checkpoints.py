@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aegis_policy.checkpoint.checks import CONFIG_FILE
 from aegis_policy.support.errors import AegisError
+from aegis_policy.support.json_files import read_json
 
 if TYPE_CHECKING:
     from aegis_policy.modeling_aegis import AegisPolicy
@@ -18,27 +20,102 @@ class PolicySource:
     path: str | None = None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The VLM that a policy was made from: how it was named, and what its weights were, as far as known."""
+
+    vlm: str
+    vlm_fingerprint: str | None
+
+
 def load_policy(source: PolicySource) -> "tuple[AegisPolicy, str]":
-    """The policy of a checkpoint, and its folder or hub id.
+    """The policy of type `aegis` in a checkpoint, and its folder or hub id.
 
     Raises:
-        AegisError: no path, or a local folder that is no checkpoint.
+        AegisError: no path, a local folder that is no checkpoint, or one of another type.
+    """
+    found = find_policy(source)
+    from aegis_policy.modeling_aegis import AegisPolicy  # brings all of LeRobot with it
+
+    return AegisPolicy.from_pretrained(found), found
+
+
+def load_policy_vlm(
+    source: PolicySource, *, to_answer: bool = False
+) -> "tuple[VLMBackbone, Origin | None, str]":
+    """The VLM in a policy of this package or in one of LeRobot's own, what it was made from, and the folder or hub id.
+
+    Args:
+        source: the policy.
+        to_answer: questions are to be asked.
+
+    Raises:
+        AegisError: as `load_policy`; or the policy has left out layers, without which its VLM does not answer.
+    """
+    found = find_policy(source)
+    if not is_vla(found):
+        policy, _ = load_policy(source)
+        return policy.vlm, Origin(policy.config.vlm, policy.config.vlm_fingerprint), found
+    vla = load_vla(found)
+    from aegis_policy.lerobot_vlas.inner import backbone_of, layers_left_out
+
+    if to_answer and (left_out := layers_left_out(vla)):
+        raise AegisError(
+            f"--policy.path={source.path} has left out the last {left_out} decoder layers of its VLM, and does "
+            "not answer without them: aegis-drift tells how far the others moved."
+        )
+    base, fingerprint = getattr(vla.config, "base", None), getattr(vla.config, "vlm_fingerprint", None)
+    return backbone_of(vla, found), None if base is None else Origin(base, fingerprint), found
+
+
+def find_policy(source: PolicySource) -> str:
+    """The folder, or hub id, of a policy that is there.
+
+    Raises:
+        AegisError: none is.
     """
     if source.path is None:
         raise AegisError("--policy.path is missing: name the `pretrained_model` folder of a checkpoint.")
     folder = Path(source.path)
-    if (folder / "pretrained_model" / "config.json").is_file():
+    if (folder / "pretrained_model" / CONFIG_FILE).is_file():
         folder = folder / "pretrained_model"
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.exists() and not (folder / CONFIG_FILE).is_file():
         raise AegisError(
             f"--policy.path={source.path} holds no config.json: give the `pretrained_model` folder of a checkpoint."
         )
     if not folder.exists() and source.path.count("/") != 1:
         raise AegisError(f"--policy.path={source.path} does not exist: give a checkpoint folder or a hub id.")
-    from aegis_policy.modeling_aegis import AegisPolicy  # brings all of LeRobot with it
+    return str(folder) if folder.exists() else source.path
 
-    found = str(folder) if folder.exists() else source.path
-    return AegisPolicy.from_pretrained(found), found
+
+def is_vla(name: str) -> bool:
+    """Whether a folder or hub id is a policy of LeRobot's own with a VLM that is known inside, protected or not."""
+    from lerobot.configs import PreTrainedConfig
+
+    from aegis_policy.lerobot_vlas.inner import plain_type
+
+    if (Path(name) / CONFIG_FILE).is_file():
+        kind = read_json(Path(name) / CONFIG_FILE).get("type")
+    elif Path(name).exists() or name.count("/") != 1:
+        return False
+    else:
+        try:
+            kind = PreTrainedConfig.from_pretrained(name).type
+        except Exception:  # whatever the hub, or a configuration of somebody's own, does
+            return False
+    return isinstance(kind, str) and plain_type(kind) is not None
+
+
+def load_vla(name: str) -> Any:
+    """One of LeRobot's own policies, protected or not, on the CPU."""
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.policies import get_policy_class
+
+    import aegis_policy.lerobot_vlas.configuration_vlas  # noqa: F401  # their types
+
+    config = PreTrainedConfig.from_pretrained(name)
+    config.device = "cpu"
+    return get_policy_class(config.type).from_pretrained(name, config=config)
 
 
 def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[Any, Any]:
@@ -64,24 +141,23 @@ def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[An
         ) from error
 
 
-def load_original_vlm(policy_config: Any, flag_value: str | None) -> "tuple[VLMBackbone | None, str]":
+def load_original_vlm(origin: Origin | None, flag_value: str | None) -> "tuple[VLMBackbone | None, str]":
     """The VLM that a policy was made from, before any robot; else None and a sentence why not.
 
     Args:
-        policy_config: the policy's, or None if there is no policy.
-        flag_value: of `--pretrained`, which names a copy and is believed.
+        origin: the policy's, or None if there is no policy or it does not tell.
+        flag_value: of `--pretrained`, which names a copy and is believed: a VLM, or one of LeRobot's policies.
 
     Raises:
         AegisError: `--pretrained` names no model.
     """
-    from aegis_policy.vlm.backbone import VLMBackbone
     from aegis_policy.vlm.fingerprint import same_weights
 
-    name = flag_value or (policy_config.vlm if policy_config is not None else None)
+    name = flag_value or (origin.vlm if origin is not None else None)
     if name is None:
         return None, ""
     try:
-        vlm = VLMBackbone.from_pretrained(name, flag="--pretrained")
+        vlm = _load_vlm(name)
     except AegisError:
         if flag_value is not None:
             raise
@@ -89,10 +165,18 @@ def load_original_vlm(policy_config: Any, flag_value: str | None) -> "tuple[VLMB
             f"The VLM this policy was made from ({name}) cannot be read, so nothing is compared with it: "
             "name a copy with --pretrained."
         )
-    expected = policy_config.vlm_fingerprint if policy_config is not None else None
+    expected = origin.vlm_fingerprint if origin is not None else None
     if flag_value is None and not same_weights(expected, vlm.fingerprint()):
         return None, (
             f"{name} is no longer the VLM this policy was made from (its fingerprint differs), so nothing is "
             "compared with it: name the original with --pretrained."
         )
     return vlm, ""
+
+
+def _load_vlm(name: str) -> "VLMBackbone":
+    from aegis_policy.vlm.backbone import VLMBackbone
+
+    if not is_vla(name):
+        return VLMBackbone.from_pretrained(name, flag="--pretrained")
+    return load_policy_vlm(PolicySource(name))[0]

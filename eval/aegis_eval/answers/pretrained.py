@@ -11,7 +11,7 @@ from aegis_policy.support.json_files import read_json, read_jsonl
 from aegis_policy.vlm.fingerprint import same_weights
 
 if TYPE_CHECKING:
-    from aegis_policy.configuration_aegis import AegisConfig
+    from aegis_eval.checkpoints import Origin
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PretrainedAnswers:
         cls,
         folder: Path,
         asking: Asking,
-        policy_config: "AegisConfig | None",
+        origin: "Origin | None",
         pictures: str | None,
     ) -> Self:
         """Read `--pretrained_answers`.
@@ -34,7 +34,7 @@ class PretrainedAnswers:
         Args:
             folder: the `--output_dir` of an `aegis-vqa --vlm=`.
             asking: what is asked now, and how; there it must have been the same.
-            policy_config: of the policy that is asked now, whose VLM must be the one that was asked.
+            origin: the VLM of the policy that is asked now, which must be the one that was asked.
             pictures: hash of those that are asked about now; where either is not known, they are not compared.
 
         Raises:
@@ -74,10 +74,10 @@ class PretrainedAnswers:
             raise AegisError(
                 f"{flag} answers the same questions about other pictures: name answers about these, or leave it out."
             )
-        if policy_config is not None and not same_weights(asked, policy_config.vlm_fingerprint):
+        if origin is not None and not same_weights(asked, origin.vlm_fingerprint):
             raise AegisError(
                 f"{flag} holds the answers of {name}, which is not the VLM that this policy was made from "
-                f"({policy_config.vlm}): ask that one."
+                f"({origin.vlm}): ask that one."
             )
         if lacking := [sample.id for sample in asking.samples if sample.id not in given]:
             raise AegisError(

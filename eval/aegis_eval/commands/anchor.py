@@ -6,6 +6,7 @@ No label is read: the anchor is about what the model knows, right or wrong.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aegis_eval.checkpoints import PolicySource
 from aegis_policy.support import cli
 
 
@@ -15,6 +16,8 @@ class AnchorConfig:
 
     Attributes:
         vlm: directory or hub id of the pretrained VLM, or `embedded`.
+        policy: `--policy.path`, a policy instead, of whose VLM, as it is, the anchor will be: one of LeRobot's
+            (`smolvla`, `pi0`, `pi05`), or one that this package trained.
         vqa: where the samples come from: a benchmark of this package (its training split), a public one with the place
             of its files (`vqav2:DIR`, see docs/benchmarks.md), one's own: a folder with a `questions.jsonl` whose lines
             are {"image": file in that folder, "question": text}, or anything with such columns that `datasets` reads,
@@ -37,6 +40,7 @@ class AnchorConfig:
     """
 
     vlm: str = "embedded"
+    policy: PolicySource = field(default_factory=PolicySource)
     vqa: str | None = None
     cameras: str | None = None
     kinds: list[str] = field(default_factory=lambda: ["subspace"])

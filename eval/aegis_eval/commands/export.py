@@ -1,4 +1,4 @@
-"""`aegis-export`: the fine-tuned VLM of a policy as a plain transformers directory, for any tool that reads one."""
+"""`aegis-export`: the VLM of a policy as a plain transformers directory, or a protected policy as one of LeRobot's."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,14 @@ class ExportConfig:
 
     Attributes:
         policy: `--policy.path`, a policy checkpoint (a `pretrained_model` folder).
-        output_dir: a new folder, which `AutoModelForImageTextToText.from_pretrained` and lmms-eval load.
+        plain: write the whole policy, as LeRobot's own type: of an `aegis_pi05` a `pi05`, which runs without this
+            package.
+        output_dir: a new folder, which `AutoModelForImageTextToText.from_pretrained` and lmms-eval load; or, of a plain
+            policy, `lerobot-eval`.
     """
 
     policy: PolicySource = field(default_factory=PolicySource)
+    plain: bool = False
     output_dir: Path = Path("outputs/exported-vlm")
 
 

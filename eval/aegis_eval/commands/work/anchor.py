@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aegis_eval.checkpoints import load_policy_vlm
 from aegis_eval.commands.anchor import AnchorConfig
 from aegis_eval.devices import torch_device
 from aegis_eval.results.provenance import package_versions
@@ -61,9 +62,12 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         raise AegisError(f"--share={share} must lie above 0 and not above 1.")
     if not config.kinds or set(config.kinds) - set(KINDS):
         raise AegisError(f"--kinds={config.kinds} must name one or more of {', '.join(KINDS)}.")
-    if config.vqa is None and config.vlm != EMBEDDED_VLM:
+    if config.policy.path is not None and config.vlm != EMBEDDED_VLM:
+        raise AegisError("give one of --policy.path (the VLM inside a policy) and --vlm.")
+    named = config.policy.path or config.vlm
+    if config.vqa is None and named != EMBEDDED_VLM:
         raise AegisError(
-            f"--vqa is missing: say what {config.vlm} must go on answering, with --vqa=FOLDER (a questions.jsonl with "
+            f"--vqa is missing: say what {named} must go on answering, with --vqa=FOLDER (a questions.jsonl with "
             "its pictures) or --vqa=vqav2:FOLDER (a benchmark's official files)."
         )
     config = replace(config, vqa="tabletop" if config.vqa is None else config.vqa, share=share)
@@ -76,7 +80,7 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     for source in filter(_is_dataset, sources):
         _robot_data(_place(source), config.cameras)  # before what takes long
     device = torch_device(config.device)
-    vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm").to(device)
+    vlm = _load(config).to(device)
     samples = _samples(config, sources, vlm)
     total = sum(len(each) if isinstance(each, Sized) else config.samples for each in samples)
     unfinished = _unfinished(config, sources, samples, vlm.fingerprint())
@@ -102,6 +106,12 @@ def make_anchor(config: AnchorConfig) -> Anchor:
     if anchor.factors:
         print(_directions(anchor))
     return anchor
+
+
+def _load(config: AnchorConfig) -> VLMBackbone:
+    if config.policy.path is not None:
+        return load_policy_vlm(config.policy)[0]
+    return VLMBackbone.from_pretrained(config.vlm, flag="--vlm")
 
 
 def _require_questions(config: AnchorConfig, sources: Sequence[str]) -> None:

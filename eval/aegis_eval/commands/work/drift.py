@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from aegis_eval.checkpoints import load_original_vlm, load_policy
+from aegis_eval.checkpoints import load_original_vlm, load_policy_vlm
 from aegis_eval.commands.drift import DriftConfig
 from aegis_eval.devices import torch_device
 from aegis_eval.questions.tabletop import load_samples
@@ -33,11 +33,11 @@ def measure_drift(config: DriftConfig) -> Path:
     started = time.monotonic()
     cli.require_at_least(config, samples=1, batch_size=1, seed=0)
     device = torch_device(config.device)
-    policy, _ = load_policy(config.policy)
-    original, reason = load_original_vlm(policy.config, config.pretrained)
+    tuned, origin, _ = load_policy_vlm(config.policy)
+    original, reason = load_original_vlm(origin, config.pretrained)
     if original is None:
-        raise AegisError(reason)
-    tuned = policy.vlm.to(device).eval()
+        raise AegisError(reason or "Nothing says what this policy was made from: name it with --pretrained.")
+    tuned.to(device).eval()
     of_each = [(vlm.model.config.model_type, vlm.num_layers, vlm.hidden_size) for vlm in (tuned, original)]
     if of_each[0] != of_each[1]:
         described = [f"{kind} with {layers} layers of {width}" for kind, layers, width in of_each]

@@ -1,21 +1,39 @@
-"""The work of `aegis-export`: the VLM out of a policy, into a folder."""
+"""The work of `aegis-export`: the VLM out of a policy, or one of LeRobot's policies without the protection."""
 
 from pathlib import Path
 
-from aegis_eval.checkpoints import load_policy
+from aegis_eval.checkpoints import find_policy, load_policy_vlm, load_vla
 from aegis_eval.commands.export import ExportConfig
+from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_directory, require_new_directory
 
 
 def export(config: ExportConfig) -> Path:
-    """Write weights (adapters merged), configuration, tokenizer and processor; the folder is whole or absent.
+    """Write weights (adapters merged), configuration and processors; the folder is whole or absent.
 
     Raises:
-        AegisError: no checkpoint, or the folder holds files.
+        AegisError: no checkpoint, the folder holds files, or `--plain` with a policy that LeRobot does not have.
     """
     folder = require_new_directory(config.output_dir, "--output_dir")
-    policy, _ = load_policy(config.policy)
-    with atomic_directory(folder) as beside:
-        policy.vlm.save_pretrained(beside)
+    if config.plain:
+        _export_plain(find_policy(config.policy), folder)
+    else:
+        vlm, _, _ = load_policy_vlm(config.policy)
+        with atomic_directory(folder) as beside:
+            vlm.save_pretrained(beside)
     print(f"wrote {folder}")
     return folder
+
+
+def _export_plain(policy: str, folder: Path) -> None:
+    vla = load_vla(policy)
+    from aegis_policy.lerobot_vlas.modeling_vlas import ProtectedVLA
+    from aegis_policy.lerobot_vlas.plain import save_plain
+
+    if not isinstance(vla, ProtectedVLA):
+        raise AegisError(
+            f"--policy.path={policy} is a policy of type {vla.name}, which --plain has nothing to take from: it is for "
+            "aegis_smolvla, aegis_pi0 and aegis_pi05."
+        )
+    with atomic_directory(folder) as beside:
+        save_plain(vla, Path(policy), beside)

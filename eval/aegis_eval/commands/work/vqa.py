@@ -18,7 +18,7 @@ from aegis_eval.answers.pretrained import PretrainedAnswers
 from aegis_eval.answers.running_text import PARAGRAPHS, TextFigures, read_texts, write_texts
 from aegis_eval.answers.scoring import format_table, score_answers
 from aegis_eval.answers.writing import Outcome, write_answers
-from aegis_eval.checkpoints import load_original_vlm, load_policy
+from aegis_eval.checkpoints import Origin, is_vla, load_original_vlm, load_policy_vlm
 from aegis_eval.commands.vqa import VqaConfig
 from aegis_eval.devices import torch_device
 from aegis_eval.questions.benchmarks import find_benchmark
@@ -37,7 +37,7 @@ from aegis_policy.vqa.examples import ANSWER_TOKENS, SENTENCE_TOKENS
 from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
 
 if TYPE_CHECKING:
-    from aegis_policy.configuration_aegis import AegisConfig
+    pass
 
 _FEWEST_SCENES = 40
 """Training scenes that a blind guesser knows at least."""
@@ -73,8 +73,8 @@ def _read_text(config: VqaConfig, file: Path, output_dir: Path, started: float) 
             f"--pretrained_answers says nothing about running text ({config.benchmark}): leave it out."
         )
     paragraphs = read_paragraphs(file, config.samples, config.seed)
-    vlm, policy_config, _ = _load_model(config)
-    pretrained, note = load_original_vlm(policy_config, config.pretrained)
+    vlm, made_from, _ = _load_model(config)
+    pretrained, note = load_original_vlm(made_from, config.pretrained)
     readings = read_texts(vlm, pretrained and pretrained.to(vlm.device), paragraphs)
     if ranks.index() > 0:
         return
@@ -185,7 +185,7 @@ def _choose(config: VqaConfig) -> _Questions:
 
 def _ask(config: VqaConfig, questions: _Questions, output_dir: Path) -> _Asked:
     """Ask the model, then the VLM it was made from, unless that is known from before."""
-    vlm, policy_config, checkpoint = _load_model(config)
+    vlm, origin, checkpoint = _load_model(config)
     model = str(config.policy.path or config.vlm)
     asking = Asking(
         questions.drawn.samples,
@@ -196,12 +196,12 @@ def _ask(config: VqaConfig, questions: _Questions, output_dir: Path) -> _Asked:
     )
     before, note = None, ""
     if config.pretrained_answers is not None:
-        before = PretrainedAnswers.read(config.pretrained_answers, asking, policy_config, questions.pictures)
+        before = PretrainedAnswers.read(config.pretrained_answers, asking, origin, questions.pictures)
     answers = asking.ask(vlm, model, "answering")
     of_weights = vlm.fingerprint()
     del vlm  # there may be no room for two
     if before is None:
-        before, note = _ask_pretrained(config, policy_config, asking)
+        before, note = _ask_pretrained(config, origin, asking)
     return _Asked(model, of_weights, answers, checkpoint, before, note)
 
 
@@ -249,8 +249,8 @@ def _require_new(output_dir: Path) -> None:
     require_new_directory(output_dir, "--output_dir")
 
 
-def _load_model(config: VqaConfig) -> "tuple[VLMBackbone, AegisConfig | None, str | None]":
-    """The model to ask and, if it is in a policy, the policy's configuration and folder or hub id."""
+def _load_model(config: VqaConfig) -> tuple[VLMBackbone, Origin | None, str | None]:
+    """The model to ask and, if it is in a policy, what it was made from and the policy's folder or hub id."""
     if (config.policy.path is None) == (config.vlm is None):
         raise AegisError(
             "give exactly one of --policy.path (a checkpoint) and --vlm (a model to ask as it is)."
@@ -258,15 +258,15 @@ def _load_model(config: VqaConfig) -> "tuple[VLMBackbone, AegisConfig | None, st
     if config.vlm is not None:
         vlm = VLMBackbone.from_pretrained(config.vlm, flag="--vlm")
         return vlm.to(torch_device(config.device)), None, None
-    policy, checkpoint = load_policy(config.policy)
-    return policy.vlm.to(torch_device(config.device)), policy.config, checkpoint
+    vlm, origin, checkpoint = load_policy_vlm(config.policy, to_answer=True)
+    return vlm.to(torch_device(config.device)), origin, checkpoint
 
 
 def _ask_pretrained(
-    config: VqaConfig, policy_config: "AegisConfig | None", asking: Asking
+    config: VqaConfig, origin: Origin | None, asking: Asking
 ) -> tuple[PretrainedAnswers | None, str]:
     """Its answers, or None and a sentence why it cannot be asked."""
-    vlm, note = load_original_vlm(policy_config, config.pretrained)
+    vlm, note = load_original_vlm(origin, config.pretrained)
     if vlm is None:
         return None, note
     vlm.to(torch_device(config.device))
@@ -283,7 +283,8 @@ def _check_pretrained(config: VqaConfig) -> None:
     if config.pretrained is not None:
         if answers is not None:
             raise AegisError("give at most one of --pretrained and --pretrained_answers.")
-        enforce(check_vlm(config.pretrained, "--pretrained"))
+        if not is_vla(config.pretrained):
+            enforce(check_vlm(config.pretrained, "--pretrained"))
 
 
 def _note_on_card(checkpoint: str, outcome: Outcome, config: VqaConfig) -> None:

@@ -1,0 +1,186 @@
+"""LeRobot's own policies under a protection: what learns, what does not, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_vlas import TYPES, random_batch, train
+from torch import nn
+
+from aegis_policy.isolation import Anchor, LowRankProjector
+from aegis_policy.lerobot_vlas.inner import inner_model, parts_of
+from aegis_policy.support.errors import AegisError
+
+MakeVLA = Callable[..., Any]
+Saved = Callable[..., tuple[Path, Path]]
+
+
+def weights(policy: Any) -> dict[str, torch.Tensor]:
+    """Those of the VLM inside, as they are now."""
+    return {name: p.detach().clone() for name, p in inner_model(policy).named_parameters()}
+
+
+def require_blocked(policy: Any, optimizer: Any, before: dict[str, torch.Tensor], share: float) -> None:
+    """See that what is blocked has not moved, to float32, and that the rest of the same weights has."""
+    (projector,) = policy.protection.projectors
+    assert isinstance(projector, LowRankProjector) and projector.blocks
+    policy.eval()  # holds
+    names = {id(p): name for name, p in inner_model(policy).named_parameters()}
+    learned = 0
+    for weight, block in projector.blocks:
+        begun = before[names[id(weight)]].float()
+        after = optimizer.state[weight].get("master", weight.detach())
+        moved = after.float() - begun
+        assert block.shape[1] == round(share * weight.shape[1])
+        learned += bool(moved.any())
+        rounding = torch.finfo(torch.float32).eps * begun.norm()
+        assert (moved @ block).norm() < 4 * rounding
+    assert learned > len(projector.blocks) / 2, "of the last layer, the expert reads keys and values alone"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["pi0", "pi05"])
+def test_the_vlm_of_pi_learns_only_outside_its_blocks(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, name: str, dtype: str
+) -> None:
+    base, anchor = save_base_and_anchor(name)
+    policy = make_vla(
+        f"aegis_{name}", pretrained_path=base, anchor_path=anchor, anchor_share=0.2, dtype=dtype
+    )
+    before = weights(policy)
+    optimizer = train(policy, 10)
+    require_blocked(policy, optimizer, before, 0.2)
+    learning = {name for name, p in inner_model(policy).named_parameters() if p.requires_grad}
+    assert learning <= {f"{layer}.weight" for layer in parts_of(policy, name).linear_layers}
+    unprotected = {p.dtype for p in policy.parameters() if p.requires_grad}
+    assert torch.bfloat16 in unprotected or dtype == "float32"
+    for weight in (p for p in policy.parameters() if p.dtype == torch.bfloat16 and p.grad is not None):
+        assert optimizer.state[weight]["master"].dtype == torch.float32
+
+
+def test_the_vlm_of_smolvla_learns_only_outside_its_blocks(
+    make_vla: MakeVLA, save_base_and_anchor: Saved
+) -> None:
+    base, anchor = save_base_and_anchor("smolvla")
+    policy = make_vla("aegis_smolvla", pretrained_path=base, anchor_path=anchor, anchor_share=0.2)
+    before = weights(policy)
+    optimizer = train(policy, 10)
+    require_blocked(policy, optimizer, before, 0.2)
+    assert not any("vision" in name for name, p in inner_model(policy).named_parameters() if p.requires_grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TYPES)
+def test_blocked_directions_stay_for_a_training_at_its_real_learning_rate(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, name: str
+) -> None:
+    base, anchor = save_base_and_anchor(name)
+    policy = make_vla(f"aegis_{name}", pretrained_path=base, anchor_path=anchor)
+    before = weights(policy)
+    optimizer = train(policy, 200, lr=2.5e-5)
+    require_blocked(policy, optimizer, before, 0.07)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_without_a_protection_everything_learns_that_lerobot_trains(make_vla: MakeVLA, name: str) -> None:
+    theirs = make_vla(name)
+    ours = make_vla(f"aegis_{name}", protection="none")
+    expected = {n for n, p in theirs.named_parameters() if p.requires_grad}
+    (group,) = ours.get_optim_params()
+    given = {id(p) for p in group["params"]}
+    assert {n for n, p in ours.named_parameters() if id(p) in given} == expected
+    batch = random_batch(0)
+    torch.manual_seed(0)
+    loss, _ = theirs.train().forward(dict(batch))
+    torch.manual_seed(0)
+    again, _ = ours.train().forward(dict(batch))
+    assert torch.equal(loss, again)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_frozen_vlm_stays_and_adapters_stand_beside_it(make_vla: MakeVLA, name: str) -> None:
+    for protection in ("freeze", "lora"):
+        policy = make_vla(f"aegis_{name}", protection=protection)
+        before = weights(policy)
+        train(policy, 3)
+        after = weights(policy)
+        adapters = {key for key in after if "lora_" in key}
+        assert bool(adapters) == (protection == "lora")
+        for key in after.keys() - adapters:
+            assert torch.equal(after[key], before[key.replace(".base_layer", "")]), key
+        assert all(after[key].any() for key in adapters if "layers.0" in key)
+
+
+@pytest.mark.parametrize("protection", ["l2_sp", "ewc"])
+def test_a_penalty_draws_weights_back(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, protection: str
+) -> None:
+    base, anchor = save_base_and_anchor("pi05", freeze_vision_encoder=True)
+    options = {"anchor_path": anchor} if protection == "ewc" else {}
+
+    def moved(penalty: float) -> float:
+        policy = make_vla(
+            "aegis_pi05",
+            pretrained_path=base,
+            protection=protection,
+            penalty=penalty,
+            freeze_vision_encoder=True,
+            **options,
+        )
+        before = weights(policy)
+        train(policy, 6, lr=1e-3)
+        return float(sum((p - before[key]).square().sum() for key, p in weights(policy).items()))
+
+    assert moved(1e4) < 0.8 * moved(0)
+
+
+def test_what_cannot_be_protected_is_refused(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, tmp_path: Path
+) -> None:
+    base, anchor = save_base_and_anchor("pi05")
+    for flags, sentence in (
+        ({"anchor": "gaussian"}, "aegis with --policy.anchor=gaussian asks for more than weights"),
+        ({"protection": "replay"}, "replay asks for more than weights"),
+        ({"protection": "freeze", "train_expert_only": "true"}, "train_expert_only=true is"),
+        ({"protection": "freeze", "anchor_share": "0.1"}, "anchor_share changes nothing"),
+    ):
+        with pytest.raises(Exception, match=sentence):
+            make_vla("aegis_pi05", **flags)
+    with pytest.raises(
+        AegisError, match=f"needs the anchor of {base}: make it with aegis-anchor --policy.path={base}"
+    ):
+        make_vla("aegis_pi05", pretrained_path=base).get_optim_params()
+    with pytest.raises(
+        AegisError, match=r"is a policy of type pi05, and --policy.type=aegis_pi0 takes a pi0"
+    ):
+        make_vla("aegis_pi0", pretrained_path=base)
+    _, other = save_base_and_anchor("pi0", max_state_dim=6)
+    Anchor.load(other)
+    with pytest.raises(AegisError, match="was made from weights"):
+        policy = make_vla("aegis_pi05", pretrained_path=base, anchor_path=anchor)
+        nn.init.normal_(parts_of(policy, "x").decoder_layers[0].self_attn.q_proj.weight)
+        policy.get_optim_params()
+
+
+def test_weights_that_lerobot_did_not_load_are_seen(make_vla: MakeVLA, save_base_and_anchor: Saved) -> None:
+    base, _ = save_base_and_anchor("pi05")
+    (base / "model.safetensors").rename(base / "weights.safetensors")
+    with pytest.raises(AegisError, match="cannot be read"):
+        make_vla("aegis_pi05", pretrained_path=base)
+
+
+def test_an_optimizer_that_knows_nothing_of_it_is_refused(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, anchor = save_base_and_anchor("smolvla")
+    policy = make_vla("aegis_smolvla", pretrained_path=base, anchor_path=anchor).train()
+    for prepare in (lambda: None, policy.get_optim_params):
+        prepare()
+        with pytest.raises(AegisError, match="this run's optimizer knows nothing of it"):
+            policy.forward(random_batch(0))
+    policy.eval().forward(random_batch(0))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(AegisError, match="sharded"):
+        policy.get_optim_params()
