@@ -6,8 +6,8 @@ All run the same commands and leave the same files. At once or on Ray, a job tha
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,13 @@ def run_side_by_side(jobs: Sequence[Job], title: str = "jobs") -> dict[str, Aegi
     Returns:
         The error of each job that failed.
     """
-    heads, failed = _heads(jobs), dict[str, AegisError]()
-    environment = _share_of_cores(len(jobs))
+    heads, environment = _heads(jobs), _share_of_cores(len(jobs))
     with (
         ThreadPoolExecutor(len(jobs)) as pool,
         _ending_processes() as processes,  # innermost: the pool waits for what these run
     ):
         futures = {pool.submit(_run_told, job, heads, processes, environment): job for job in jobs}
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except (AegisError, OSError) as error:
-                failed[futures[future].name] = AegisError(str(error))
-                print(f"{futures[future].name}: {error}", flush=True)
-    return failed
+        return _failed(futures, lambda line: print(line, flush=True))
 
 
 def _heads(jobs: Sequence[Job]) -> dict[Path, str]:
@@ -78,6 +71,18 @@ def _run_told(
         print(f"{head}: {run_stage(stage, job.logs, processes, environment=environment):.0f} s", flush=True)
 
 
+def _failed(futures: "Mapping[Future[None], Job]", tell: Callable[[str], object]) -> dict[str, AegisError]:
+    """The errors of jobs by their names, each told as soon as it is there."""
+    failed: dict[str, AegisError] = {}
+    for future in as_completed(futures):
+        try:
+            future.result()
+        except (AegisError, OSError) as error:
+            failed[futures[future].name] = AegisError(str(error))
+            tell(f"{futures[future].name}: {error}")
+    return failed
+
+
 def _share_of_cores(at_once: int) -> dict[str, str]:
     """The environment of one of so many jobs."""
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
@@ -94,7 +99,6 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, title: str = "jobs") -> dict[
     Returns:
         The error of each job that failed.
     """
-    failed: dict[str, AegisError] = {}
     with (
         Progress(jobs, title) as progress,
         ThreadPoolExecutor(at_once) as pool,
@@ -106,13 +110,7 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, title: str = "jobs") -> dict[
             for job in jobs
             if not job.done
         }
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except (AegisError, OSError) as error:
-                failed[futures[future].name] = AegisError(str(error))
-                progress.write(f"{futures[future].name}: {error}")
-    return failed
+        return _failed(futures, progress.write)
 
 
 def run_jobs_on_ray(
