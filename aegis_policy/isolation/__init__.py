@@ -19,8 +19,8 @@ AEGIS (arXiv 2604.16067), in four steps.
 
    (`project_`). To first order, a plain gradient step with g no longer raises the distance. g_anchor itself is
    never added: it says where not to go, not where to go.
-4. **Step** with g (`ProjectedAdamW`). Its rescaling and momentum can bring some of the conflict back. Groups of matrices with
-   `muon=True`, which no projector needs to know, step by Muon (`MuonStep`).
+4. **Step** with g (`ProjectedAdamW`). Its rescaling and momentum can bring some of the conflict back.
+   Groups of matrices with `muon=True` step by Muon (`MuonStep`).
 
 One direction a layer leaves a model much freedom to forget. Another anchor blocks a **subspace** of every linear
 layer's weight instead (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): a share of the directions of the layer's
