@@ -36,7 +36,7 @@ def test_what_training_can_ask_is_asked_under_the_same_name() -> None:
         (
             "tabletop",
             "x",
-            "--vqa.path goes with public benchmarks and custom, not with --benchmark=tabletop",
+            "--vqa.path goes with public benchmarks, lerobot and custom, not with --benchmark=tabletop",
         ),
     ],
 )
