@@ -1,5 +1,8 @@
 """Small files in the formats in which public VQA benchmarks are handed out, as far as this package reads them."""
 
+import base64
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -168,6 +171,39 @@ def write_ai2d(root: Path) -> Path:
         "image": _coloured(),
     }
     _as_image(rows).to_parquet(root / "data" / "test-00000-of-00001.parquet")
+    return root
+
+
+def write_mmbench(root: Path) -> Path:
+    """MMBench's own table: two questions, one with a hint and one with two options, in each order of these."""
+    options = {5: ["red", "green", "blue"], 6: ["yes", "no"]}
+    about = {
+        5: {"question": "Which colour is it?", "hint": "Look well.", "category": "attribute_recognition"},
+        6: {"question": "Is it bright?", "hint": "nan", "category": "image_quality"},
+    }
+    rows = []
+    for number, picture in zip(options, _coloured(), strict=False):
+        png = io.BytesIO()
+        picture.save(png, "PNG")
+        for turn in range(len(options[number])):
+            order = options[number][turn:] + options[number][:turn]
+            letters = dict(zip("ABCD", [*order, "", ""], strict=False))
+            answer = "ABC"[order.index(options[number][1])]
+            image = base64.b64encode(png.getvalue()).decode() if turn == 0 else str(number)
+            rows.append(
+                {
+                    "index": number + 1_000_000 * turn,
+                    **about[number],
+                    **letters,
+                    "answer": answer,
+                    "image": image,
+                }
+            )
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "MMBench_DEV_EN.tsv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+        table.writeheader()
+        table.writerows(rows)
     return root
 
 

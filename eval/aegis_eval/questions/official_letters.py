@@ -1,7 +1,8 @@
 """Which option of a multiple-choice question an answer names, as lmms-eval 0.7.3 reads it from what a model says."""
 
 import re
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
 
 _OUTER = ",.!?;:'\""
 _FORMS = ("({})", "{}.", "{}:", "{})", "{} ", "{}")
@@ -13,6 +14,10 @@ _PHRASES = (
     *("i choose", "i select", "i pick", "my answer is", "my choice is"),
     *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
 )
+_MARKED = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
+"""Words that are a letter with marks."""
+_A_COUNTS_AS_ARTICLE = 3
+"""Words; in a longer answer an A may be an article."""
 
 
 def option_letter(said: str, letters: Sequence[str]) -> str:
@@ -50,3 +55,22 @@ def first_option_letter(said: str) -> str:
     """AI2D's: the letter with a full stop that an answer begins with, else all of it."""
     found = re.match(r"\s*([A-Z])\.", said)
     return found[1] if found else said
+
+
+def single_option(said: str, options: Mapping[str, str]) -> str:
+    """MMBench's: the only letter among the words, else the only option whose text occurs, else `option_letter`."""
+    words = said.split()
+    alone = _only(words, "{}")
+    if alone and not ("A" in words and len(words) > _A_COUNTS_AS_ARTICLE):
+        return alone
+    marked = (_only(words, form) for form in _MARKED)
+    named = [letter for letter, text in options.items() if text.lower() in said.lower()]
+    return next(filter(None, marked), "") or (
+        named[0] if len(named) == 1 else option_letter(said, [*options])
+    )
+
+
+def _only(words: Sequence[str], form: str) -> str:
+    """The letter that alone among A to E is a word of this form."""
+    found = [letter for letter in string.ascii_uppercase[:5] if form.format(letter) in words]
+    return found[0] if len(found) == 1 else ""

@@ -72,6 +72,16 @@ SAID = [
 ]
 WORDS = ["yes", "Yes.", " YES ", "yes it is", "no", "", "Yes!", "yes..", "'yes'"]
 
+ROTATED = [
+    {"index": 7, "A": "a cat", "B": "a dog", "answer": "A", "prediction": "A"},
+    {"index": 1_000_007, "A": "a dog", "B": "a cat", "answer": "B", "prediction": "(B)"},
+    {"index": 8, "A": "red", "B": "blue", "answer": "B", "prediction": "B."},
+    {"index": 1_000_008, "A": "blue", "B": "red", "answer": "A", "prediction": "B"},
+    {"index": 9, "A": "left", "B": "right", "answer": "A", "prediction": "It is right, I think"},
+    {"index": 1_000_009, "A": "right", "B": "left", "answer": "B", "prediction": "left"},
+]
+"""Questions of MMBench in each order of their options, with what a model said."""
+
 
 def starred(said: str) -> float:
     row = {"answer": RIGHT, "category": "math", "l2_category": "geometry", "index": 0}
@@ -114,7 +124,11 @@ def main() -> None:
         {"given": said, "score": realworldqa_process_results({"answer": "Yes"}, [said])["exact_match"]}
         for said in WORDS
     ]
+    blank = {"C": float("nan"), "D": float("nan"), "question": "What is it?", "category": "x"}
+    accuracy, *_ = mmbench_evaluator.eval_result([{**blank, **row} for row in ROTATED], eval_method="static")
+    circular = {"rows": ROTATED, "accuracy": float(accuracy)}
     about = {"lmms_eval": version("lmms-eval"), "options": OPTIONS, "right": RIGHT, "words": words}
+    about["circular"] = circular
     lines = ",\n".join(json.dumps(case) for case in cases)
     Path(sys.argv[1]).write_text(f'{json.dumps(about)[:-1]}, "answers": [\n{lines}\n]}}\n')
 

@@ -1,20 +1,28 @@
 """Multiple choice: read from the hub's files, asked as lmms-eval asks it, scored as it scores it."""
 
+import csv
 import json
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
-from official_files import load_questions, write_ai2d, write_mmstar, write_realworldqa
+from official_files import load_questions, write_ai2d, write_mmbench, write_mmstar, write_realworldqa
 
 from aegis_eval.commands.vqa import QuestionSource, VqaConfig
 from aegis_eval.commands.work.vqa import evaluate
-from aegis_eval.questions.choices import CHOICES
+from aegis_eval.questions.choices import CHOICES, circular_figures
+from aegis_eval.questions.official_letters import single_option
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.families import WholePrompt
 
 SCORED = json.loads(Path(__file__).with_name("lmms_eval_letters.json").read_text())
-WRITERS = {"mmstar": write_mmstar, "realworldqa": write_realworldqa, "ai2d": write_ai2d}
+WRITERS = {
+    "mmstar": write_mmstar,
+    "realworldqa": write_realworldqa,
+    "ai2d": write_ai2d,
+    "mmbench": write_mmbench,
+}
 DIRECTLY = "Answer with the option's letter from the given choices directly"
 EXPECTED = {
     "mmstar": (
@@ -36,25 +44,54 @@ EXPECTED = {
         [0.25, 0.25, pytest.approx(1 / 3)],
         f"What eats the frog?\nA. the snake\nB. the fly\nC. grass\nD. none\n{DIRECTLY}.",
     ),
+    "mmbench": (
+        ["attribute_recognition"] * 3 + ["image_quality"] * 2,
+        ["B", "A", "C", "B", "A"],
+        [pytest.approx(1 / 3)] * 3 + [0.5, 0.5],
+        "Look well. Which colour is it? There are several options:\nA. red\nB. green\nC. blue\n\n"
+        f"{DIRECTLY}.",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_the_hub_s_files_are_read(name: str, tmp_path: Path) -> None:
+def test_official_files_are_read(name: str, tmp_path: Path) -> None:
     samples, total = load_questions(name, str(WRITERS[name](tmp_path)), None, 100)
     types, letters, chances, prompt = EXPECTED[name]
-    assert total == 3 and [each.type for each in samples] == types
+    assert total == len(types) and [each.type for each in samples] == types
     assert [each.answer for each in samples] == letters and [each.chance for each in samples] == chances
     assert samples[0].question == prompt and all(isinstance(each.question, WholePrompt) for each in samples)
-    assert [each.score(each.answer) for each in samples] == [1.0] * 3
-    assert [each.image.mean() for each in samples] == [80, 160, 240]
+    assert [each.score(each.answer) for each in samples] == [1.0] * total
+    seen = [80, 80, 80, 160, 160] if name == "mmbench" else [80, 160, 240]
+    assert [each.image.mean() for each in samples] == seen
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_answer_scores_as_in_lmms_eval(name: str) -> None:
     for case in SCORED["answers"]:
-        assert CHOICES[name].metric(case["given"], [SCORED["right"]]) == case["scores"][name], case
+        if name == "mmbench":
+            score = single_option(case["given"].strip(), SCORED["options"]) == SCORED["right"]
+        else:
+            score = CHOICES[name].metric(case["given"], [SCORED["right"]])
+        assert score == case["scores"][name], case
     assert {case["scores"][name] for case in SCORED["answers"]} == {0.0, 1.0} and len(SCORED["answers"]) > 40
+
+
+def test_a_question_of_mmbench_is_right_if_it_is_in_every_order_of_its_options(tmp_path: Path) -> None:
+    rows = [
+        {**row, "question": "What is it?", "category": "x", "image": ""} for row in SCORED["circular"]["rows"]
+    ]
+    with (tmp_path / "MMBench_DEV_EN_V11.tsv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+        table.writeheader()
+        table.writerows(rows)
+    samples, _ = load_questions("mmbench", str(tmp_path), None, 100)
+    given = [row["prediction"] for row in rows]
+    accuracy = pytest.approx(SCORED["circular"]["accuracy"])
+    assert circular_figures(samples, given) == {"circular": {"all": accuracy, "x": accuracy}}
+    right = [sample.score(said) for sample, said in zip(samples, given, strict=True)]
+    assert 0 < SCORED["circular"]["accuracy"] < np.mean(right)
+    assert circular_figures(samples[:1], given[:1]) == {}, "its other order was not asked"
 
 
 def test_realworldqa_s_words_score_as_in_lmms_eval(tmp_path: Path) -> None:
@@ -116,3 +153,21 @@ def test_the_command_prints_accuracy_by_category_beside_chance(
     results = json.loads((out / "results.json").read_text())
     assert results["chance"] == 0.25 and results["per_type"]["math"]["n"] == 1
     assert list((out / "lmms_eval").rglob("*_samples_mmstar.jsonl"))
+
+
+def test_the_command_reports_mmbench_s_own_measure(
+    tiny_vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = evaluate(
+        VqaConfig(
+            vlm=str(tiny_vlm_dir),
+            benchmark="mmbench",
+            vqa=QuestionSource(str(write_mmbench(tmp_path / "data"))),
+            output_dir=tmp_path / "out",
+        )
+    )
+    circular = json.loads((out / "results.json").read_text())["circular"]
+    assert circular == {"all": 0.0, "attribute_recognition": 0.0, "image_quality": 0.0}, (
+        "a model of random words"
+    )
+    assert "circular: all 0.0 %" in capsys.readouterr().out
