@@ -1,13 +1,17 @@
 """Small files in the formats in which public VQA benchmarks are handed out, as far as this package reads them."""
 
+import base64
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 
-from aegis_eval.questions.public import PUBLIC
+from aegis_eval.questions.benchmarks import BENCHMARKS
 from aegis_eval.questions.sample import Drawn
 
 COLOURS = {1: "red", 2: "green", 3: "blue"}
@@ -111,7 +115,103 @@ def write_pope(root: Path) -> Path:
     return root
 
 
-def load_public(name: str, place: str | None, split: str | None, count: int, seed: int = 0) -> Drawn:
-    """Questions of one of `PUBLIC` as `aegis-vqa` draws them: of the reported split unless another is named."""
-    benchmark = PUBLIC[name]
-    return benchmark.draw(place, split or benchmark.reported, count, seed)
+def _coloured() -> list[Image.Image]:
+    return [Image.fromarray(np.full((40, 56, 3), 80 * number, np.uint8)) for number in COLOURS]
+
+
+def write_mmstar(root: Path) -> Path:
+    """MMStar: one table beside the card that names its split."""
+    rows = {
+        "index": [0, 1, 2],
+        "question": [
+            "What colour is it?\nOptions: A: red, B: green, C: blue, D: grey",
+            "Is it bright?\nOptions: A: yes, B: no, C: at noon, D: at night",
+            "What is x?\nChoices:\n(A) 1\n(B) 2\n(C) 3\n(D) 4",
+        ],
+        "image": _coloured(),
+        "answer": ["B", "A", "D"],
+        "category": ["coarse perception", "coarse perception", "math"],
+        "l2_category": ["recognition", "image emotion", "geometry"],
+        "meta_info": [
+            {"source": "MMBench", "split": "val", "image_path": f"images/{n}.jpg"} for n in range(3)
+        ],
+    }
+    _as_image(rows).to_parquet(root / "mmstar.parquet")
+    card = "---\nconfigs:\n- config_name: val\n  data_files:\n  - split: val\n    path: mmstar.parquet\n---\n"
+    (root / "README.md").write_text(card)
+    return root
+
+
+def write_realworldqa(root: Path) -> Path:
+    """RealWorldQA: a question with three options, one with two, and one that wants a word."""
+    letter = "Please answer directly with only the letter of the correct option and nothing else."
+    rows = {
+        "image": _coloured(),
+        "question": [
+            f"Where does the car go?\n\nA. Left\nB. Straight\nC. Right\n{letter}",
+            f"Which is nearer?\n\nA. The tree\nB. The house\n{letter}",
+            "Is there a stop sign? Please answer directly with a single word or number.",
+        ],
+        "answer": ["B", "A", "No"],
+    }
+    _as_image(rows).to_parquet(root / "data" / "test-00000-of-00002.parquet")
+    return root
+
+
+def write_ai2d(root: Path) -> Path:
+    """AI2D: the number of the right option, from 0."""
+    rows = {
+        "question": ["What eats the frog?", "Which is the sun?", "Which part is labelled A?"],
+        "options": [
+            ["the snake", "the fly", "grass", "none"],
+            ["A", "B", "C", "D"],
+            ["root", "leaf", "stem"],
+        ],
+        "answer": ["0", "3", "1"],
+        "image": _coloured(),
+    }
+    _as_image(rows).to_parquet(root / "data" / "test-00000-of-00001.parquet")
+    return root
+
+
+def write_mmbench(root: Path) -> Path:
+    """MMBench's own table: two questions, one with a hint and one with two options, in each order of these."""
+    options = {5: ["red", "green", "blue"], 6: ["yes", "no"]}
+    about = {
+        5: {"question": "Which colour is it?", "hint": "Look well.", "category": "attribute_recognition"},
+        6: {"question": "Is it bright?", "hint": "nan", "category": "image_quality"},
+    }
+    rows = []
+    for number, picture in zip(options, _coloured(), strict=False):
+        png = io.BytesIO()
+        picture.save(png, "PNG")
+        for turn in range(len(options[number])):
+            order = options[number][turn:] + options[number][:turn]
+            letters = dict(zip("ABCD", [*order, "", ""], strict=False))
+            answer = "ABC"[order.index(options[number][1])]
+            image = base64.b64encode(png.getvalue()).decode() if turn == 0 else str(number)
+            rows.append(
+                {
+                    "index": number + 1_000_000 * turn,
+                    **about[number],
+                    **letters,
+                    "answer": answer,
+                    "image": image,
+                }
+            )
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "MMBench_DEV_EN.tsv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+        table.writeheader()
+        table.writerows(rows)
+    return root
+
+
+def _as_image(rows: dict[str, Any]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def load_questions(name: str, place: str | None, split: str | None, count: int, seed: int = 0) -> Drawn:
+    """Questions of a benchmark as `aegis-vqa` draws them: of the reported split unless another is named."""
+    benchmark = BENCHMARKS[name]
+    return benchmark.draw(place, split or benchmark.reported, count, seed, None)

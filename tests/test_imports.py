@@ -59,7 +59,7 @@ _MAY_IMPORT = {
     "eval.devices": "policy.support",
     "eval.checkpoints": "policy.support policy.vlm policy.checkpoint policy.modeling_aegis policy.lerobot_vlas",
     "eval.statistics": "",
-    "eval.questions": "policy.support policy.vqa envs envs.tabletop",
+    "eval.questions": "policy.support policy.vlm policy.vqa policy.data envs envs.tabletop",
     "eval.answers": "policy.support policy.vlm policy.vqa eval.statistics eval.questions",
     "eval.results": "policy.support eval.statistics",
     "eval.experiments": "policy.support policy.pretrained policy.vqa policy.configuration_aegis "

@@ -15,6 +15,13 @@ SHORT_ANSWER = "{}\nAnswer the question using a single word or phrase."
 """How LLaVA-1.5 (arXiv 2310.03744), and lmms-eval after it, asks chat models the questions of VQA benchmarks."""
 
 
+class WholePrompt(str):
+    """A question that says itself how it is answered, as multiple-choice benchmarks put theirs, in lines that count.
+
+    A chat model is asked it as it stands; a model that knows one form of question alone, in that form and in one line.
+    """
+
+
 @dataclass(frozen=True)
 class Family:
     """One VLM family.

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from aegis_policy.support.errors import AegisError, one_line, shortened
-from aegis_policy.vlm.families import Family
+from aegis_policy.vlm.families import Family, WholePrompt
 from aegis_policy.vlm.plain_text import PlainText
 
 Picture = np.ndarray | Image.Image
@@ -147,14 +147,20 @@ class Prompts:
         self, pictures: list[list[Any]], questions: Sequence[str], answers: Sequence[str] = ()
     ) -> list[str]:
         """The prompts of questions, with their answers if there are some."""
-        # A chat model is asked for a word or phrase as VQA benchmarks have it; without a picture it is just asked.
-        put = self.family.question if any(pictures) or not self.family.chat else "{}"
         return [
-            self.prompt(put.format(self._text(_one_line(question))), len(own), answer)
+            self.prompt(self._put(question, pictured=bool(own)), len(own), answer)
             for own, question, answer in zip(
                 pictures, questions, answers or repeat(None, len(questions)), strict=True
             )
         ]
+
+    def _put(self, question: str, *, pictured: bool) -> str:
+        """A question in the words of the family."""
+        if self.family.chat and isinstance(question, WholePrompt):
+            return self._text(question)
+        # A chat model is asked for a word or phrase as VQA benchmarks have it; without a picture it is just asked.
+        put = self.family.question if pictured or not self.family.chat else "{}"
+        return put.format(self._text(_one_line(question)))
 
     def prompt(self, text: str, images: int, answer: str | None = None) -> str:
         """What the processor is given for so many images and a text, with the model's answer if there is one."""

@@ -34,12 +34,18 @@ class Reference:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of `n` answers with its interval, the blind baseline's if there is one, and the reference's."""
+    """Accuracy of `n` answers with its interval, the blind baseline's if there is one, and the reference's.
+
+    Attributes:
+        chance: what guesses among the options would score, a question without options counting 0; None where no
+            question has any.
+    """
 
     accuracy: float
     n: int
     ci: Interval
     blind: float | None
+    chance: float | None
     pretrained: Reference | None = None
 
 
@@ -83,6 +89,8 @@ def score_answers(
         guessed = _scored(samples, [blind.predict(sample.question, sample.type) for sample in samples])
     scenes = np.array([sample.scene for sample in samples])
     kinds = np.array([sample.type for sample in samples])
+    chances = [sample.chance for sample in samples]
+    chance = None if set(chances) == {None} else np.array([each or 0.0 for each in chances])
 
     def score(chosen: NDArray[np.bool_]) -> Score:
         return Score(
@@ -90,6 +98,7 @@ def score_answers(
             n=int(chosen.sum()),
             ci=accuracy_interval(correct[chosen], scenes[chosen].tolist()),
             blind=None if guessed is None else float(guessed[chosen].mean()),
+            chance=None if chance is None else float(chance[chosen].mean()),
             pretrained=None
             if reference is None
             else _refer(correct[chosen], reference[chosen], scenes[chosen]),
@@ -104,6 +113,8 @@ def format_table(scores: Scores) -> str:
     header = ["type", "n", "accuracy %", "95 % interval"]
     if scores.overall.blind is not None:
         header += ["blind %"]
+    if scores.overall.chance is not None:
+        header += ["chance %"]
     if scores.overall.pretrained is not None:
         header += ["pretrained %", "change", "95 % of change", "p of change"]
     rows = [_table_row(kind, score) for kind, score in scores.per_type.items()]
@@ -114,6 +125,8 @@ def _table_row(kind: str, score: Score) -> list[str]:
     row = [kind, str(score.n), f"{100 * score.accuracy:.1f}", _percent(score.ci)]
     if score.blind is not None:
         row += [f"{100 * score.blind:.1f}"]
+    if score.chance is not None:
+        row += [f"{100 * score.chance:.1f}"]
     if score.pretrained is not None:
         paired = score.pretrained.paired
         row += [

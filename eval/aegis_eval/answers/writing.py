@@ -84,7 +84,7 @@ def _results(outcome: Outcome, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "split": outcome.split,
         "pretrained_model": outcome.pretrained.name if outcome.pretrained is not None else None,
         **outcome.scores.to_dict(),
-        **({"yes_no": outcome.figures} if outcome.figures else {}),
+        **({"yes_no": outcome.figures} if "all" in outcome.figures else outcome.figures),
         "provenance": provenance,
     }
 

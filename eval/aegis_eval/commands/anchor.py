@@ -21,9 +21,10 @@ class AnchorConfig:
         vqa: where the samples come from: a benchmark of this package (its training split), a public one with the place
             of its files (`vqav2:DIR`, see docs/benchmarks.md), one's own: a folder with a `questions.jsonl` whose lines
             are {"image": file in that folder, "question": text}, or anything with such columns that `datasets` reads,
-            the folder of a LeRobotDataset (its frames and instructions, as the policy sees them), `text:FILE.jsonl`
-            (questions without pictures), `text:FILE.txt` (paragraphs of running text between empty lines, which the
-            language model reads plain), or several joined by `+`; what exists is taken whole, whatever its name holds.
+            the folder of a LeRobotDataset (its frames and instructions, as the policy sees them), `lerobot:FOLDER` (the
+            questions in one), `text:FILE.jsonl` (questions without pictures), `text:FILE.txt` (paragraphs of running
+            text between empty lines, which the language model reads plain), or several joined by `+`; what exists is
+            taken whole, whatever its name holds.
             An anchor of text alone says nothing about the vision side. `tabletop` unless given, of the embedded VLM;
             another one has questions of its own.
         cameras: of a LeRobotDataset, the ones to look through, with commas; all unless given.

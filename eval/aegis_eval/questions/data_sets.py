@@ -38,6 +38,7 @@ def read_data_set(
     config: str | None = None,
     *,
     answered: bool = True,
+    finish: Callable[[Record, Json], Record] = lambda record, _: record,
     mend: str = "rename them",
 ) -> Reread[Record]:
     """The questions of a data set.
@@ -47,6 +48,7 @@ def read_data_set(
         splits: what the split may be called; the first that exists is read.
         config: of the data set, if it has one of that name.
         answered: refuse questions without answers.
+        finish: makes of a record and its row what a benchmark asks; refuses with a ValueError.
         mend: what to do where columns are missing.
 
     Raises:
@@ -67,7 +69,7 @@ def read_data_set(
         raise AegisError(
             f"{name}: {which} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: {mend}."
         )
-    return Reread(partial(_records, name, rows, pictures, _with_pictures(pictures, name), answered))
+    return Reread(partial(_records, name, rows, pictures, _with_pictures(pictures, name), answered, finish))
 
 
 def _is_whole(name: str) -> bool:
@@ -118,7 +120,12 @@ def _with_pictures(rows: datasets.Dataset, name: str) -> datasets.Dataset:
 
 
 def _records(
-    name: str, rows: datasets.Dataset, pictures: datasets.Dataset, decoded: datasets.Dataset, answered: bool
+    name: str,
+    rows: datasets.Dataset,
+    pictures: datasets.Dataset,
+    decoded: datasets.Dataset,
+    answered: bool,
+    finish: Callable[[Record, Json], Record],
 ) -> Iterator[Record]:
     place = None if pictures is rows else {str(each): index for index, each in enumerate(pictures["id"])}
     named = place is None and pictures.features["image"] == datasets.Value("string")
@@ -126,8 +133,8 @@ def _records(
     classes = {key: each for key, each in rows.features.items() if isinstance(each, datasets.ClassLabel)}
 
     def record(origin: str, index: int, row: Json) -> Record:
-        names = {key: _class_name(each, row[key]) for key, each in classes.items()}
-        found = record_of({**row, **names}, index, origin, answered=answered)
+        row = {**row, **{key: _class_name(each, row[key]) for key, each in classes.items()}}
+        found = finish(record_of(row, index, origin, answered=answered), row)
         if named and row["image"] and is_file(beside := Path(name) / row["image"]):
             return replace(found, picture=beside)
         if place is not None and found.image not in place:

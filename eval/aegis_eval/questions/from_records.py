@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from aegis_eval.questions.pictures import decode, require_files
-from aegis_eval.questions.records import Picture, Record
+from aegis_eval.questions.records import Metric, Picture, Record
 from aegis_eval.questions.sample import Drawn, Sample
 from aegis_policy.support.errors import AegisError
+from aegis_policy.vqa.examples import VQAExample
 
-Metric = Callable[[str, Sequence[str]], float]
-"""The score from 0 to 1 of an answer, given what is right."""
 Figures = Mapping[str, Mapping[str, float]]
 
 
@@ -30,6 +29,7 @@ class PublicSample:
         index: among all questions of the source.
         metric: from an answer and `answers` to a score from 0 to 1.
         origin: where the source has it.
+        chance: how right a guess among its options is; None where it has none.
     """
 
     question: str
@@ -41,6 +41,7 @@ class PublicSample:
     metric: Metric = field(repr=False)
     picture: Picture | None = field(repr=False)
     origin: str = ""
+    chance: float | None = None
 
     @property
     def answer(self) -> str:
@@ -98,6 +99,19 @@ def require_decoded(samples: Iterable[Sample]) -> list[str]:
     return [seen[each.picture] for each in read]
 
 
+def as_examples(samples: Sequence[PublicSample]) -> Iterator[VQAExample]:
+    """The same as `aegis_policy.vqa.examples` wants them, their pictures all tried before the first is given out."""
+    for sample, seen in zip(samples, require_decoded(samples), strict=True):
+        yield VQAExample(
+            sample.read_image,
+            sample.question,
+            sample.answer or None,
+            rule=sample.score,
+            origin=sample.origin,
+            seen=seen,
+        )
+
+
 class ReadBenchmark(ABC):
     """A `Benchmark` whose questions are read; subclasses say from where, and what is right."""
 
@@ -148,9 +162,10 @@ class ReadBenchmark(ABC):
                 id=f"{self.name}/{split}/{name}",
                 scene=record.image,
                 index=index,
-                metric=metric,
+                metric=record.metric or metric,
                 picture=record.picture,
                 origin=record.origin,
+                chance=record.chance,
             )
             for name, (index, record) in zip(names, found, strict=True)
         ]

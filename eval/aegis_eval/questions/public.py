@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from aegis_eval.questions.from_records import Figures, Metric, ReadBenchmark, require_decoded
+from aegis_eval.questions.from_records import Figures, ReadBenchmark, as_examples
 from aegis_eval.questions.official_scores import canonical, matches, says, vqa_accuracy, yes_no_scores
 from aegis_eval.questions.own import find_split, read_own
 from aegis_eval.questions.readers import Reader, read_coco, read_gqa, read_pope, read_textvqa
-from aegis_eval.questions.records import Record, Reread
+from aegis_eval.questions.records import Metric, Record, Reread
 from aegis_eval.questions.sample import Sample
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import is_file
@@ -204,7 +204,7 @@ PUBLIC: dict[str, PublicBenchmark | OwnQuestions] = {
 }
 
 
-def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[VQAExample]:
+def public_examples(source: str, split: str, count: int, seed: int) -> Iterable[VQAExample]:
     """The questions of `NAME` or `NAME:PATH` as `aegis_policy.vqa.examples` wants them of a source.
 
     All lines and pictures are tried before the first is given out. The answer is what most people said; one's own
@@ -214,12 +214,4 @@ def public_examples(source: str, split: str, count: int, seed: int) -> Iterator[
     benchmark = PUBLIC[name]
     own = isinstance(benchmark, OwnQuestions)
     samples, _ = benchmark.drawn(path or None, split, count, seed, answered=not own)
-    for sample, seen in zip(samples, require_decoded(samples), strict=True):
-        yield VQAExample(
-            sample.read_image,
-            sample.question,
-            sample.answer or None,
-            rule=sample.score,
-            origin=sample.origin,
-            seen=seen,
-        )
+    return as_examples(samples)

@@ -17,6 +17,8 @@ from aegis_policy.support.errors import AegisError
 
 Json = Mapping[str, Any]
 Picture = Path | Callable[[], Image.Image]
+Metric = Callable[[str, Sequence[str]], float]
+"""The score from 0 to 1 of an answer, given what is right."""
 ONE_TYPE = "question"
 """The type of questions that nobody has sorted."""
 WHOLE = "all"
@@ -39,6 +41,8 @@ class Record:
         answers: what people said, or the one right answer; empty if nobody said anything.
         type: of the question, as the source sorts them.
         origin: where the source has it, a file and a line for instance.
+        metric: its own, where a benchmark's questions are not all scored alike.
+        chance: how right a guess among its options is, from 0 to 1; None where it has none.
     """
 
     id: str
@@ -48,6 +52,8 @@ class Record:
     answers: tuple[str, ...]
     type: str
     origin: str
+    metric: Metric | None = None
+    chance: float | None = None
 
 
 class Reread[T](Iterable[T]):

@@ -17,6 +17,7 @@ class Sample(Protocol):
         type: what the benchmark sorts its questions by.
         index: place among all questions of its split.
         origin: where its source has it, for errors.
+        chance: how right a guess among its options is, from 0 to 1; None of a question without options.
     """
 
     @property
@@ -35,6 +36,8 @@ class Sample(Protocol):
     def index(self) -> int: ...
     @property
     def origin(self) -> str: ...
+    @property
+    def chance(self) -> float | None: ...
     def score(self, given: str, /) -> float:
         """How right an answer is, from 0 to 1."""
 

@@ -36,6 +36,7 @@ class TabletopSample:
     id: str
     scene: int
     index: int
+    chance: None = None
 
     @property
     def origin(self) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from aegis_eval.questions.from_records import Metric, ReadBenchmark
+from aegis_eval.questions.from_records import ReadBenchmark
 from aegis_eval.questions.own import read_lines
-from aegis_eval.questions.records import WHOLE, Json, Record, Reread, record_of, shown
+from aegis_eval.questions.records import WHOLE, Json, Metric, Record, Reread, record_of, shown
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.examples import VQAExample, normalise_answer
 from aegis_policy.vqa.texts import QUESTIONS, SOURCE, text_file

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 from aegis_eval.answers.blind import BlindBaseline
-from aegis_eval.answers.scoring import score_answers
+from aegis_eval.answers.scoring import format_table, score_answers
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class Asked:
     answer: str
     type: str
     scene: int
+    chance: float | None = None
 
     def score(self, given: str) -> float:
         return float(given == self.answer)
@@ -47,6 +48,19 @@ def test_scores_become_json_with_the_documented_keys():
 def test_a_reference_that_knows_nothing_has_no_ratio():
     scores = score_answers(SAMPLES, ["red"] * 16, BLIND, [""] * 16)
     assert scores.overall.pretrained.retained is None
+
+
+def test_chance_stands_beside_the_accuracy_of_questions_with_options():
+    samples = [
+        *(Asked("A. left B. right", "A", "letter", index, chance=0.5) for index in range(2)),
+        *(Asked("how many?", "2", "number", index) for index in range(2)),
+    ]
+    scores = score_answers(samples, ["A", "B", "2", "2"], None)
+    assert (scores.overall.chance, scores.per_type["letter"].chance) == (0.25, 0.5)
+    assert scores.per_type["number"].chance == 0.0, "nobody guesses a number"
+    header, *_ = format_table(scores).splitlines()
+    assert "chance %" in header and "blind" not in header
+    assert score_answers(samples[2:], ["2", "2"], None).overall.chance is None
 
 
 def test_every_sample_needs_an_answer():

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from aegis_eval.questions.benchmarks import BENCHMARKS, find_benchmark
+from aegis_eval.questions.choices import CHOICES
 from aegis_eval.questions.sample import Benchmark
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vqa.texts import SOURCE
@@ -23,7 +24,8 @@ def test_a_benchmark_is_what_a_command_needs_of_it(name: str) -> None:
 
 def test_what_training_can_ask_is_asked_under_the_same_name() -> None:
     offered = {point.name for point in entry_points(group="aegis_policy.vqa")}
-    assert offered - {SOURCE} == set(BENCHMARKS) - {"pope"}, "POPE has no training questions"
+    tests_alone = {"pope", *CHOICES}
+    assert offered - {SOURCE} == set(BENCHMARKS) - tests_alone, "these have no training questions"
     assert SOURCE in offered, "a file that each of them names"
 
 
@@ -31,7 +33,11 @@ def test_what_training_can_ask_is_asked_under_the_same_name() -> None:
     ("name", "place", "sentence"),
     [
         ("trivia", None, "--benchmark=trivia is not known: choose from tabletop, .*, vqav2, .*, custom"),
-        ("tabletop", "x", "--vqa.path goes with public benchmarks and custom, not with --benchmark=tabletop"),
+        (
+            "tabletop",
+            "x",
+            "--vqa.path goes with public benchmarks, lerobot and custom, not with --benchmark=tabletop",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_named(name: str, place: str | None, sentence: str) -> None:

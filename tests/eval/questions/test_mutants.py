@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mutants import mutate_bytes, mutate_json, mutate_text
-from official_files import load_public, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
+from official_files import load_questions, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
 from random_data import write_random_questions
 
 from aegis_eval.questions.from_records import require_decoded
@@ -66,7 +66,7 @@ def test_a_mutant_is_read_or_refused(
         path = rng.choice(list(whole))
         path.write_bytes(mutate(whole[path], rng))
         try:
-            samples, _ = load_public(name, str(place), None, 100, seed)
+            samples, _ = load_questions(name, str(place), None, 100, seed)
             require_decoded(samples)
             _require_sane(samples)
             if name == "custom":

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from official_files import load_public
+from official_files import load_questions
 from PIL import Image
 
 from aegis_eval.commands.anchor import AnchorConfig
@@ -66,7 +66,7 @@ def test_texts_numbers_and_lists_are_answers(answer: Any, read: str, tmp_path: P
     folder = write_folder(tmp_path / "own", {**ROW, "answer": answer})
     (example,) = _read(folder, with_answers=True)
     assert example.answer == read and example.score(read) == 1.0
-    (sample,), _ = load_public("custom", str(folder), None, 10)
+    (sample,), _ = load_questions("custom", str(folder), None, 10)
     assert sample.answer == read and sample.score(read) == 1.0 and sample.score("teapot") == 0.0
 
 
@@ -77,7 +77,7 @@ def test_null_and_blanks_are_no_answers(answer: Any, tmp_path: Path) -> None:
     with pytest.raises(AegisError, match=r"questions\.jsonl line 2 has no answer, and answers are needed"):
         _read(folder, with_answers=True)
     with pytest.raises(AegisError, match=r"questions\.jsonl line 2 is not usable \(it has no answer\)"):
-        load_public("custom", str(folder), None, 10)
+        load_questions("custom", str(folder), None, 10)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_null_and_blanks_are_no_answers(answer: Any, tmp_path: Path) -> None:
 )
 def test_what_nobody_can_say_is_refused_with_its_line(answer: Any, reason: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "own", ROW, {**ROW, "answer": answer})
-    for read in (_read, lambda place: load_public("custom", str(place), None, 10)):
+    for read in (_read, lambda place: load_questions("custom", str(place), None, 10)):
         with pytest.raises(AegisError, match=rf"questions\.jsonl line 2 is not usable \({reason}"):
             read(folder)
 
@@ -155,7 +155,7 @@ def test_files_of_other_editors_are_read(tmp_path: Path) -> None:
 def test_lines_may_say_an_id_a_type_and_their_image_s_name(tmp_path: Path) -> None:
     said = {"id": 7, "type": "colour", "image_id": "table"}
     folder = write_folder(tmp_path / "own", {**ROW, **said}, {**ROW, **said}, {**ROW, "id": "7-0"}, ROW)
-    samples, _ = load_public("custom", str(folder), None, 10)
+    samples, _ = load_questions("custom", str(folder), None, 10)
     assert len({each.id for each in samples}) == 4, "the same one twice, and one called like its number"
     assert [each.type for each in samples] == ["colour", "colour", "question", "question"]
     assert [each.scene for each in samples] == ["table", "table", "0.png", "0.png"]
@@ -165,7 +165,7 @@ def test_a_blank_id_or_type_is_none(tmp_path: Path) -> None:
     folder = write_folder(
         tmp_path / "own", {**ROW, "id": "", "image_id": "", "category": " ", "type": "colour"}
     )
-    ((sample,), _) = load_public("custom", str(folder), None, 10)
+    ((sample,), _) = load_questions("custom", str(folder), None, 10)
     assert (sample.id, sample.scene, sample.type) == ("custom/all/0", "0.png", "colour")
 
 
@@ -183,7 +183,7 @@ def test_a_part_is_drawn_the_same_for_every_command(tmp_path: Path) -> None:
         tmp_path / "own", *({**ROW, "question": f"question {number}"} for number in range(50))
     )
     asked = [each.question for each in load_vqa(str(folder), "--vqa", count=5, seed=1)]
-    samples, total = load_public("custom", str(folder), None, 5, seed=1)
+    samples, total = load_questions("custom", str(folder), None, 5, seed=1)
     assert asked == [each.question for each in samples] and total == 50
     assert asked != [f"question {number}" for number in range(5)], "at random"
 
@@ -275,7 +275,7 @@ def test_the_nearest_split_is_read(there: list[str], read: dict[str, str | None]
                 _read(tmp_path / "own", split=wanted)
         else:
             assert _read(tmp_path / "own", split=wanted)[0].question == f"{split} one?"
-            samples, _ = load_public("custom", str(tmp_path / "own"), wanted, 10)
+            samples, _ = load_questions("custom", str(tmp_path / "own"), wanted, 10)
             assert samples[0].id == f"custom/{split}/0"
 
 
@@ -295,11 +295,11 @@ def test_the_nearest_split_is_read(there: list[str], read: dict[str, str | None]
 def test_rows_are_read_as_lines_are(column: dict[str, Any], reason: str | None, tmp_path: Path) -> None:
     datasets.DatasetDict({"test": _rows(**column)}).save_to_disk(tmp_path / "own")
     if reason is None:
-        samples, _ = load_public("custom", str(tmp_path / "own"), None, 10)
+        samples, _ = load_questions("custom", str(tmp_path / "own"), None, 10)
         assert [each.answer for each in samples] in (["0", "1"], ["false", "true"])
     else:
         with pytest.raises(AegisError, match=reason):
-            load_public("custom", str(tmp_path / "own"), None, 10)
+            load_questions("custom", str(tmp_path / "own"), None, 10)
 
 
 def test_classes_are_read_by_their_names(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_classes_are_read_by_their_names(tmp_path: Path) -> None:
     for column in ("answer", "category"):
         rows = rows.cast_column(column, datasets.ClassLabel(names=["no", "yes"]))
     rows.to_parquet(tmp_path / "own" / "train-00000-of-00001.parquet")
-    samples, _ = load_public("custom", str(tmp_path / "own"), None, 10)
+    samples, _ = load_questions("custom", str(tmp_path / "own"), None, 10)
     assert [(each.answer, each.type) for each in samples] == [("yes", "no"), ("no", "question")]
 
 

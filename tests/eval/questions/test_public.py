@@ -8,7 +8,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from official_files import COLOURS, load_public, write_coco, write_gqa, write_okvqa, write_pope, write_textvqa
+from official_files import (
+    COLOURS,
+    load_questions,
+    write_coco,
+    write_gqa,
+    write_okvqa,
+    write_pope,
+    write_textvqa,
+)
 from PIL import Image
 
 from aegis_eval.commands.anchor import AnchorConfig
@@ -38,7 +46,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_official_files_are_read(name: str, tmp_path: Path):
-    samples, total = load_public(name, str(WRITERS[name](tmp_path)), None, count=100)
+    samples, total = load_questions(name, str(WRITERS[name](tmp_path)), None, count=100)
     count, types, answer = EXPECTED[name]
     assert len(samples) == total == count
     assert list(dict.fromkeys(sample.type for sample in samples)) == types
@@ -50,7 +58,7 @@ def test_official_files_are_read(name: str, tmp_path: Path):
 
 
 def test_people_who_disagree_give_part_of_a_point(tmp_path: Path):
-    samples, _ = load_public("vqav2", str(write_coco(tmp_path)), None, count=100)
+    samples, _ = load_questions("vqav2", str(write_coco(tmp_path)), None, count=100)
     assert samples[0].score("Grey!") == pytest.approx(0.3), (
         "one of ten said so: a third for nine of the ten left out"
     )
@@ -59,11 +67,11 @@ def test_people_who_disagree_give_part_of_a_point(tmp_path: Path):
 def test_a_part_is_drawn_at_random_and_again_the_same(tmp_path: Path):
     write_coco(tmp_path)
     drawn = [
-        [each.id for each in load_public("vqav2", str(tmp_path), None, 3, seed)[0]] for seed in (0, 0, 1)
+        [each.id for each in load_questions("vqav2", str(tmp_path), None, 3, seed)[0]] for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 3
-    samples, total = load_public("vqav2", str(tmp_path), None, 3)
-    whole, _ = load_public("vqav2", str(tmp_path), None, 100)
+    samples, total = load_questions("vqav2", str(tmp_path), None, 3)
+    whole, _ = load_questions("vqav2", str(tmp_path), None, 100)
     assert total == 6 and [whole[each.index].id for each in samples] == [each.id for each in samples]
 
 
@@ -84,7 +92,7 @@ def test_any_data_set_with_the_columns_is_read(answers: str, tmp_path: Path):
     rows.to_parquet(tmp_path / "parquet" / "test-00000-of-00001.parquet")
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "saved")
     for form in ("parquet", "saved"):
-        samples, _ = load_public("custom", str(tmp_path / form), None, 100)
+        samples, _ = load_questions("custom", str(tmp_path / form), None, 100)
         assert [each.answer for each in samples] == list(COLOURS.values())
         assert [each.id for each in samples] == ["custom/test/7", "custom/test/8", "custom/test/9"]
         assert samples[1].score("The green.") == 1.0 and samples[1].score("red") == 0.0
@@ -105,7 +113,7 @@ def test_pictures_that_others_wrote_are_decoded(form: str, tmp_path: Path):
     (tmp_path / "data").mkdir()
     table = pyarrow.table(rows | {"image": written})
     pyarrow.parquet.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
-    samples, _ = load_public("custom", str(tmp_path / "data"), None, 100)
+    samples, _ = load_questions("custom", str(tmp_path / "data"), None, 100)
     assert [samples[index].image.mean() for index in (0, 1)] == [80, 160]
     with pytest.raises(
         AegisError, match=r"The image of custom/test/9 cannot be read \(its row has none\), .* row 2"
@@ -117,24 +125,24 @@ def test_a_picture_column_without_pictures_is_named(tmp_path: Path):
     rows = datasets.Dataset.from_dict(as_rows() | {"image": [1, 2, 3]})
     rows.to_parquet(tmp_path / "test-00000-of-00001.parquet")
     with pytest.raises(AegisError, match=r"its column image .* holds no pictures"):
-        load_public("custom", str(tmp_path), None, 100)
+        load_questions("custom", str(tmp_path), None, 100)
 
 
 def test_a_question_without_an_id_of_its_own_is_numbered_and_one_without_an_answer_refused(tmp_path: Path):
     rows = as_rows() | {"question_id": [7, 7, 8]}
     datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "twice")
-    samples, _ = load_public("custom", str(tmp_path / "twice"), None, 100)
+    samples, _ = load_questions("custom", str(tmp_path / "twice"), None, 100)
     assert [each.id for each in samples] == ["custom/test/7-0", "custom/test/7-1", "custom/test/8"]
     rows = as_rows() | {"answers": [["red"], [], ["blue"]]}
     datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "none")
     with pytest.raises(AegisError, match="question 8 has no answer"):
-        load_public("custom", str(tmp_path / "none"), None, 100)
+        load_questions("custom", str(tmp_path / "none"), None, 100)
 
 
 def test_the_hub_s_form_of_a_benchmark_is_read(tmp_path: Path):
     rows = datasets.Dataset.from_dict({**as_rows("people"), "answer_type": ["other"] * 3})
     rows.to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
-    samples, _ = load_public("vqav2", str(tmp_path), None, 100)
+    samples, _ = load_questions("vqav2", str(tmp_path), None, 100)
     assert [each.score("red") for each in samples] == pytest.approx([1.0, 0.0, 0.0])
 
 
@@ -152,7 +160,7 @@ def test_gqa_finds_its_pictures_in_a_configuration_of_their_own(tmp_path: Path):
         for folder in folders
     )
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    samples, _ = load_public("gqa", str(tmp_path), None, 100)
+    samples, _ = load_questions("gqa", str(tmp_path), None, 100)
     assert [each.scene for each in samples] == ["n2", "n2", "n1"]
     assert [each.image.mean() for each in samples] == [160, 160, 80]
 
@@ -168,39 +176,39 @@ def test_gqa_finds_its_pictures_in_a_configuration_of_their_own(tmp_path: Path):
 def test_what_is_not_there_is_named(name: str, split: str, sentence: str, tmp_path: Path):
     write_coco(tmp_path)
     with pytest.raises(AegisError, match=sentence):
-        load_public(name, str(tmp_path), split, 10)
+        load_questions(name, str(tmp_path), split, 10)
 
 
 def test_a_missing_file_a_missing_image_and_a_missing_column_are_named(tmp_path: Path):
     write_coco(tmp_path)
     (tmp_path / "v2_mscoco_val2014_annotations.json").rename(tmp_path / "annotations.json")
     with pytest.raises(AegisError, match=r"v2_mscoco_val2014_annotations\.json is missing"):
-        load_public("vqav2", str(tmp_path), None, 10)
+        load_questions("vqav2", str(tmp_path), None, 10)
     (tmp_path / "annotations.json").rename(tmp_path / "v2_mscoco_val2014_annotations.json")
     picture = tmp_path / "val2014" / "COCO_val2014_000000000001.jpg"
     picture.rename(tmp_path / "elsewhere")
     with pytest.raises(AegisError, match=r"1 of 3 images are missing, .*000000000001\.jpg first"):
-        load_public("vqav2", str(tmp_path), None, 10)
+        load_questions("vqav2", str(tmp_path), None, 10)
     picture.write_bytes(b"cut off")
-    samples, _ = load_public("vqav2", str(tmp_path), None, 10)
+    samples, _ = load_questions("vqav2", str(tmp_path), None, 10)
     with pytest.raises(AegisError, match=r"The image of vqav2/val/10 cannot be read .*000000000001.jpg"):
         _ = samples[0].image
     rows = datasets.Dataset.from_dict({"image": as_rows()["image"], "text": ["?"] * 3})
     rows.save_to_disk(tmp_path / "one")
     with pytest.raises(AegisError, match="saved without splits"):
-        load_public("custom", str(tmp_path / "one"), None, 10)
+        load_questions("custom", str(tmp_path / "one"), None, 10)
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "rows")
     with pytest.raises(
         AegisError, match=r"no column question, .* but image, text: .* put a questions.jsonl into"
     ):
-        load_public("custom", str(tmp_path / "rows"), None, 10)
+        load_questions("custom", str(tmp_path / "rows"), None, 10)
 
 
 def test_an_official_file_that_is_not_what_it_should_be_is_named(tmp_path: Path):
     write_gqa(tmp_path)
     (tmp_path / "testdev_balanced_questions.json").write_text('{"1": {"imageId": "n1"}}')
     with pytest.raises(AegisError, match=r"questions\.json question 1 is not usable \(it has no types\)"):
-        load_public("gqa", str(tmp_path), None, 10)
+        load_questions("gqa", str(tmp_path), None, 10)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -237,7 +245,7 @@ def test_the_command_scores_a_public_benchmark_and_writes_lmms_eval_s_files(
 
 
 def test_pope_s_figures_are_given_over_all_and_by_category(tmp_path: Path):
-    samples, _ = load_public("pope", str(write_pope(tmp_path)), None, 100)
+    samples, _ = load_questions("pope", str(write_pope(tmp_path)), None, 100)
     given = ["Yes" if sample.type == "random" else "no" for sample in samples]
     figures = yes_no_figures(samples, given)
     assert list(figures) == ["all", "random", "popular", "adversarial"]

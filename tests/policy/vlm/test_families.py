@@ -22,7 +22,7 @@ from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections.subspace import HOLD_EVERY
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
-from aegis_policy.vlm.families import FAMILIES
+from aegis_policy.vlm.families import FAMILIES, WholePrompt
 from aegis_policy.vlm.prompts import NO_LABEL
 from aegis_policy.vqa.examples import VQAExample
 
@@ -363,6 +363,21 @@ def test_questions_without_a_picture_stand_in_the_models_own_words(vlm: VLMBackb
             else f"{tokenizer.bos_token}answer en {question}\n"
         )
         assert row[mask.bool()].tolist() == tokenizer(expected, add_special_tokens=False)["input_ids"]
+
+
+def test_a_question_that_says_itself_how_it_is_answered_is_put_to_chat_models_as_it_stands(
+    vlm: VLMBackbone,
+) -> None:
+    question = "which is it\nA. red\nB. two\nanswer with the letter"
+    words = vlm.processor.tokenizer.decode(
+        vlm.question_inputs(PICTURES[:1], [WholePrompt(question)])["input_ids"][0]
+    )
+    usual = vlm.processor.tokenizer.decode(vlm.question_inputs(PICTURES[:1], [question])["input_ids"][0])
+    if vlm.family.chat:
+        assert question in words and "single word" not in words
+        assert question not in usual and "single word" in usual
+    else:
+        assert words == usual, "these models know one form of question"
 
 
 @torch.no_grad()

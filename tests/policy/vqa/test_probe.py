@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from official_files import load_public
+from official_files import load_questions
 from PIL import Image
 from training_steps import MakeBatch, MakePolicy, build_optimizer, training_step
 
@@ -116,7 +116,7 @@ def test_the_probe_scores_as_the_benchmark_does(
     monkeypatch.setattr(policy.vlm, "answer", lambda images, *_: ["Red."] * len(images))
     figures = training_step(policy, build_optimizer(policy), make_batch())
     assert figures["vqa_accuracy"] == pytest.approx(0.45)
-    samples, _ = load_public("custom", str(folder), None, 20)
+    samples, _ = load_questions("custom", str(folder), None, 20)
     assert sum(each.score("Red.") for each in samples) / 20 == pytest.approx(0.45)
 
 
