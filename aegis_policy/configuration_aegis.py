@@ -83,8 +83,8 @@ class AegisConfig(
         num_inference_steps: Euler steps from noise to a chunk.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
-        expert_optimizer: `adamw`, or `muon` for the matrices of the expert's blocks, at `optimizer_lr` too; betas,
-            eps and bits are AdamW's alone. Of use at rates several times the default (docs/performance.md).
+        expert_optimizer: `muon` for the matrices of the expert's blocks and AdamW for the rest of it, both at
+            `optimizer_lr`; or `adamw` for all of it, at a third of that rate or less. Betas, eps and bits are AdamW's.
         flow_samples: points of the noise-action path (noise and time) that the expert learns from for each
             observation of a training step. The backbone runs once for all of them, the expert once for
             each; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.
@@ -119,7 +119,7 @@ class AegisConfig(
     expert_width: int = 192
     expert_depth: int = 6
     expert_heads: int = 6
-    expert_optimizer: str = "adamw"
+    expert_optimizer: str = "muon"
 
     flow_samples: int = 4
     time_alpha: float = 1.5
@@ -138,7 +138,7 @@ class AegisConfig(
         }
     )
 
-    optimizer_lr: float = 5e-4
+    optimizer_lr: float = 6e-3
     optimizer_lr_backbone: float = 1e-4
     optimizer_betas: tuple[float, float] = (0.9, 0.95)
     optimizer_eps: float = 1e-8

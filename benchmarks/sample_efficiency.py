@@ -1,6 +1,6 @@
 """What makes the arm act sooner? Choices of training in the same time each, compared by success on `train` scenes.
 
-    python benchmarks/sample_efficiency.py [--choices=adamw,half-depth] [--seeds=3]
+    python benchmarks/sample_efficiency.py [--choices=adamw-2e-3,half-depth] [--seeds=3]
 
 Every choice of `CHOICES` trains the embedded VLM under AEGIS on the same demonstrations, for as many steps as fit into
 the time that `--steps` of the reference take; then `train` scenes that no demonstration shows are rolled out, and
@@ -31,6 +31,7 @@ LR_BACKBONE = 3e-4
 _ROLLOUT_SEED = 777_000
 """Scenes of the `train` split far behind the demonstrations'."""
 _AT_ONCE = 2
+_ADAMW = ("--policy.expert_optimizer=adamw",)
 _MUON = ("--policy.expert_optimizer=muon", "--policy.optimizer_lr=6e-3")
 
 
@@ -46,8 +47,8 @@ class Choice:
 REFERENCE = "muon"
 CHOICES: dict[str, Choice] = {
     REFERENCE: Choice(_MUON),
-    "default": Choice((), 0.87),
-    "adamw": Choice(("--policy.optimizer_lr=2e-3",), 0.87),
+    "adamw-5e-4": Choice((*_ADAMW, "--policy.optimizer_lr=5e-4"), 0.87),
+    "adamw-2e-3": Choice((*_ADAMW, "--policy.optimizer_lr=2e-3"), 0.87),
     "half-depth": Choice((*_MUON, "--policy.backbone_depth=2"), 0.88),
     "three-quarters-depth": Choice((*_MUON, "--policy.backbone_depth=3"), 0.93),
     "flow-2": Choice((*_MUON, "--policy.flow_samples=2"), 0.76),
@@ -83,7 +84,7 @@ class SampleEfficiencyConfig:
 
     output_dir: Path = Path("outputs/sample_efficiency")
     choices: list[str] = field(
-        default_factory=lambda: ["default", "adamw", "half-depth", "three-quarters-depth"]
+        default_factory=lambda: ["adamw-5e-4", "adamw-2e-3", "half-depth", "three-quarters-depth"]
     )
     seeds: int = 3
     steps: int = 600

@@ -73,6 +73,8 @@ VLA_RULES = {
 }
 """What the fields of a protection may do in the configuration of LeRobot's own policies; the rest is LeRobot's."""
 
+_FORMER_DEFAULTS = {"expert_optimizer": "adamw"}
+"""What checkpoints mean that do not name a field, where that is no longer its default."""
 OPTIMIZER_RESTORED = ("lr", "betas", "eps", "weight_decay", "bits")
 """Fields of `AegisAdamWConfig` (`--optimizer.*`) that LeRobot restores with the optimizer's state."""
 
@@ -184,7 +186,7 @@ def _changed(
     defaults = {field.name: field.default for field in fields(config) if field.default is not MISSING}
     found = {}
     for name, value in now.items():
-        known = before.get(name, defaults.get(name, value))
+        known = before.get(name, _FORMER_DEFAULTS.get(name, defaults.get(name, value)))
         if known != value:
             found[name] = (known, value)
     following = {*(before.get("defaults_taken") or {}), *(config.defaults_taken or {})} - {

@@ -101,7 +101,7 @@ def test_metaworld_is_recorded_once_and_trained_under_each_protection(tmp_path: 
             "sample_efficiency",
             "sample_efficiency",
             {"choices": ["sgd"]},
-            "--choices has sgd: it takes muon, default",
+            "--choices has sgd: it takes muon, adamw-5e-4",
         ),
         ("metaworld_skills", "metaworld", {"protections": "none,magic"}, "--protections: magic is unknown"),
     ],

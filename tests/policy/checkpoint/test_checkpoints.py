@@ -44,6 +44,7 @@ def test_a_checkpoint_acts_and_answers_the_same_after_it_moved_and_its_vlm_is_go
     optimizer = build_optimizer(policy)
     for seed in range(3):
         training_step(policy, optimizer, make_batch(seed=seed))
+    policy.eval()  # before, for to hold weights twice rounds them twice
     policy.save_pretrained(tmp_path / "saved")
 
     batch, noise = make_batch(), torch.randn(4, 4, 3)
