@@ -26,7 +26,7 @@ from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkp
 from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.checkpoint.published_card import keep_card
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.data.batches import check_batch, instructions, read_vector
+from aegis_policy.data.batches import check_batch, instructions, read_question, read_vector
 from aegis_policy.data.checks import check_dataset, read_features
 from aegis_policy.data.statistics import check_statistics, constant_dimensions
 from aegis_policy.model import flow_matching
@@ -44,6 +44,7 @@ from aegis_policy.support.lerobot_flags import resuming
 from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.checks import check_reading, check_saving, check_texts
+from aegis_policy.vqa.examples import SENTENCE_TOKENS
 from aegis_policy.vqa.probe import VQAProbe, probe_of
 from aegis_policy.vqa.text_probe import TextProbe
 
@@ -375,6 +376,23 @@ class AegisPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the actions that are left of the last chunk: the environment was reset."""
         self._action_queue.begin()
+
+    def supports_text_generation(self) -> bool:
+        """Newer versions of LeRobot ask this; their `lerobot-rollout --interactive=true` then takes `/vqa QUESTION`."""
+        return True
+
+    def generate_text(self, batch: dict[str, Any]) -> str:
+        """What the VLM answers (`vlm.answer`) to the question of a batch of one observation.
+
+        Args:
+            batch: preprocessed, with a camera (1, 3, height, width) in [0, 1] and what LeRobot adds on `/vqa`:
+                `query_kind` and `query_text`, which may begin with the name of another camera than the first.
+
+        Raises:
+            AegisError: nothing is asked, or no question, or the picture is missing.
+        """
+        picture, question = read_question(self.config, batch)
+        return self.vlm.answer([picture], [question], SENTENCE_TOKENS)[0]
 
     def _own_precision(self) -> AbstractContextManager[Any]:
         """Matrix products as `config.dtype` says, whether or not the trainer sees to it (LeRobot 0.6.1 does).
