@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+from lerobot.policies.rtc import RTCConfig
 
 from aegis_policy.data.checks import check_features
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig, check_betas, check_bits
@@ -79,6 +80,8 @@ class AegisConfig(
         chunk_size: actions predicted at once, H.
         n_action_steps: how many of them are carried out before the next prediction.
         num_inference_steps: Euler steps from noise to a chunk.
+        rtc_config: LeRobot's settings of real-time chunking, for `predict_action_chunk`; of its rollout,
+            `--inference.rtc` takes their place.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
         expert_optimizer: `adamw`, or `muon` for the matrices of the expert's blocks, at `optimizer_lr` too; betas,
@@ -117,6 +120,7 @@ class AegisConfig(
     chunk_size: int = 16
     n_action_steps: int = 2
     num_inference_steps: int = 10
+    rtc_config: RTCConfig | None = None
 
     expert_width: int = 192
     expert_depth: int = 6
@@ -210,6 +214,10 @@ class AegisConfig(
             raise AegisError(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
                 f"--policy.chunk_size={self.chunk_size}."
+            )
+        if self.rtc_config is not None and (self.rtc_config.execution_horizon or 0) < 1:
+            raise AegisError(
+                f"--policy.rtc_config.execution_horizon={self.rtc_config.execution_horizon} must be at least 1."
             )
         if self.n_obs_steps != 1:
             raise AegisError(f"--policy.n_obs_steps={self.n_obs_steps}: this policy reads one observation.")

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
+from lerobot.policies.rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot.utils.device_utils import resolve_safetensors_device
 from torch import Tensor
@@ -33,6 +34,7 @@ from aegis_policy.model import flow_matching
 from aegis_policy.model.action_queue import ActionQueue
 from aegis_policy.model.expert import ActionExpert
 from aegis_policy.model.flow_vla import FlowVLA, draw
+from aegis_policy.model.real_time_chunking import guided_sample
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
 from aegis_policy.protections import Step
 from aegis_policy.protections.action_tokens import ActionChunks
@@ -136,6 +138,7 @@ class AegisPolicy(PreTrainedPolicy):
         self._anchor_file: Path | None = None
         self._saved_card: str | None = None
         self._action_queue = ActionQueue()
+        self.init_rtc_processor()
 
     @property
     def flow_vla(self) -> FlowVLA:
@@ -345,8 +348,30 @@ class AegisPolicy(PreTrainedPolicy):
         return loss, figures
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
-        """Sample a chunk of normalised actions (B, H, A), from `noise` or from torch's global generator."""
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        noise: Tensor | None = None,
+        *,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """Sample a chunk of normalised actions (B, H, A), from `noise` or from torch's global generator.
+
+        With `config.rtc_config` it goes on from what is left of the last chunk, where that is given (real-time
+        chunking, arXiv 2506.07339).
+
+        Args:
+            batch: preprocessed, as `forward` takes it, without the actions.
+            noise: (B, H, A) instead of drawing it.
+            inference_delay: actions of the last chunk that will have been carried out when this one is there.
+            prev_chunk_left_over: those of it that were not, as they were sampled, (P, A) or (B, P, A).
+            execution_horizon: how many of these it goes on from, instead of the configuration's.
+
+        Raises:
+            AegisError: more is left over than a chunk has.
+        """
         self.eval()
         check_batch(self.config, batch, with_actions=False)
         state_BS = read_vector(self.config, batch, OBS_STATE)
@@ -357,7 +382,11 @@ class AegisPolicy(PreTrainedPolicy):
             state_BS.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16"
         ):
             return self.flow_vla.sample(
-                self._vlm_inputs(batch), state_BS, noise, self.config.num_inference_steps
+                self._vlm_inputs(batch),
+                state_BS,
+                noise,
+                self.config.num_inference_steps,
+                self._sampler(inference_delay, prev_chunk_left_over, execution_horizon),
             )
 
     @torch.no_grad()
@@ -365,12 +394,46 @@ class AegisPolicy(PreTrainedPolicy):
         """The next normalised action (B, A); a new chunk is sampled every `n_action_steps` calls.
 
         Raises:
-            AegisError: another rollout is under way, in another thread or with another batch size.
+            AegisError: another rollout is under way, in another thread or with another batch size; or chunks are to go
+                on from each other.
         """
+        if self.rtc_processor is not None:
+            raise AegisError(
+                "select_action carries a chunk out before it samples the next one, which --policy.rtc_config rules "
+                "out: call predict_action_chunk, as lerobot-rollout --inference.type=rtc does, or leave it out."
+            )
         check_batch(self.config, batch, with_actions=False)
         return self._action_queue.next(
             len(batch[OBS_STATE]),
             lambda: self.predict_action_chunk(batch, noise)[:, : self.config.n_action_steps],
+        )
+
+    def supports_rtc(self) -> bool:
+        """LeRobot's rollout asks this before it takes `--inference.type=rtc`."""
+        return True
+
+    def init_rtc_processor(self) -> None:
+        """Follow `config.rtc_config`, which LeRobot's rollout sets before it calls this."""
+        rtc = self.config.rtc_config
+        self.rtc_processor = RTCProcessor(rtc) if rtc is not None and rtc.enabled else None
+
+    def _sampler(
+        self, delay: int | None, left_over: Tensor | None, horizon: int | None
+    ) -> flow_matching.Sampler:
+        if self.rtc_processor is None or left_over is None:
+            return flow_matching.euler_sample
+        most = self.config.chunk_size
+        if left_over.shape[-2] > most:
+            raise AegisError(
+                f"{left_over.shape[-2]} actions are left over, and a chunk of this policy has {most}: use at most "
+                f"--inference.rtc.execution_horizon={most}."
+            )
+        return partial(
+            guided_sample,
+            processor=self.rtc_processor,
+            left_over_PA=left_over,
+            delay=delay or 0,
+            execution_horizon=horizon,
         )
 
     def reset(self) -> None:

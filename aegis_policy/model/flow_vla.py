@@ -66,7 +66,12 @@ class FlowVLA:
         return loss_B / _valid_steps_a_sample(actions_BHA, is_pad_BH, across_ranks)
 
     def sample(
-        self, inputs: dict[str, Tensor], state_BS: Tensor, noise_BHA: Tensor, num_steps: int
+        self,
+        inputs: dict[str, Tensor],
+        state_BS: Tensor,
+        noise_BHA: Tensor,
+        num_steps: int,
+        sampler: flow_matching.Sampler = flow_matching.euler_sample,
     ) -> Tensor:
         """Chunks of normalised actions (B, H, A) in float32, by `num_steps` Euler steps from noise.
 
@@ -75,9 +80,10 @@ class FlowVLA:
             state_BS: normalised.
             noise_BHA: where to start.
             num_steps: the prefix is encoded once for all of them.
+            sampler: takes these steps.
         """
         cache = self._cache(self.vlm.encode(inputs))
-        return flow_matching.euler_sample(
+        return sampler(
             lambda x_BHA, time_B: self.expert(x_BHA, time_B, state_BS, cache).float(), noise_BHA, num_steps
         )
 
