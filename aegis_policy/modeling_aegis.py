@@ -32,6 +32,7 @@ from aegis_policy.data.checks import check_dataset, read_features
 from aegis_policy.data.statistics import check_statistics, constant_dimensions
 from aegis_policy.model import flow_matching
 from aegis_policy.model.action_queue import ActionQueue
+from aegis_policy.model.compiled_expert import CompiledExpert
 from aegis_policy.model.expert import ActionExpert
 from aegis_policy.model.flow_vla import FlowVLA, draw
 from aegis_policy.model.real_time_chunking import guided_sample
@@ -139,6 +140,7 @@ class AegisPolicy(PreTrainedPolicy):
         self._saved_card: str | None = None
         self._action_queue = ActionQueue()
         self.init_rtc_processor()
+        self._compiled = CompiledExpert(config.compile_mode) if config.compile_model else None
 
     @property
     def flow_vla(self) -> FlowVLA:
@@ -347,6 +349,7 @@ class AegisPolicy(PreTrainedPolicy):
                     self._require_finite(mean, batch)
         return loss, figures
 
+    @torch.compiler.disable  # LeRobot's rollout compiles this method whole, tokenizer and all: the expert alone is
     @torch.no_grad()
     def predict_action_chunk(
         self,
@@ -387,6 +390,7 @@ class AegisPolicy(PreTrainedPolicy):
                 noise,
                 self.config.num_inference_steps,
                 self._sampler(inference_delay, prev_chunk_left_over, execution_horizon),
+                self._compiled,
             )
 
     @torch.no_grad()

@@ -8,11 +8,13 @@ dimension.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from aegis_policy.model import flow_matching
+from aegis_policy.model.compiled_expert import CompiledExpert
 from aegis_policy.model.expert import ActionExpert, PrefixCache
 from aegis_policy.support import ranks
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -72,6 +74,7 @@ class FlowVLA:
         noise_BHA: Tensor,
         num_steps: int,
         sampler: flow_matching.Sampler = flow_matching.euler_sample,
+        compiled: CompiledExpert | None = None,
     ) -> Tensor:
         """Chunks of normalised actions (B, H, A) in float32, by `num_steps` Euler steps from noise.
 
@@ -81,10 +84,12 @@ class FlowVLA:
             noise_BHA: where to start.
             num_steps: the prefix is encoded once for all of them.
             sampler: takes these steps.
+            compiled: runs the expert in each of them.
         """
         cache = self._cache(self.vlm.encode(inputs))
+        expert = self.expert if compiled is None else partial(compiled, self.expert)
         return sampler(
-            lambda x_BHA, time_B: self.expert(x_BHA, time_B, state_BS, cache).float(), noise_BHA, num_steps
+            lambda x_BHA, time_B: expert(x_BHA, time_B, state_BS, cache).float(), noise_BHA, num_steps
         )
 
     def _cache(self, prefix: Prefix) -> PrefixCache:

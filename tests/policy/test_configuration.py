@@ -51,6 +51,8 @@ def _values(config: AegisConfig) -> dict[str, Any]:
             "--policy.rtc_config.execution_horizon=0 must be at least 1",
         ),
         ({"rtc_config": RTCConfig(max_guidance_weight=float("nan"))}, "--policy.rtc_config=RTCConfig"),
+        ({"compile_model": True, "compile_mode": "fast"}, "--policy.compile_mode=fast is unknown"),
+        ({"compile_mode": "max-autotune"}, "unless --policy.compile_model is true"),
         ({"optimizer_lr": None}, "--policy.optimizer_lr is null: give a value"),
         ({"optimizer_betas": (None, 0.9)}, "--policy.optimizer_betas is null"),
         ({"time_alpha": 1e300}, "--policy.time_alpha=1e"),

@@ -47,6 +47,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "n_action_steps": (1, {}),
     "num_inference_steps": (3, {}),
     "rtc_config": (RTCConfig(), {}),
+    "compile_model": (True, {}),
+    "compile_mode": ("reduce-overhead", {"compile_model": True}),
     "expert_width": (32, {}),
     "expert_depth": (3, {}),
     "expert_heads": (4, {}),
