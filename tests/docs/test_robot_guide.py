@@ -114,7 +114,8 @@ def test_from_a_leaders_demonstrations_to_a_policy_that_moves_the_arm(
 
     base = next(_small(each) for each in _commands() if each[0] == "lerobot-rollout")
     sent.unlink()
-    done = shell(*base, "--inference.type=rtc", "--duration=5", cwd=tmp_path, fork=False)
+    longer = [flag for flag in base if not flag.startswith("--duration")]
+    done = shell(*longer, "--duration=5", "--inference.type=rtc", cwd=tmp_path, fork=False)
     assert done.returncode == 0 and len(sent.read_text().splitlines()) >= 10, done.stderr[-3000:]
 
     untold = [flag for flag in base if not flag.startswith("--task")]
