@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+from lerobot.policies.rtc import RTCConfig
 
 from aegis_policy.data.checks import check_features
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig, check_betas, check_bits
@@ -21,6 +22,7 @@ from aegis_policy.support.finding import enforce
 from aegis_policy.support.lerobot_flags import typed
 from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
 
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
 _RANGES: Ranges = {
     "chunk_size": (1, 10_000),
@@ -81,6 +83,12 @@ class AegisConfig(
         chunk_size: actions predicted at once, H.
         n_action_steps: how many of them are carried out before the next prediction.
         num_inference_steps: Euler steps from noise to a chunk.
+        rtc_config: LeRobot's settings of real-time chunking, for `predict_action_chunk`; of its rollout,
+            `--inference.rtc` takes their place.
+        compile_model: compile the action expert for the steps of a chunk (`torch.compile`); the first chunk waits for
+            that, those of instructions of another length do not. Training is as without.
+        compile_mode: `default`, `reduce-overhead`, `max-autotune` or `max-autotune-no-cudagraphs`, as `torch.compile`
+            has them. CUDA graphs (the second and the third) are recorded for each length of a prefix.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
         expert_optimizer: `muon` for the matrices of the expert's blocks and AdamW for the rest of it, both at
@@ -115,6 +123,9 @@ class AegisConfig(
     chunk_size: int = 16
     n_action_steps: int = 2
     num_inference_steps: int = 10
+    rtc_config: RTCConfig | None = None
+    compile_model: bool = False
+    compile_mode: str = "default"
 
     expert_width: int = 192
     expert_depth: int = 6
@@ -191,6 +202,10 @@ class AegisConfig(
             raise AegisError(
                 f"--policy.expert_optimizer={self.expert_optimizer} is unknown: choose adamw or muon."
             )
+        if self.compile_mode not in _COMPILE_MODES:
+            raise AegisError(
+                f"--policy.compile_mode={self.compile_mode} is unknown: choose one of {', '.join(_COMPILE_MODES)}."
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise AegisError(f"--policy.dtype={self.dtype} is unknown: choose float32 or bfloat16.")
         if self.frozen_dtype not in ("float32", self.dtype):
@@ -201,6 +216,10 @@ class AegisConfig(
             raise AegisError(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
                 f"--policy.chunk_size={self.chunk_size}."
+            )
+        if self.rtc_config is not None and (self.rtc_config.execution_horizon or 0) < 1:
+            raise AegisError(
+                f"--policy.rtc_config.execution_horizon={self.rtc_config.execution_horizon} must be at least 1."
             )
         if self.n_obs_steps != 1:
             raise AegisError(f"--policy.n_obs_steps={self.n_obs_steps}: this policy reads one observation.")
@@ -220,7 +239,8 @@ class AegisConfig(
         unprobed = dict.fromkeys(
             _PROBE if self.vqa_probe_freq == 0 else (), "unless --policy.vqa_probe_freq is given too"
         )
-        return self.idle_options(protection) | unprobed
+        uncompiled = {} if self.compile_model else {"compile_mode": "unless --policy.compile_model is true"}
+        return self.idle_options(protection) | unprobed | uncompiled
 
     @property
     def action_dim(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
+from lerobot.policies.rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot.utils.device_utils import resolve_safetensors_device
 from torch import Tensor
@@ -26,13 +27,15 @@ from aegis_policy.checkpoint.checks import ANCHOR_FILE, VLM_FOLDER, check_checkp
 from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.checkpoint.published_card import keep_card
 from aegis_policy.configuration_aegis import AegisConfig
-from aegis_policy.data.batches import check_batch, instructions, read_vector
+from aegis_policy.data.batches import check_batch, instructions, read_question, read_vector
 from aegis_policy.data.checks import check_dataset, read_features
 from aegis_policy.data.statistics import check_statistics, constant_dimensions
 from aegis_policy.model import flow_matching
 from aegis_policy.model.action_queue import ActionQueue
+from aegis_policy.model.compiled_expert import CompiledExpert
 from aegis_policy.model.expert import ActionExpert
 from aegis_policy.model.flow_vla import FlowVLA, draw
+from aegis_policy.model.real_time_chunking import guided_sample
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
 from aegis_policy.protections import Step
 from aegis_policy.protections.action_tokens import ActionChunks
@@ -45,6 +48,7 @@ from aegis_policy.support.lerobot_flags import resuming
 from aegis_policy.support.sharding import refuse_sharding
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.checks import check_reading, check_saving, check_texts
+from aegis_policy.vqa.examples import SENTENCE_TOKENS
 from aegis_policy.vqa.probe import VQAProbe, probe_of
 from aegis_policy.vqa.text_probe import TextProbe
 
@@ -136,6 +140,8 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         self._anchor_file: Path | None = None
         self._saved_card: str | None = None
         self._action_queue = ActionQueue()
+        self.init_rtc_processor()
+        self._compiled = CompiledExpert(config.compile_mode) if config.compile_model else None
 
     @property
     def flow_vla(self) -> FlowVLA:
@@ -328,9 +334,32 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
                     self._require_finite(mean, batch)
         return loss, figures
 
+    @torch.compiler.disable  # LeRobot's rollout compiles this method whole, tokenizer and all: the expert alone is
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
-        """Sample a chunk of normalised actions (B, H, A), from `noise` or from torch's global generator."""
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        noise: Tensor | None = None,
+        *,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """Sample a chunk of normalised actions (B, H, A), from `noise` or from torch's global generator.
+
+        With `config.rtc_config` it goes on from what is left of the last chunk, where that is given (real-time
+        chunking, arXiv 2506.07339).
+
+        Args:
+            batch: preprocessed, as `forward` takes it, without the actions.
+            noise: (B, H, A) instead of drawing it.
+            inference_delay: actions of the last chunk that will have been carried out when this one is there.
+            prev_chunk_left_over: those of it that were not, as they were sampled, (P, A) or (B, P, A).
+            execution_horizon: how many of these it goes on from, instead of the configuration's.
+
+        Raises:
+            AegisError: more is left over than a chunk has.
+        """
         self.eval()
         check_batch(self.config, batch, with_actions=False)
         state_BS = read_vector(self.config, batch, OBS_STATE)
@@ -341,7 +370,12 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
             state_BS.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16"
         ):
             return self.flow_vla.sample(
-                self._vlm_inputs(batch), state_BS, noise, self.config.num_inference_steps
+                self._vlm_inputs(batch),
+                state_BS,
+                noise,
+                self.config.num_inference_steps,
+                self._sampler(inference_delay, prev_chunk_left_over, execution_horizon),
+                self._compiled,
             )
 
     @torch.no_grad()
@@ -349,17 +383,68 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         """The next normalised action (B, A); a new chunk is sampled every `n_action_steps` calls.
 
         Raises:
-            AegisError: another rollout is under way, in another thread or with another batch size.
+            AegisError: another rollout is under way, in another thread or with another batch size; or chunks are to go
+                on from each other.
         """
+        if self.rtc_processor is not None:
+            raise AegisError(
+                "select_action carries a chunk out before it samples the next one, which --policy.rtc_config rules "
+                "out: call predict_action_chunk, as lerobot-rollout --inference.type=rtc does, or leave it out."
+            )
         check_batch(self.config, batch, with_actions=False)
         return self._action_queue.next(
             len(batch[OBS_STATE]),
             lambda: self.predict_action_chunk(batch, noise)[:, : self.config.n_action_steps],
         )
 
+    def supports_rtc(self) -> bool:
+        """LeRobot's rollout asks this before it takes `--inference.type=rtc`."""
+        return True
+
+    def init_rtc_processor(self) -> None:
+        """Follow `config.rtc_config`, which LeRobot's rollout sets before it calls this."""
+        rtc = self.config.rtc_config
+        self.rtc_processor = RTCProcessor(rtc) if rtc is not None and rtc.enabled else None
+
+    def _sampler(
+        self, delay: int | None, left_over: Tensor | None, horizon: int | None
+    ) -> flow_matching.Sampler:
+        if self.rtc_processor is None or left_over is None:
+            return flow_matching.euler_sample
+        most = self.config.chunk_size
+        if left_over.shape[-2] > most:
+            raise AegisError(
+                f"{left_over.shape[-2]} actions are left over, and a chunk of this policy has {most}: use at most "
+                f"--inference.rtc.execution_horizon={most}."
+            )
+        return partial(
+            guided_sample,
+            processor=self.rtc_processor,
+            left_over_PA=left_over,
+            delay=delay or 0,
+            execution_horizon=horizon,
+        )
+
     def reset(self) -> None:
         """Forget the actions that are left of the last chunk: the environment was reset."""
         self._action_queue.begin()
+
+    def supports_text_generation(self) -> bool:
+        """Newer versions of LeRobot ask this; their `lerobot-rollout --interactive=true` then takes `/vqa QUESTION`."""
+        return True
+
+    def generate_text(self, batch: dict[str, Any]) -> str:
+        """What the VLM answers (`vlm.answer`) to the question of a batch of one observation.
+
+        Args:
+            batch: preprocessed, with a camera (1, 3, height, width) in [0, 1] and what LeRobot adds on `/vqa`:
+                `query_kind` and `query_text`, which may begin with the name of another camera than the first.
+
+        Raises:
+            AegisError: nothing is asked, or no question, or the picture is missing.
+        """
+        picture, question = read_question(self.config, batch)
+        return self.vlm.answer([picture], [question], SENTENCE_TOKENS)[0]
 
     def _own_precision(self) -> AbstractContextManager[Any]:
         """Matrix products as `config.dtype` says, whether or not the trainer sees to it (LeRobot 0.6.1 does).

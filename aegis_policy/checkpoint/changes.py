@@ -58,7 +58,8 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("replay_data", "replay_samples", "replay_batch_size"), Rule.FREE),
     **dict.fromkeys(("vqa_probe_freq", "vqa_probe_data", "vqa_probe_samples", "instruction"), Rule.FREE),
-    **dict.fromkeys(("n_action_steps", "num_inference_steps"), Rule.FREE),
+    **dict.fromkeys(("n_action_steps", "num_inference_steps", "rtc_config"), Rule.FREE),
+    **dict.fromkeys(("compile_model", "compile_mode"), Rule.FREE),
     **dict.fromkeys(("flow_samples", "time_alpha", "time_beta", "time_max"), Rule.FREE),
     **dict.fromkeys(
         ("dtype", "frozen_dtype", "gradient_checkpointing", "device", "use_amp", "use_peft"), Rule.FREE

@@ -1,22 +1,25 @@
-"""A batch at the policy's door: what it must hold, and what each of its samples is told.
+"""A batch at the policy's door: what it must hold, and what each of its samples is told, or asked.
 
 Batches are checked rather than the dataset's own key list, because LeRobot applies `--rename_map` on the way.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
 import torch
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
-from aegis_policy.support.errors import AegisError
+from aegis_policy.support.errors import AegisError, shortened
 
 if TYPE_CHECKING:
     from aegis_policy.configuration_aegis import AegisConfig
 
 _DARKEST, _BRIGHTEST = -0.5, 2.0
 """Augmented pictures may lie a little outside of 0 to 1; those of -1 to 1 or 0 to 255 do not stay between these."""
+QUERY_KIND, QUERY_TEXT = "query_kind", "query_text"
+"""Keys of what `lerobot-rollout --interactive=true` asks, for which LeRobot 0.6.1 has no names."""
 _AXES = {OBS_STATE: "(batch, values)", ACTION: "(batch, steps, values)"}
 
 
@@ -99,7 +102,39 @@ def instructions(config: "AegisConfig", batch: Mapping[str, Any]) -> list[str]:
     return [each if isinstance(each, str) else "" for each in task]
 
 
-def says_something(text: object) -> bool:
+def read_question(config: "AegisConfig", batch: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    """The question that a batch of one observation asks, and the picture (H, W, 3) uint8 that it is about.
+
+    It is the first camera's, or that of the camera whose name the question begins with (`wrist: is it closed?`).
+
+    Raises:
+        AegisError: nothing is asked, or no question, or the picture is missing or none.
+    """
+    if (kind := batch.get(QUERY_KIND, "vqa")) != "vqa":
+        raise AegisError(
+            f"This policy answers questions (/vqa) and no query of kind {shortened(kind)}: it plans no subtasks, so "
+            "say each of them yourself."
+        )
+    text = batch.get(QUERY_TEXT)
+    if not says_something(text):
+        raise AegisError(f"Nothing is asked: give the batch a question (key `{QUERY_TEXT}`).")
+    cameras = {key.rpartition(".")[-1]: key for key in config.image_features}
+    camera, _, question = text.partition(":")
+    if camera not in cameras or not says_something(question):
+        camera, question = next(iter(cameras)), text
+    key = cameras[camera]
+    if key not in batch:
+        raise AegisError(f"The question is about {key}, which the batch lacks: give it that picture.")
+    _check_pictures(key, batch[key])
+    if len(batch[key]) != 1:
+        raise AegisError(
+            f"The question is about {len(batch[key])} pictures of {key}: ask about one observation."
+        )
+    picture = (batch[key][0] * 255).round().clamp(0, 255).to(torch.uint8)
+    return picture.permute(1, 2, 0).cpu().numpy(), question.strip()
+
+
+def says_something(text: object) -> TypeGuard[str]:
     """Whether an instruction is a text that a reader can see; pandas' and Arrow's nothings are none."""
     return isinstance(text, str) and any(each.isprintable() and not each.isspace() for each in text)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x_BHA, time) -> velocity_BHA; time is (1,), the same for all samples."""
+Sampler = Callable[[Velocity, Tensor, int], Tensor]
+"""(velocity, noise_BHA, num_steps) -> actions_BHA."""
 
 
 def sample_times(batch_size: int, alpha: float, beta: float, max_time: float) -> Tensor:

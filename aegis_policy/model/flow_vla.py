@@ -8,11 +8,13 @@ dimension.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from aegis_policy.model import flow_matching
+from aegis_policy.model.compiled_expert import CompiledExpert
 from aegis_policy.model.expert import ActionExpert, PrefixCache
 from aegis_policy.support import ranks
 from aegis_policy.vlm.backbone import VLMBackbone
@@ -66,7 +68,13 @@ class FlowVLA:
         return loss_B / _valid_steps_a_sample(actions_BHA, is_pad_BH, across_ranks)
 
     def sample(
-        self, inputs: dict[str, Tensor], state_BS: Tensor, noise_BHA: Tensor, num_steps: int
+        self,
+        inputs: dict[str, Tensor],
+        state_BS: Tensor,
+        noise_BHA: Tensor,
+        num_steps: int,
+        sampler: flow_matching.Sampler = flow_matching.euler_sample,
+        compiled: CompiledExpert | None = None,
     ) -> Tensor:
         """Chunks of normalised actions (B, H, A) in float32, by `num_steps` Euler steps from noise.
 
@@ -75,10 +83,13 @@ class FlowVLA:
             state_BS: normalised.
             noise_BHA: where to start.
             num_steps: the prefix is encoded once for all of them.
+            sampler: takes these steps.
+            compiled: runs the expert in each of them.
         """
         cache = self._cache(self.vlm.encode(inputs))
-        return flow_matching.euler_sample(
-            lambda x_BHA, time_B: self.expert(x_BHA, time_B, state_BS, cache).float(), noise_BHA, num_steps
+        expert = self.expert if compiled is None else partial(compiled, self.expert)
+        return sampler(
+            lambda x_BHA, time_B: expert(x_BHA, time_B, state_BS, cache).float(), noise_BHA, num_steps
         )
 
     def _cache(self, prefix: Prefix) -> PrefixCache:

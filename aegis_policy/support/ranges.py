@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from aegis_policy.support.errors import AegisError
@@ -52,6 +52,8 @@ def _floats(value: Any) -> Iterator[float]:
         yield value
     elif isinstance(value, Mapping):
         yield from _floats(tuple(value.values()))
+    elif is_dataclass(value):
+        yield from _floats(tuple(vars(value).values()))
     elif isinstance(value, tuple | list):
         for each in value:
             yield from _floats(each)

@@ -10,6 +10,7 @@ from typing import Any
 import draccus
 import pytest
 from lerobot.configs import PreTrainedConfig, parser
+from lerobot.policies.rtc import RTCConfig
 
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.protections import OPTIONS, PROTECTIONS
@@ -45,6 +46,13 @@ def _values(config: AegisConfig) -> dict[str, Any]:
         ({"n_obs_steps": 2}, "--policy.n_obs_steps=2"),
         ({"expert_heads": 3}, "--policy.expert_heads=3"),
         ({"vqa_probe_freq": -1}, "--policy.vqa_probe_freq=-1"),
+        (
+            {"rtc_config": RTCConfig(execution_horizon=0)},
+            "--policy.rtc_config.execution_horizon=0 must be at least 1",
+        ),
+        ({"rtc_config": RTCConfig(max_guidance_weight=float("nan"))}, "--policy.rtc_config=RTCConfig"),
+        ({"compile_model": True, "compile_mode": "fast"}, "--policy.compile_mode=fast is unknown"),
+        ({"compile_mode": "max-autotune"}, "unless --policy.compile_model is true"),
         ({"optimizer_lr": None}, "--policy.optimizer_lr is null: give a value"),
         ({"optimizer_betas": (None, 0.9)}, "--policy.optimizer_betas is null"),
         ({"time_alpha": 1e300}, "--policy.time_alpha=1e"),

@@ -12,7 +12,6 @@ from draccus.utils import DraccusException
 
 from aegis_eval.experiments.catalogue import FRESH, TRAINED
 from aegis_eval.experiments.stage import Job
-from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support.errors import AegisError, one_line
 
 _FLAG = "--policy."
@@ -39,6 +38,8 @@ def _policy_flags(command: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check(flags: Sequence[str]) -> None:
+    from aegis_policy.configuration_aegis import AegisConfig  # and with it LeRobot's policies
+
     known = {field.name for field in fields(AegisConfig)}
     for flag in flags:
         name, given, _ = flag.removeprefix(_FLAG).partition("=")
@@ -56,6 +57,8 @@ def _check(flags: Sequence[str]) -> None:
 
 def _error(flags: Sequence[str]) -> Exception | None:
     """Why there is no configuration of these flags, if there is none."""
+    from aegis_policy.configuration_aegis import AegisConfig
+
     plain = [f"--{flag.removeprefix(_FLAG)}" for flag in flags]
     try:
         draccus.parse(AegisConfig, args=["--device=cpu", *plain])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from findings import told
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.policies.rtc import RTCConfig
 
 from aegis_policy.checkpoint.changes import RULES, Rule, check_changes, check_use
 from aegis_policy.configuration_aegis import AegisConfig
@@ -45,6 +46,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "chunk_size": (8, {}),
     "n_action_steps": (1, {}),
     "num_inference_steps": (3, {}),
+    "rtc_config": (RTCConfig(), {}),
+    "compile_model": (True, {}),
+    "compile_mode": ("reduce-overhead", {"compile_model": True}),
     "expert_width": (32, {}),
     "expert_depth": (3, {}),
     "expert_heads": (4, {}),

@@ -28,7 +28,6 @@ from aegis_eval.results.frontier import TEXT, AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
 from aegis_policy.checkpoint.changes import check_changes
 from aegis_policy.checkpoint.checks import CONFIG_FILE, check_checkpoint
-from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.finding import enforce
@@ -139,6 +138,8 @@ def _check(config: AblateConfig) -> None:
 
 def _check_start(config: AblateConfig, checkpoint: Path) -> None:
     """See that it is a whole policy of the VLM whose answers are compared, and that every variant can go on from it."""
+    from aegis_policy.configuration_aegis import AegisConfig  # and with it LeRobot's policies
+
     enforce(check_checkpoint(checkpoint))
     own = read_json(checkpoint / CONFIG_FILE)
     if own.get("vlm") != config.vlm:
@@ -155,7 +156,7 @@ def _check_start(config: AblateConfig, checkpoint: Path) -> None:
         changed = PreTrainedConfig.from_pretrained(
             checkpoint, cli_overrides=[f"--{flag.removeprefix('--policy.')}" for flag in flags]
         )
-        enforce(check_changes(checkpoint, cast("AegisConfig", changed), resumed=False))
+        enforce(check_changes(checkpoint, cast(AegisConfig, changed), resumed=False))
 
 
 def _check_texts(files: Sequence[str]) -> None:

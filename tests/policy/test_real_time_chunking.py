@@ -1,0 +1,121 @@
+"""Real-time chunking as LeRobot's rollout asks for it, and what is refused."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import draccus
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.rtc import RTCConfig
+from lerobot.rollout.inference.rtc import RTCInferenceEngine, supports_rtc_inference
+from training_steps import MakeBatch, MakePolicy
+
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.processor_aegis import make_aegis_pre_post_processors
+from aegis_policy.support.errors import AegisError
+
+_NOISE = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
+_LEFT_OVER = torch.full((3, 3), 4.0)
+
+
+def _policy(make_policy: MakePolicy, rtc: RTCConfig | None) -> AegisPolicy:
+    return make_policy("none", rtc_config=rtc).eval()
+
+
+def test_a_chunk_goes_on_from_what_is_left_over(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = _policy(make_policy, RTCConfig(execution_horizon=3)), make_batch(1)
+    plain = policy.predict_action_chunk(batch, _NOISE)
+    guided = policy.predict_action_chunk(batch, _NOISE, inference_delay=1, prev_chunk_left_over=_LEFT_OVER)
+    before, after = ((chunk[0, :3] - _LEFT_OVER).abs().mean(1) for chunk in (plain, guided))
+    assert after[0] < 0.1 * before[0] and after[1] < 0.5 * before[1] and after[2] < before[2]
+    assert not guided.requires_grad
+    shorter = policy.predict_action_chunk(
+        batch, _NOISE, inference_delay=1, prev_chunk_left_over=_LEFT_OVER, execution_horizon=1
+    )
+    torch.testing.assert_close(shorter[0, 0], guided[0, 0], atol=0.1, rtol=0)
+    assert (shorter[0, 2] - _LEFT_OVER[2]).abs().mean() > 2 * after[2]
+
+
+def test_without_a_rest_or_switched_off_chunks_are_the_plain_ones_bit_for_bit(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    batch = make_batch(1)
+    plain = _policy(make_policy, None).predict_action_chunk(batch, _NOISE)
+    on, off = _policy(make_policy, RTCConfig()), _policy(make_policy, RTCConfig(enabled=False))
+    assert torch.equal(on.predict_action_chunk(batch, _NOISE, inference_delay=1), plain)
+    for policy in (off, _policy(make_policy, None)):
+        chunk = policy.predict_action_chunk(batch, _NOISE, inference_delay=1, prev_chunk_left_over=_LEFT_OVER)
+        assert torch.equal(chunk, plain)
+        assert torch.equal(policy.select_action(batch, _NOISE), plain[:, 0])
+
+
+def test_what_cannot_be_is_said(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy, batch = _policy(make_policy, RTCConfig()), make_batch(1)
+    with pytest.raises(AegisError, match=r"--policy.rtc_config rules out: call predict_action_chunk"):
+        policy.select_action(batch)
+    with pytest.raises(AegisError, match=r"use at most --inference.rtc.execution_horizon=4"):
+        policy.predict_action_chunk(batch, prev_chunk_left_over=torch.zeros(10, 3))
+
+
+def test_its_settings_are_flags_and_stay_with_a_checkpoint(
+    make_config: Callable[..., AegisConfig], tmp_path: Path
+) -> None:
+    given = draccus.parse(
+        AegisConfig, args=["--rtc_config.execution_horizon=3", "--rtc_config.prefix_attention_schedule=ONES"]
+    )
+    make_config("none", rtc_config=given.rtc_config).save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path)
+    assert config.rtc_config == given.rtc_config != RTCConfig() and config.rtc_config.execution_horizon == 3
+
+
+def test_lerobots_rollout_lets_chunks_go_on_from_each_other(make_policy: MakePolicy) -> None:
+    policy, rtc = _policy(make_policy, None), RTCConfig(execution_horizon=4)
+    assert supports_rtc_inference(policy)
+    policy.config.rtc_config = rtc  # as its `build_rollout_context` does
+    policy.init_rtc_processor()
+    left_over: list[Any] = []
+    predict = policy.predict_action_chunk
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        left_over.append(options["prev_chunk_left_over"])
+        return predict(*arguments, **options)
+
+    policy.predict_action_chunk = recorded
+    joints = [f"joint_{index}.pos" for index in range(5)]
+    cameras = {
+        f"observation.images.{name}": {"dtype": "video", "shape": (32, 32, 3)} for name in ("front", "wrist")
+    }
+    stats = {"observation.state": 5, "action": 3}
+    before, after = make_aegis_pre_post_processors(
+        policy.config,
+        {key: {"mean": torch.zeros(size), "std": torch.ones(size)} for key, size in stats.items()},
+    )
+    engine = RTCInferenceEngine(
+        policy=policy,
+        preprocessor=before,
+        postprocessor=after,
+        robot_wrapper=SimpleNamespace(robot_type="arm"),
+        rtc_config=rtc,
+        hw_features={**cameras, "observation.state": {"dtype": "float32", "shape": (5,), "names": joints}},
+        task="push it",
+        fps=0.01,  # no chunk takes longer than a step of it
+        device="cpu",
+        rtc_queue_threshold=3,
+    )
+    engine.start()
+    engine.resume()
+    picture = np.zeros((32, 32, 3), dtype=np.uint8)
+    engine.notify_observation({"front": picture, "wrist": picture, **dict.fromkeys(joints, 0.0)})
+    deadline = time.monotonic() + 60
+    while len(left_over) < 2 and not engine.failed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    action = engine.get_action(None)
+    engine.stop()
+    assert not engine.failed and left_over[0] is None and left_over[1].shape == (4, 3)
+    assert action is not None and action.shape == (3,)
