@@ -135,7 +135,6 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         self._training_state = files.TrainingState.load(checkpoint)
         self._optimizer_restored = optimizer_begun(checkpoint) if checkpoint and resuming() else {}
         self._training_begun = False
-        self._optimized: PolicyParameters | None = None
         self._probe: VQAProbe | TextProbe | None = None
         self._anchor_file: Path | None = None
         self._saved_card: str | None = None

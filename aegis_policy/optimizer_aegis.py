@@ -19,7 +19,7 @@ from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
 
 
 class PolicyParameters(list[dict[str, Any]]):
-    """What `AegisPolicy.get_optim_params` hands to the optimizer: parameter groups, and maybe projectors."""
+    """What a policy hands to the optimizer: parameter groups, and maybe projectors."""
 
     def __init__(
         self,
@@ -33,8 +33,17 @@ class PolicyParameters(list[dict[str, Any]]):
         """Fields of the optimizer's configuration that LeRobot is going to restore, whatever they say."""
         self.optimizer: AegisAdamWConfig | None = None
         """The configuration of the optimizer that has been built from these parameters."""
-        self.projects = False
-        """An optimizer that projects has been built from these parameters."""
+        self.built: ProjectedStep | None = None
+        """The optimizer that has been built from these parameters."""
+
+    @property
+    def projects(self) -> bool:
+        """Whether an optimizer that projects has been built from these parameters."""
+        return self.built is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has weights of its own, and no optimizer."""
+        return {**self.__dict__, "built": None}
 
 
 def parameter_groups(
@@ -134,10 +143,11 @@ class AegisAdamWConfig(OptimizerConfig):
             "eps": self.eps,
             "weight_decay": self.weight_decay,
         }
-        params.projects = True
         if self.bits == 8:
-            return adamw_8bit()(params, *params.projectors, **options)
-        return ProjectedAdamW(params, *params.projectors, fused=True, **options)
+            params.built = adamw_8bit()(params, *params.projectors, **options)
+        else:
+            params.built = ProjectedAdamW(params, *params.projectors, fused=True, **options)
+        return params.built
 
 
 @cache

@@ -145,7 +145,7 @@ class AnchorBuilder:
     ) -> None:
         self.vlm = vlm.eval()
         self._parts = gatherers(vlm, kinds, share, seed)
-        self._needs_answers = any(part.needs_answers for part in self._parts.values())
+        self._needs_answers = vlm.whole and any(part.needs_answers for part in self._parts.values())
         self._random = random.Random(seed)
         self._some: list[VQAExample] = []
         self._passed = 0
@@ -153,7 +153,7 @@ class AnchorBuilder:
     def remember(self, batch: Batch) -> None:
         """Keep a few questions for their gradient, drawn evenly from all that come by (Vitter's algorithm R)."""
         for each in batch:
-            if isinstance(each, VQAExample):
+            if isinstance(each, VQAExample) and self.vlm.whole:
                 place = self._random.randrange(self._passed + 1)
                 self._passed += 1
                 if len(self._some) < QUESTIONS:

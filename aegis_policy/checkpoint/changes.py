@@ -71,11 +71,13 @@ RULES: dict[str, Rule] = {
 VLA_RULES = {
     **dict.fromkeys(OPTIONS | {"protection"}, Rule.BEGUN),
     **dict.fromkeys(("lora_rank", "lora_alpha"), Rule.BUILT),
+    **dict.fromkeys(("dtype", "freeze_vision_encoder", "normalization_mapping"), Rule.BEGUN),
+    **dict.fromkeys(("optimizer_lr", "optimizer_betas", "optimizer_eps"), Rule.IDLE),
+    **dict.fromkeys(("optimizer_weight_decay", "optimizer_grad_clip_norm"), Rule.IDLE),
+    **dict.fromkeys(("scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr"), Rule.IDLE),
 }
 """What the fields of a protection may do in the configuration of LeRobot's own policies; the rest is LeRobot's."""
 
-_FORMER_DEFAULTS = {"expert_optimizer": "adamw"}
-"""What checkpoints mean that do not name a field, where that is no longer its default."""
 OPTIMIZER_RESTORED = ("lr", "betas", "eps", "weight_decay", "bits")
 """Fields of `AegisAdamWConfig` (`--optimizer.*`) that LeRobot restores with the optimizer's state."""
 
@@ -98,15 +100,25 @@ def check_use(checkpoint: Path, config: PreTrainedConfig, data: Any | None) -> I
     own = read_json(checkpoint / CONFIG_FILE)
     resumed = data is not None and resuming()
     yield from check_changes(checkpoint, cast("AegisConfig", config), resumed)
-    if data is None:  # an evaluation's environment: LeRobot writes its actions into the configuration
-        theirs = {**(config.input_features or {}), **(config.output_features or {})}
-        shapes = {key: {"shape": each.shape} for key, each in theirs.items()}
-        yield from check_sizes(own, shapes, "environment")
+    if data is None:
+        yield from check_environment(own, config)
     else:
         yield from check_sizes(own, data.features)
         if resumed:
             yield from check_resumable(checkpoint)
             yield from check_dataset_kept(checkpoint, data.repo_id)
+
+
+def check_environment(own: Mapping[str, Any], config: PreTrainedConfig) -> Iterator[Finding]:
+    """Whether a checkpoint fits an evaluation's environment, whose actions LeRobot writes into the configuration.
+
+    Args:
+        own: the checkpoint's `config.json`.
+        config: what is to be used.
+    """
+    theirs = {**(config.input_features or {}), **(config.output_features or {})}
+    shapes = {key: {"shape": each.shape} for key, each in theirs.items()}
+    yield from check_sizes(own, shapes, "environment")
 
 
 def check_changes(
@@ -129,8 +141,7 @@ def check_changes(
             "error",
             f"--policy.protection={config.protection} does not fit the weights of {checkpoint}, which were trained "
             f"with {changed['protection'][0]}: {why}",
-            f"make a VLM of them with aegis-export --policy.path={checkpoint} --output_dir=DIR and train a new policy "
-            "with --policy.vlm=DIR",
+            _by_way_of_an_export(checkpoint, config),
         )
         return
     anew = f"leave it out, or begin a new training from these weights with --policy.path={checkpoint}"
@@ -187,7 +198,7 @@ def _changed(
     defaults = {field.name: field.default for field in fields(config) if field.default is not MISSING}
     found = {}
     for name, value in now.items():
-        known = before.get(name, _FORMER_DEFAULTS.get(name, defaults.get(name, value)))
+        known = before.get(name, defaults.get(name, value))
         if known != value:
             found[name] = (known, value)
     following = {*(before.get("defaults_taken") or {}), *(config.defaults_taken or {})} - {
@@ -211,6 +222,13 @@ def _unfit(checkpoint: Path, before: Any, now: str) -> str | None:
     if wanted.needs_reference and not known.needs_reference and not (checkpoint / REFERENCE_FILE).is_file():
         return f"{now} compares with the pretrained weights, and only checkpoints of its kind keep those"
     return None
+
+
+def _by_way_of_an_export(checkpoint: Path, config: "AegisConfig | ProtectedVLAConfig") -> str:
+    export = f"aegis-export --policy.path={checkpoint} --output_dir=DIR"
+    if config.type == "aegis":
+        return f"make a VLM of them with {export} and train a new policy with --policy.vlm=DIR"
+    return f"make a plain policy of them with {export} --plain and begin from it with --policy.pretrained_path=DIR"
 
 
 def _training_config(checkpoint: Path) -> dict[str, Any]:

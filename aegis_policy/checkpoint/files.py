@@ -3,7 +3,7 @@
 The model card is in `card`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -36,6 +36,8 @@ STATE_FILE = "protection_state.safetensors"
 _STEPS, _VQA_BEFORE = "steps", "vqa_before"
 _ADAPTER, _BASE = ".lora_", ".base_layer."
 """How peft names an adapter's weights in a layer, and those that it stands beside."""
+_NOT_A_POLICY = ["checkpoints/*", "training_state/*", "*.mp4"]
+"""What a repository of a policy may hold beside it, by the gigabyte."""
 _HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 
@@ -77,12 +79,13 @@ class TrainingState:
             ) from error
 
 
-def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:
+def find_checkpoint(name: str | Path, options: Mapping[str, Any], flag: str = "--policy.path") -> Path:
     """The folder of a checkpoint; `checks` tell whether it is whole.
 
     Args:
         name: the folder itself, or a hub id.
         options: those for the hub are used.
+        flag: that named it.
 
     Raises:
         AegisError: there is none.
@@ -91,10 +94,10 @@ def find_checkpoint(name: str | Path, options: dict[str, Any]) -> Path:
     if not folder.is_dir():
         hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
         try:
-            folder = Path(snapshot_download(str(name), **hub))
+            folder = Path(snapshot_download(str(name), ignore_patterns=_NOT_A_POLICY, **hub))
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise AegisError(
-                f"--policy.path={name} is neither a folder nor a model that the hub gives "
+                f"{flag}={name} is neither a folder nor a model that the hub gives "
                 f"({one_line(error)}): name the `pretrained_model` folder of a checkpoint."
             ) from error
     return folder
@@ -172,7 +175,7 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
                 f"{file} does not fit its configuration: it holds {some(others)} with other shapes, the first "
                 f"{held[name]} instead of {own[name]}: {mend}."
             )
-        if any(_ADAPTER in name for name in own) and not _had_adapters(Path(file).parent):
+        if any(_ADAPTER in name for name in own) and not had_adapters(Path(file).parent):
             missing, unexpected = _load_beside_adapters(model, file, device, own)
         else:
             missing, unexpected = load_model(model, file, strict=False, device=device)
@@ -185,7 +188,7 @@ def load_weights(model: nn.Module, file: str, device: str, strict: bool) -> None
         )
 
 
-def _had_adapters(checkpoint: Path) -> bool:
+def had_adapters(checkpoint: Path) -> bool:
     """Whether a checkpoint was trained under a protection that has adapters, even if its weights have lost them."""
     before = PROTECTIONS.get(read_json(checkpoint / CONFIG_FILE).get("protection"), Protection)
     return before.adapt is not Protection.adapt

@@ -79,6 +79,14 @@ class ProjectedStep(Optimizer):
             round_(master_of)
         return loss
 
+    @torch.no_grad()
+    def hold_(self) -> None:
+        """Hold the weights now, whichever step it is: whoever looks at them sees them as they are after a held step."""
+        with masters_in_place(self, without_gradient=True) as master_of:
+            for projector in self.projectors or ():
+                projector.hold_(lambda p: master_of.get(p, whole_value(p)))
+            round_(master_of)
+
     def _require_finite(self) -> None:
         if getattr(self, "found_inf", None) is not None:
             return  # a gradient scaler has looked, and a fused step leaves such gradients out

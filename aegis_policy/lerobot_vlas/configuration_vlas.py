@@ -36,6 +36,7 @@ class ProtectedVLAConfig(
     vlm_fingerprint: str | None = None
     anchor_info: dict[str, str] | None = None
     train_expert_only: bool = False
+    push_to_hub: bool = False
 
     def __post_init__(self) -> None:
         self.anchor_path = None if self.anchor_path is None else Path(typed("anchor_path", self.anchor_path))

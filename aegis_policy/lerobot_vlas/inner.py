@@ -11,7 +11,7 @@ from lerobot.policies import PreTrainedPolicy
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.loading import load_processor
-from aegis_policy.vlm.merging import merged
+from aegis_policy.vlm.merging import merge_
 from aegis_policy.vlm.parts import VLMParts
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def _paligemma_processor(_policy: Any) -> Any:
 _PI = _Inside("model.paligemma_with_expert.paligemma", _paligemma_processor)
 _KNOWN = {"smolvla": _Inside("model.vlm_with_expert.vlm", _its_processor), "pi0": _PI, "pi05": _PI}
 """Types of LeRobot's policies that have a transformers VLM inside."""
-PREFIX = "aegis_"
+_PREFIX = "aegis_"
 """Before the name of such a type, with a protection."""
 
 
 def plain_type(name: str) -> str | None:
     """The name of LeRobot's own policy, of it or of the protected one; None of others."""
-    plain = name.removeprefix(PREFIX)
+    plain = name.removeprefix(_PREFIX)
     return plain if plain in _KNOWN else None
 
 
@@ -78,6 +78,8 @@ def parts_of(policy: PreTrainedPolicy, name: str) -> VLMParts:
 def backbone_of(policy: PreTrainedPolicy, name: str) -> VLMBackbone:
     """The VLM in a policy as one that reads and answers, with weights of its own in float32.
 
+    Adapters in the policy are merged on the way: it is not for one that goes on.
+
     Raises:
         AegisError: its processor is not there.
     """
@@ -89,8 +91,10 @@ def backbone_of(policy: PreTrainedPolicy, name: str) -> VLMBackbone:
             False  # pi0 trains one of them
         )
     whole = _transformers_class(model)(config).float()
-    whole.load_state_dict(merged(model).state_dict())
-    return VLMBackbone(whole.eval(), _inside(policy).processor(policy), name, flag="--policy.path")
+    whole.load_state_dict(merge_(model).state_dict())
+    vlm = VLMBackbone(whole.eval(), _inside(policy).processor(policy), name, flag="--policy.path")
+    vlm.whole = layers_left_out(policy) == 0
+    return vlm
 
 
 def layers_left_out(policy: PreTrainedPolicy) -> int:

@@ -12,11 +12,10 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aegis_policy.checkpoint import files
-from aegis_policy.checkpoint.changes import VLA_RULES, check_changes, optimizer_begun
+from aegis_policy.checkpoint.changes import VLA_RULES, check_changes, check_environment, optimizer_begun
 from aegis_policy.checkpoint.checks import CONFIG_FILE, WEIGHTS_FILE
 from aegis_policy.isolation import Anchor
 from aegis_policy.lerobot_vlas.configuration_vlas import (
@@ -26,10 +25,11 @@ from aegis_policy.lerobot_vlas.configuration_vlas import (
     ProtectedVLAConfig,
 )
 from aegis_policy.lerobot_vlas.inner import parts_of, plain_type
+from aegis_policy.lerobot_vlas.loading import require_loaded
 from aegis_policy.optimizer_aegis import PolicyParameters
 from aegis_policy.protections.holding import HoldsProtected
 from aegis_policy.support import ranks
-from aegis_policy.support.errors import AegisError, one_line, some
+from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_contents
 from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import read_json
@@ -56,10 +56,10 @@ class ProtectedVLA(HoldsProtected):
         super().__init__(config, **options)
         self.protection = config.resolve_options()
         self._checkpoint = checkpoint
-        self._optimized: PolicyParameters | None = None
         self._anchor: Anchor | None = None
         self._reference: dict[str, Tensor] | None = None
-        if checkpoint is not None:
+        self._adapted = checkpoint is not None and files.had_adapters(checkpoint)
+        if self._adapted:
             self.protection.adapt(self._parts())
 
     @classmethod
@@ -77,7 +77,13 @@ class ProtectedVLA(HoldsProtected):
             AegisError: the folder is of another type, lacks weights of this policy, or was trained under a protection
                 that does not go on so.
         """
-        folder = files.find_checkpoint(pretrained_name_or_path, options)
+        flag = "--policy.pretrained_path"
+        folder = files.find_checkpoint(pretrained_name_or_path, options, flag)
+        if not (folder / CONFIG_FILE).is_file():
+            raise AegisError(
+                f"{flag}={pretrained_name_or_path} holds no config.json: give the `pretrained_model` folder of "
+                "a policy."
+            )
         held = read_json(folder / CONFIG_FILE)
         kind = held.get("type")
         if kind not in (cls.name, plain_type(cls.name)):
@@ -90,12 +96,14 @@ class ProtectedVLA(HoldsProtected):
             for name in _WRITTEN:
                 setattr(config, name, held.get(name))
             enforce(check_changes(folder, config, resuming(), VLA_RULES))
+            if options.get("dataset_meta") is None:
+                enforce(check_environment(held, config))
         else:
             config.base = str(pretrained_name_or_path)
         policy: Self = super().from_pretrained(  # type: ignore[misc]  # LeRobot's
             folder, config=config, checkpoint=folder if own else None, **options
         )
-        _require_loaded(policy, folder / WEIGHTS_FILE)
+        require_loaded(policy, folder / WEIGHTS_FILE)
         return policy
 
     def get_optim_params(self) -> PolicyParameters:
@@ -138,10 +146,21 @@ class ProtectedVLA(HoldsProtected):
     def _begin_training(self) -> None:
         """Mark what may learn, and have the protection begin with the weights as they are now."""
         vlm, config = self._parts(), self.config
+        if not self._adapted and any("lora_" in name for name, _ in self.named_parameters()):
+            raise AegisError(
+                f"--peft.* and {self.name} do not go together, for adapters of peft are in no checkpoint of it: use "
+                "--policy.protection=lora."
+            )
         if config.vlm_fingerprint is None:
             config.vlm_fingerprint = vlm.fingerprint()
-        if self._checkpoint is None:
+        if not self._adapted:
             self.protection.adapt(vlm)
+            self._adapted = True
+        if self.protection.needs_anchor and not (config.base or config.anchor_path):
+            raise AegisError(
+                f"--policy.protection={config.protection} needs the anchor of a VLM, and this {self.name} begins from "
+                "none: name a policy with --policy.pretrained_path."
+            )
         if config.protection != "none":
             _freeze_words(vlm)
         if not self.protection.trains_decoder:
@@ -195,40 +214,3 @@ def _freeze_words(vlm: VLMParts) -> None:
     for parameter in vlm.model.parameters():
         if id(parameter) not in inside:
             parameter.requires_grad_(False)
-
-
-def _require_loaded(policy: Any, file: Path) -> None:
-    """See that every weight came from the file: LeRobot goes on with random ones, or some, where it could not load.
-
-    Raises:
-        AegisError: some did not.
-    """
-    names_of: dict[int, list[str]] = {}
-    for name, parameter in policy.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(parameter), []).append(name)
-    weights = {id(parameter): parameter for parameter in policy.parameters()}
-    try:
-        with safe_open(file, "pt") as held:
-            there = {f"model.{name.removeprefix('model.')}": name for name in held.keys()}  # noqa: SIM118
-            missing = []
-            for key, names in names_of.items():
-                stored = next((there[name] for name in names if name in there), None)
-                if stored is None or not _begins_with(weights[key], held.get_slice(stored)):
-                    missing.append(names[0])
-    except (OSError, SafetensorError) as error:
-        raise AegisError(
-            f"{file} cannot be read ({one_line(error)}): take the folder as training saved it."
-        ) from error
-    if missing:
-        raise AegisError(
-            f"{file} did not give {some(missing)} of this {policy.name}: see that the flags are those of the policy "
-            "that was saved there (sizes, number of layers, vlm_model_name)."
-        )
-
-
-def _begins_with(weight: Tensor, stored: Any) -> bool:
-    """Whether a weight's first row is that of a stored one."""
-    if list(weight.shape) != stored.get_shape():
-        return False
-    row = stored[:1] if weight.ndim else torch.as_tensor(stored[:])
-    return torch.equal(row.to(weight.dtype), weight.detach()[:1].cpu() if weight.ndim else weight.cpu())

@@ -1,10 +1,13 @@
 """Where protected weights must be held before somebody else sees them."""
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
 from aegis_policy.protections.base import Protection
+
+if TYPE_CHECKING:
+    from aegis_policy.optimizer_aegis import PolicyParameters
 
 
 class HoldsProtected(nn.Module):
@@ -14,6 +17,8 @@ class HoldsProtected(nn.Module):
     """
 
     protection: Protection
+    _optimized: "PolicyParameters | None" = None
+    """What the optimizer was given, once there is one."""
 
     def train(self, mode: bool = True) -> Self:
         """As any module's; what leaves training has its protected part held."""
@@ -28,6 +33,9 @@ class HoldsProtected(nn.Module):
         return super().state_dict(*args, **options)
 
     def hold(self) -> None:
-        """Put back what may not have moved."""
-        for projector in self.protection.projectors:
-            projector.hold_()
+        """Put back what may not have moved; of weights in 16 bits by way of their masters, which the optimizer has."""
+        if self._optimized is not None and self._optimized.built is not None:
+            self._optimized.built.hold_()
+        else:
+            for projector in self.protection.projectors:
+                projector.hold_()

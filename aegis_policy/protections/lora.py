@@ -80,6 +80,9 @@ class Lora(Protection):
             target_modules=[name for name in vlm.linear_layers if name.startswith(layers)],
         )
         inject_adapter_in_model(adapters, vlm.model)
+        for name, parameter in vlm.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()  # beside bfloat16 weights too
 
     def narrow(self, vlm: "VLMParts") -> None:
         super().narrow(vlm)

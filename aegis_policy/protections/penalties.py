@@ -80,8 +80,8 @@ class L2SP(Protection):
         if missing := sorted(self._parameters.keys() - reference.keys()):
             raise AegisError(
                 f"This checkpoint does not know the pretrained value of {some(missing)}, "
-                "which did not learn when it was trained: leave --policy.train_vision_tower and "
-                "--policy.train_projector as they were."
+                "which did not learn when it was trained: leave what of the vision side trains as it was "
+                "(--policy.train_vision_tower and --policy.train_projector, or --policy.freeze_vision_encoder)."
             )
         device = vlm.device
         self._reference = {name: reference[name].to(device) for name in self._parameters}

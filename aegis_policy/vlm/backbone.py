@@ -58,7 +58,12 @@ class VLMBackbone(VLMParts, nn.Module):
     """A VLM with its processor, as prefix encoder and as answerer.
 
     Its `depth` is all of its decoder layers, until `end_at` says less.
+
+    Attributes:
+        whole: False where the last decoder layers are left out, so that what it answers means nothing.
     """
+
+    whole = True
 
     def __init__(self, model: "PreTrainedModel", processor: Any, name: str, flag: str = "--vlm") -> None:
         nn.Module.__init__(self)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aegis_policy.checkpoint.checks import CONFIG_FILE
+from aegis_policy.checkpoint.checks import CONFIG_FILE, WEIGHTS_FILE
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json
 
@@ -56,16 +56,17 @@ def load_policy_vlm(
     if not is_vla(found):
         policy, _ = load_policy(source)
         return policy.vlm, Origin(policy.config.vlm, policy.config.vlm_fingerprint), found
-    vla = load_vla(found)
-    from aegis_policy.lerobot_vlas.inner import backbone_of, layers_left_out
+    from aegis_policy.lerobot_vlas.inner import backbone_of
 
-    if to_answer and (left_out := layers_left_out(vla)):
+    vla, _ = load_vla(found)
+    vlm = backbone_of(vla, found)
+    if to_answer and not vlm.whole:
         raise AegisError(
-            f"--policy.path={source.path} has left out the last {left_out} decoder layers of its VLM, and does "
-            "not answer without them: aegis-drift tells how far the others moved."
+            f"--policy.path={source.path} has left out the last decoder layers of its VLM, and does not answer without "
+            "them: aegis-drift tells how far the others moved."
         )
     base, fingerprint = getattr(vla.config, "base", None), getattr(vla.config, "vlm_fingerprint", None)
-    return backbone_of(vla, found), None if base is None else Origin(base, fingerprint), found
+    return vlm, None if base is None else Origin(base, fingerprint), found
 
 
 def find_policy(source: PolicySource) -> str:
@@ -90,32 +91,45 @@ def find_policy(source: PolicySource) -> str:
 
 def is_vla(name: str) -> bool:
     """Whether a folder or hub id is a policy of LeRobot's own with a VLM that is known inside, protected or not."""
-    from lerobot.configs import PreTrainedConfig
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     from aegis_policy.lerobot_vlas.inner import plain_type
 
-    if (Path(name) / CONFIG_FILE).is_file():
-        kind = read_json(Path(name) / CONFIG_FILE).get("type")
-    elif Path(name).exists() or name.count("/") != 1:
-        return False
-    else:
+    file = Path(name) / CONFIG_FILE
+    if not Path(name).exists() and name.count("/") == 1:
         try:
-            kind = PreTrainedConfig.from_pretrained(name).type
-        except Exception:  # whatever the hub, or a configuration of somebody's own, does
-            return False
+            file = Path(hf_hub_download(name, CONFIG_FILE))
+        except (OSError, ValueError, HfHubHTTPError):
+            return False  # whoever loads it says what is wrong
+    if not file.is_file():
+        return False
+    found = read_json(file)
+    kind = found.get("type") if isinstance(found, dict) else None
     return isinstance(kind, str) and plain_type(kind) is not None
 
 
-def load_vla(name: str) -> Any:
-    """One of LeRobot's own policies, protected or not, on the CPU."""
+def load_vla(name: str) -> tuple[Any, Path]:
+    """One of LeRobot's own policies, protected or not, on the CPU in float32, and its folder.
+
+    Raises:
+        AegisError: its weights are not all there.
+    """
     from lerobot.configs import PreTrainedConfig
     from lerobot.policies import get_policy_class
 
     import aegis_policy.lerobot_vlas.configuration_vlas  # noqa: F401  # their types
+    from aegis_policy.checkpoint.files import find_checkpoint
+    from aegis_policy.lerobot_vlas.loading import require_loaded
 
-    config = PreTrainedConfig.from_pretrained(name)
+    folder = find_checkpoint(name, {})
+    config = PreTrainedConfig.from_pretrained(folder)
     config.device = "cpu"
-    return get_policy_class(config.type).from_pretrained(name, config=config)
+    if hasattr(config, "dtype"):
+        config.dtype = "float32"  # in which adapters are merged
+    policy = get_policy_class(config.type).from_pretrained(folder, config=config)
+    require_loaded(policy, folder / WEIGHTS_FILE)
+    return policy, folder
 
 
 def load_processors(policy: "AegisPolicy", folder: str, device: str) -> tuple[Any, Any]:

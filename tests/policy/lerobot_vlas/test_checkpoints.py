@@ -4,15 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_vlas import TYPES, load, random_batch, train
 
+from aegis_eval.checkpoints import PolicySource, load_policy_vlm, load_vla
+from aegis_policy.anchors.building import build_anchor
 from aegis_policy.isolation import Anchor
 from aegis_policy.lerobot_vlas.inner import backbone_of, inner_model, layers_left_out
 from aegis_policy.lerobot_vlas.plain import save_plain
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.json_files import read_json, write_json
+from aegis_policy.vqa.examples import VQAExample
 
 MakeVLA = Callable[..., Any]
 Saved = Callable[..., tuple[Path, Path]]
@@ -62,6 +66,30 @@ def test_lerobot_runs_the_plain_policy_as_it_was(
     torch.testing.assert_close(chunk(theirs), chunk(policy), rtol=1e-4, atol=1e-5)
 
 
+def test_what_adapters_do_beside_16_bits_is_not_lost_in_a_plain_policy(
+    make_vla: MakeVLA, tmp_path: Path
+) -> None:
+    policy = make_vla("aegis_pi05", protection="lora", dtype="bfloat16")
+    train(policy, 5)
+    policy.save_pretrained(tmp_path / "saved")
+    (tmp_path / "plain").mkdir()
+    save_plain(load_vla(str(tmp_path / "saved"))[0], tmp_path / "saved", tmp_path / "plain")
+    theirs = dict(inner_model(load(tmp_path / "plain")).named_parameters())
+    layers = {key: layer for key, layer in inner_model(policy).named_modules() if hasattr(layer, "lora_A")}
+    assert layers
+    for key, layer in layers.items():
+        begun = layer.base_layer.weight.float()
+        added = layer.get_delta_weight("default").float()
+        torch.testing.assert_close(theirs[f"{key}.weight"] - begun, added, rtol=1e-2, atol=1e-6)
+
+
+def test_adapters_may_come_in_a_new_training(make_vla: MakeVLA, tmp_path: Path) -> None:
+    make_vla("aegis_pi05", protection="none").save_pretrained(tmp_path / "saved")
+    policy = make_vla("aegis_pi05", pretrained_path=tmp_path / "saved", protection="lora")
+    train(policy, 2)
+    assert any("lora_A" in key and p.any() for key, p in policy.named_parameters())
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_the_vlm_inside_reads_as_it_does_there(make_vla: MakeVLA, name: str) -> None:
     policy = make_vla(name).eval()
@@ -76,15 +104,28 @@ def test_the_vlm_inside_reads_as_it_does_there(make_vla: MakeVLA, name: str) -> 
     assert layers_left_out(policy) == 0
 
 
-def test_layers_that_smolvla_leaves_out_are_counted(make_vla: MakeVLA) -> None:
+def test_a_smolvla_without_its_last_layers_is_not_asked(make_vla: MakeVLA, tmp_path: Path) -> None:
     policy = make_vla("smolvla", num_vlm_layers=1)
     assert layers_left_out(policy) == 1
-    assert backbone_of(policy, "cut").num_layers == 1
+    vlm = backbone_of(policy, "cut")
+    assert vlm.num_layers == 1 and not vlm.whole
+    picture = np.zeros((32, 32, 3), np.uint8)
+    anchor = build_anchor(
+        vlm, [VQAExample(picture, "what")], kinds=["subspace"], source="black", batch_size=1
+    )
+    assert anchor.factors and all(each.gradient_K is None for each in anchor.factors.values())
+    policy.save_pretrained(tmp_path / "cut")
+    source = PolicySource(str(tmp_path / "cut"))
+    assert not load_policy_vlm(source)[0].whole
+    with pytest.raises(AegisError, match="has left out the last decoder layers of its VLM"):
+        load_policy_vlm(source, to_answer=True)
 
 
 def test_another_protection_does_not_go_on_from_adapters(make_vla: MakeVLA, tmp_path: Path) -> None:
     make_vla("aegis_pi05", protection="lora").save_pretrained(tmp_path / "saved")
-    with pytest.raises(AegisError, match="lora has adapters, for which none has no place"):
+    with pytest.raises(
+        AegisError, match=r"lora has adapters, for which none has no place.*--plain and begin"
+    ):
         make_vla("aegis_pi05", pretrained_path=tmp_path / "saved", protection="none")
     config = read_json(tmp_path / "saved" / "config.json")
     write_json(tmp_path / "saved" / "config.json", {**config, "type": "act"})

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_vlas import TYPES, random_batch, train
 from torch import nn
 
-from aegis_policy.isolation import Anchor, LowRankProjector
+from aegis_eval.checkpoints import load_vla
+from aegis_policy.isolation import LowRankProjector
 from aegis_policy.lerobot_vlas.inner import inner_model, parts_of
 from aegis_policy.support.errors import AegisError
 
@@ -23,7 +26,10 @@ def weights(policy: Any) -> dict[str, torch.Tensor]:
 
 
 def require_blocked(policy: Any, optimizer: Any, before: dict[str, torch.Tensor], share: float) -> None:
-    """See that what is blocked has not moved, to float32, and that the rest of the same weights has."""
+    """See that what is blocked has not moved, to float32, and that the rest of the same weights has.
+
+    Weights in 16 bits are what their masters are, rounded.
+    """
     (projector,) = policy.protection.projectors
     assert isinstance(projector, LowRankProjector) and projector.blocks
     policy.eval()  # holds
@@ -32,6 +38,7 @@ def require_blocked(policy: Any, optimizer: Any, before: dict[str, torch.Tensor]
     for weight, block in projector.blocks:
         begun = before[names[id(weight)]].float()
         after = optimizer.state[weight].get("master", weight.detach())
+        assert torch.equal(after.to(weight.dtype), weight)
         moved = after.float() - begun
         assert block.shape[1] == round(share * weight.shape[1])
         learned += bool(moved.any())
@@ -50,7 +57,7 @@ def test_the_vlm_of_pi_learns_only_outside_its_blocks(
         f"aegis_{name}", pretrained_path=base, anchor_path=anchor, anchor_share=0.2, dtype=dtype
     )
     before = weights(policy)
-    optimizer = train(policy, 10)
+    optimizer = train(policy, 13)  # of which the tenth alone is held in the optimizer
     require_blocked(policy, optimizer, before, 0.2)
     learning = {name for name, p in inner_model(policy).named_parameters() if p.requires_grad}
     assert learning <= {f"{layer}.weight" for layer in parts_of(policy, name).linear_layers}
@@ -114,20 +121,16 @@ def test_a_frozen_vlm_stays_and_adapters_stand_beside_it(make_vla: MakeVLA, name
 
 
 @pytest.mark.parametrize("protection", ["l2_sp", "ewc"])
+@pytest.mark.parametrize("name", TYPES)
 def test_a_penalty_draws_weights_back(
-    make_vla: MakeVLA, save_base_and_anchor: Saved, protection: str
+    make_vla: MakeVLA, save_base_and_anchor: Saved, name: str, protection: str
 ) -> None:
-    base, anchor = save_base_and_anchor("pi05", freeze_vision_encoder=True)
+    base, anchor = save_base_and_anchor(name)
     options = {"anchor_path": anchor} if protection == "ewc" else {}
 
     def moved(penalty: float) -> float:
         policy = make_vla(
-            "aegis_pi05",
-            pretrained_path=base,
-            protection=protection,
-            penalty=penalty,
-            freeze_vision_encoder=True,
-            **options,
+            f"aegis_{name}", pretrained_path=base, protection=protection, penalty=penalty, **options
         )
         before = weights(policy)
         train(policy, 6, lr=1e-3)
@@ -156,19 +159,39 @@ def test_what_cannot_be_protected_is_refused(
         AegisError, match=r"is a policy of type pi05, and --policy.type=aegis_pi0 takes a pi0"
     ):
         make_vla("aegis_pi0", pretrained_path=base)
-    _, other = save_base_and_anchor("pi0", max_state_dim=6)
-    Anchor.load(other)
     with pytest.raises(AegisError, match="was made from weights"):
         policy = make_vla("aegis_pi05", pretrained_path=base, anchor_path=anchor)
         nn.init.normal_(parts_of(policy, "x").decoder_layers[0].self_attn.q_proj.weight)
         policy.get_optim_params()
 
 
-def test_weights_that_lerobot_did_not_load_are_seen(make_vla: MakeVLA, save_base_and_anchor: Saved) -> None:
-    base, _ = save_base_and_anchor("pi05")
-    (base / "model.safetensors").rename(base / "weights.safetensors")
-    with pytest.raises(AegisError, match="cannot be read"):
-        make_vla("aegis_pi05", pretrained_path=base)
+def test_weights_that_lerobot_did_not_load_are_seen(make_vla: MakeVLA, tmp_path: Path) -> None:
+    base, file = tmp_path / "base", tmp_path / "base" / "model.safetensors"
+    make_vla("pi05").save_pretrained(base)
+    weights = load_file(file)
+    head, words = (
+        next(key for key in weights if part in key) for part in ("paligemma.lm_head", "embed_tokens")
+    )
+    save_file({key: x for key, x in weights.items() if key != words}, file)
+    policy = make_vla("aegis_pi05", pretrained_path=base, protection="none")
+    found = dict(policy.named_parameters())
+    assert torch.equal(found[words], weights[head]), "openpi wrote one of the two"
+
+    save_file({key: x for key, x in weights.items() if "q_proj" not in key}, file)
+    for read in (lambda: make_vla("aegis_pi05", pretrained_path=base), lambda: load_vla(str(base))):
+        with pytest.raises(AegisError, match=r"did not give .*q_proj"):
+            read()
+    file.write_bytes(b"junk")
+    for read in (lambda: make_vla("aegis_pi05", pretrained_path=base), lambda: load_vla(str(base))):
+        with pytest.raises(AegisError, match="cannot be read"):
+            read()
+
+
+def test_adapters_of_peft_are_refused(make_vla: MakeVLA) -> None:
+    policy = make_vla("aegis_smolvla", protection="freeze")
+    get_peft_model(policy, LoraConfig(target_modules=r".*lm_expert.*q_proj"))
+    with pytest.raises(AegisError, match=r"--peft.\* and aegis_smolvla do not go together"):
+        policy.get_optim_params()
 
 
 def test_an_optimizer_that_knows_nothing_of_it_is_refused(

@@ -81,6 +81,11 @@ def make_anchor(config: AnchorConfig) -> Anchor:
         _robot_data(_place(source), config.cameras)  # before what takes long
     device = torch_device(config.device)
     vlm = _load(config).to(device)
+    if not vlm.whole and (asking := [kind for kind in config.kinds if KINDS[kind].asks]):
+        raise AegisError(
+            f"--kinds={config.kinds}: {named} has left out the last decoder layers of its VLM and does not "
+            f"answer, which {asking[0]} is about; take --kinds=[subspace]."
+        )
     samples = _samples(config, sources, vlm)
     total = sum(len(each) if isinstance(each, Sized) else config.samples for each in samples)
     unfinished = _unfinished(config, sources, samples, vlm.fingerprint())

@@ -26,7 +26,7 @@ def export(config: ExportConfig) -> Path:
 
 
 def _export_plain(policy: str, folder: Path) -> None:
-    vla = load_vla(policy)
+    vla, checkpoint = load_vla(policy)
     from aegis_policy.lerobot_vlas.modeling_vlas import ProtectedVLA
     from aegis_policy.lerobot_vlas.plain import save_plain
 
@@ -36,4 +36,4 @@ def _export_plain(policy: str, folder: Path) -> None:
             "aegis_smolvla, aegis_pi0 and aegis_pi05."
         )
     with atomic_directory(folder) as beside:
-        save_plain(vla, Path(policy), beside)
+        save_plain(vla, checkpoint, beside)

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
@@ -35,9 +34,6 @@ from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vlm.checks import check_vlm
 from aegis_policy.vqa.examples import ANSWER_TOKENS, SENTENCE_TOKENS
 from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
-
-if TYPE_CHECKING:
-    pass
 
 _FEWEST_SCENES = 40
 """Training scenes that a blind guesser knows at least."""
