@@ -39,7 +39,8 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 
 from aegis_policy.model.expert import ActionExpert
 
-_CHUNK, _SIDE, _CAMERA = 50, 96, "observation.images.front"
+CHUNK, SIDE, CAMERA = 50, 96, "observation.images.front"
+
 _SHIPPED_LAYERS = 16
 _WARM_UP = 2
 
@@ -54,7 +55,7 @@ class Pair(NamedTuple):
 def features() -> dict[str, dict[str, PolicyFeature]]:
     return {
         "input_features": {
-            _CAMERA: PolicyFeature(FeatureType.VISUAL, (3, _SIDE, _SIDE)),
+            CAMERA: PolicyFeature(FeatureType.VISUAL, (3, SIDE, SIDE)),
             "observation.state": PolicyFeature(FeatureType.STATE, (STATE_DIM,)),
         },
         "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))},
@@ -67,7 +68,7 @@ def smolvla(vlm: str, layers: int, device: str, **options: Any) -> SmolVLAPolicy
         SmolVLAConfig(
             vlm_model_name=vlm,
             num_vlm_layers=layers,
-            resize_imgs_with_padding=(_SIDE, _SIDE),
+            resize_imgs_with_padding=(SIDE, SIDE),
             device=device,
             **features(),
             **options,
@@ -77,8 +78,8 @@ def smolvla(vlm: str, layers: int, device: str, **options: Any) -> SmolVLAPolicy
 
 def act(device: str) -> ACTPolicy:
     config = ACTConfig(
-        chunk_size=_CHUNK,
-        n_action_steps=_CHUNK,
+        chunk_size=CHUNK,
+        n_action_steps=CHUNK,
         pretrained_backbone_weights=None,
         device=device,
         **features(),
@@ -97,10 +98,10 @@ def ours(vlm: str, protection: str, depth: int, like: PreTrainedPolicy, device: 
     return make_policy(
         vlm,
         protection,
-        _SIDE,
+        SIDE,
         device,
-        cameras=(_CAMERA,),
-        chunk_size=_CHUNK,
+        cameras=(CAMERA,),
+        chunk_size=CHUNK,
         flow_samples=1,
         backbone_depth=depth,
         **size,
@@ -113,7 +114,7 @@ def _blocks(theirs: torch.nn.Module, width: int, heads: int) -> int:
 
     def count(blocks: int) -> int:
         with torch.device("meta"):
-            expert = ActionExpert(ACTION_DIM, STATE_DIM, _CHUNK, 576, blocks, width, blocks, heads)
+            expert = ActionExpert(ACTION_DIM, STATE_DIM, CHUNK, 576, blocks, width, blocks, heads)
         return sum(p.numel() for p in expert.parameters())
 
     wanted = sum(p.numel() for p in theirs.parameters())
@@ -122,7 +123,7 @@ def _blocks(theirs: torch.nn.Module, width: int, heads: int) -> int:
 
 def batch_of(size: int, device: str, words: int) -> dict[str, Any]:
     """One for every policy: beside the task lie as many tokens of text as ours makes of it, for `smolvla`."""
-    batch = random_batch(size, _SIDE, _CHUNK, device, cameras=(_CAMERA,))
+    batch = random_batch(size, SIDE, CHUNK, device, cameras=(CAMERA,))
     tokens = torch.randint(0, 50, (size, words), device=device)
     return {
         **batch,
@@ -166,7 +167,7 @@ def compare(pair: Pair, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of ours, and theirs over ours."""
     theirs = pair.theirs()
     policies = {"theirs": theirs, "ours": pair.ours(theirs)}
-    inputs = policies["ours"]._vlm_inputs(random_batch(1, _SIDE, _CHUNK, arguments.device, (_CAMERA,)))
+    inputs = policies["ours"]._vlm_inputs(random_batch(1, SIDE, CHUNK, arguments.device, (CAMERA,)))
     words = int((~policies["ours"].vlm.image_tokens(inputs)).sum())
     batch = batch_of(arguments.batch_size, arguments.device, words)
     sides = {name: Measured(policy, batch, arguments.device) for name, policy in policies.items()}
@@ -200,7 +201,7 @@ def main() -> None:
     half, shipped = layers // 2, min(_SHIPPED_LAYERS, layers)
     with tempfile.TemporaryDirectory() as folder:
         vlm = resolve("smolvlm-256m", Path(folder), layers)
-        anchor = save_random_anchor(vlm, _SIDE, Path(folder), ["subspace"])
+        anchor = save_random_anchor(vlm, SIDE, Path(folder), ["subspace"])
         learning = {"protection": "aegis", "anchor_path": anchor, "device": device}
         pairs = {
             "full": Pair(
