@@ -91,8 +91,8 @@ class AegisConfig(
             has them. CUDA graphs (the second and the third) are recorded for each length of a prefix.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
-        expert_optimizer: `muon` for the matrices of the expert's blocks and AdamW for the rest of it, both at
-            `optimizer_lr`; or `adamw` for all of it, at a third of that rate or less. Betas, eps and bits are AdamW's.
+        expert_optimizer: `adamw`, or `muon` for the matrices of the expert's blocks, at `optimizer_lr` too, which it
+            wants three times as high (docs/performance.md); betas, eps and bits are AdamW's alone.
         flow_samples: points of the noise-action path (noise and time) that the expert learns from for each
             observation of a training step. The backbone runs once for all of them, the expert once for
             each; CogACT (arXiv 2411.19650) calls them repeated diffusion steps.
@@ -101,7 +101,8 @@ class AegisConfig(
         frozen_dtype: of the VLM's weights that do not learn, while training: `float32`, or `bfloat16` beside a
             `dtype` of bfloat16, which rounds them in every product anyway.
         gradient_checkpointing: recompute the backbone's activations instead of keeping them.
-        optimizer_lr, optimizer_lr_backbone: peak learning rates of the action expert and of the backbone.
+        optimizer_lr, optimizer_lr_backbone: peak learning rates of the action expert and of the backbone. The first is
+            for an expert of the default size; wider ones usually want less.
         optimizer_bits: 32, or 8 for the moments of AdamW in blocks of 8 bits (arXiv 2110.02861; needs bitsandbytes).
         scheduler_warmup_steps: linear warm-up, at most a tenth of `--steps`, before a cosine that ends there.
         vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
@@ -130,7 +131,7 @@ class AegisConfig(
     expert_width: int = 192
     expert_depth: int = 6
     expert_heads: int = 6
-    expert_optimizer: str = "muon"
+    expert_optimizer: str = "adamw"
 
     flow_samples: int = 4
     time_alpha: float = 1.5
@@ -149,7 +150,7 @@ class AegisConfig(
         }
     )
 
-    optimizer_lr: float = 6e-3
+    optimizer_lr: float = 2e-3
     optimizer_lr_backbone: float = 1e-4
     optimizer_betas: tuple[float, float] = (0.9, 0.95)
     optimizer_eps: float = 1e-8

@@ -44,7 +44,7 @@ from aegis_policy.support.json_files import read_json, write_json
 
 TASKS = "reach,pick"
 BATCH_SIZE, LR_BACKBONE = 16, 3e-4
-FIRST = ["--policy.expert_optimizer=adamw", "--policy.optimizer_lr=2e-3"]
+FIRST = ["--policy.optimizer_lr=2e-3"]
 SECOND = [
     "--policy.expert_optimizer=muon",
     "--policy.optimizer_lr=4e-3",

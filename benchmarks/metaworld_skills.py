@@ -96,7 +96,6 @@ def _run(config: MetaworldConfig, variant: str) -> Run:
             flags=[
                 *VARIANTS[variant].flags,
                 *anchor_flags(root, variant),
-                "--policy.expert_optimizer=adamw",
                 "--policy.optimizer_lr=1e-3",
                 "--policy.optimizer_lr_backbone=1e-3",
                 "--policy.n_action_steps=8",

@@ -31,7 +31,6 @@ LR_BACKBONE = 3e-4
 _ROLLOUT_SEED = 777_000
 """Scenes of the `train` split far behind the demonstrations'."""
 _AT_ONCE = 2
-_ADAMW = ("--policy.expert_optimizer=adamw",)
 _MUON = ("--policy.expert_optimizer=muon", "--policy.optimizer_lr=6e-3")
 
 
@@ -47,8 +46,8 @@ class Choice:
 REFERENCE = "muon"
 CHOICES: dict[str, Choice] = {
     REFERENCE: Choice(_MUON),
-    "adamw-5e-4": Choice((*_ADAMW, "--policy.optimizer_lr=5e-4"), 0.87),
-    "adamw-2e-3": Choice((*_ADAMW, "--policy.optimizer_lr=2e-3"), 0.87),
+    "adamw-5e-4": Choice(("--policy.optimizer_lr=5e-4",), 0.87),
+    "adamw-2e-3": Choice(("--policy.optimizer_lr=2e-3",), 0.87),
     "half-depth": Choice((*_MUON, "--policy.backbone_depth=2"), 0.88),
     "three-quarters-depth": Choice((*_MUON, "--policy.backbone_depth=3"), 0.93),
     "flow-2": Choice((*_MUON, "--policy.flow_samples=2"), 0.76),

@@ -83,10 +83,7 @@ def test_two_micro_batches_of_eight_are_a_batch_of_sixteen(
     batches = [_sixteen(make_batch, seed, same_observations=moments) for seed in range(STEPS)]
     trained = []
     for micro in (1, 2):
-        rates = {"optimizer_lr": 1e-3, "optimizer_lr_backbone": 1e-3}
-        policy = make_policy(
-            protection, **options, expert_optimizer="adamw", **rates
-        )  # Muon rounds to bfloat16
+        policy = make_policy(protection, **options, optimizer_lr=1e-3, optimizer_lr_backbone=1e-3)
         start = {name: p.detach().clone() for name, p in policy.named_parameters()}
         trained.append(_train(policy, batches, micro))
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -28,8 +28,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "knowledge_insulation": ("knowledge_insulation", {}, "action_token_loss"),
     "muon": ("none", {"expert_optimizer": "muon"}, "flow_loss"),
 }
-"""Name -> protection, its options, and the figure that shows that it acted. The optimizer is AdamW unless told:
-Muon rounds to bfloat16."""
+"""Name -> protection, its options, and the figure that shows that it acted."""
 _MUON_ATOL = 1.5e-4
 """A tenth of the way that matrices went, of which Muon's bfloat16 keeps two to three digits."""
 
@@ -46,7 +45,7 @@ def launched(
     policies = {
         name: make_policy(
             protection,
-            **{"expert_optimizer": "adamw", **options},
+            **options,
             optimizer_lr=1e-3,
             optimizer_lr_backbone=1e-3,
             flow_samples=2,

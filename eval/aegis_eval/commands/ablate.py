@@ -63,7 +63,7 @@ class AblateConfig:
     held_out: int = 100
     steps: int = 400
     batch_size: int = 16
-    lr: float = 6e-3
+    lr: float = 2e-3
     lr_backbone: float = 1.2e-3
     flow_samples: int = 4
     probe_freq: int = 0

@@ -55,7 +55,7 @@ class CompareConfig:
     episodes: int = 1000
     steps: int = 1500
     batch_size: int = 16
-    lr: float = 6e-3
+    lr: float = 2e-3
     lr_backbone: float = 3e-4
     lr_grid: list[float] = field(default_factory=list)
     flow_samples: int = 2

@@ -52,7 +52,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "expert_width": (32, {}),
     "expert_depth": (3, {}),
     "expert_heads": (4, {}),
-    "expert_optimizer": ("adamw", {}),
+    "expert_optimizer": ("muon", {}),
     "flow_samples": (2, {}),
     "time_alpha": (2.0, {}),
     "time_beta": (2.0, {}),
@@ -170,19 +170,6 @@ def test_a_checkpoint_of_a_former_version_has_changed_nothing(saved: Saved) -> N
         del config[name]
     write_json(folder / "config.json", {**config, "anchor_share": None})
     assert told(check_changes(folder, _reloaded(folder), resumed=True)) == ""
-
-
-def test_the_optimizer_of_a_checkpoint_that_does_not_name_it_is_adamw(saved: Saved) -> None:
-    folder = saved()
-    config = read_json(folder / "config.json")
-    config.pop("expert_optimizer")
-    write_json(folder / "config.json", config)
-    found = told(check_changes(folder, _reloaded(folder), resumed=True))
-    assert (
-        "expert_optimizer=muon changes nothing when a training is resumed; LeRobot goes on with adamw"
-        in found
-    )
-    assert told(check_changes(folder, _reloaded(folder, expert_optimizer="adamw"), resumed=True)) == ""
 
 
 def _arguments(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -47,8 +47,7 @@ def test_the_probe_leaves_the_training_as_it_is(
     so here they are held in every step."""
     weights, generators, probed = [], [], []
     for options in ({}, {"vqa_probe_freq": 1, "vqa_probe_data": str(tiny_vqa), "vqa_probe_samples": 6}):
-        options |= {"expert_optimizer": "adamw", "optimizer_lr": 5e-4}  # Muon rounds to bfloat16
-        policy = make_policy("aegis", anchor="gaussian+subspace", **options)
+        policy = make_policy("aegis", anchor="gaussian+subspace", optimizer_lr=5e-4, **options)
         optimizer = build_optimizer(policy)
         for projector in policy.protection.projectors:
             projector.every = 1
