@@ -88,7 +88,8 @@ class AegisConfig(
         compile_model: compile the action expert for the steps of a chunk (`torch.compile`); the first chunk waits for
             that, those of instructions of another length do not. Training is as without.
         compile_mode: `default`, `reduce-overhead`, `max-autotune` or `max-autotune-no-cudagraphs`, as `torch.compile`
-            has them. CUDA graphs (the second and the third) are recorded for each length of a prefix.
+            has them; `lerobot-rollout --torch_compile_mode` is not read. CUDA graphs (the second and the third) are
+            recorded for each length of a prefix, and for evaluation alone: a rollout's threads share none.
         expert_width, expert_depth, expert_heads: size of the action expert. The defaults (3.9 M parameters on
             the embedded VLM) suit a CPU; for a model of billions of parameters, 1024, 18 and 16 are usual.
         expert_optimizer: `adamw`, or `muon` for the matrices of the expert's blocks, at `optimizer_lr` too, which it
@@ -222,6 +223,12 @@ class AegisConfig(
             raise AegisError(
                 f"--policy.rtc_config.execution_horizon={self.rtc_config.execution_horizon} must be at least 1."
             )
+        rtc = self.rtc_config
+        if rtc is not None and rtc.enabled and rtc.execution_horizon > self.chunk_size:
+            raise AegisError(
+                f"--policy.rtc_config.execution_horizon={rtc.execution_horizon} must be at most "
+                f"--policy.chunk_size={self.chunk_size}."
+            )
         if self.n_obs_steps != 1:
             raise AegisError(f"--policy.n_obs_steps={self.n_obs_steps}: this policy reads one observation.")
         if not (0 < self.time_alpha <= 1_000 and 0 < self.time_beta <= 1_000 and 0 < self.time_max <= 1):
@@ -240,8 +247,7 @@ class AegisConfig(
         unprobed = dict.fromkeys(
             _PROBE if self.vqa_probe_freq == 0 else (), "unless --policy.vqa_probe_freq is given too"
         )
-        uncompiled = {} if self.compile_model else {"compile_mode": "unless --policy.compile_model is true"}
-        return self.idle_options(protection) | unprobed | uncompiled
+        return self.idle_options(protection) | unprobed
 
     @property
     def action_dim(self) -> int:

@@ -35,7 +35,7 @@ from aegis_policy.model.action_queue import ActionQueue
 from aegis_policy.model.compiled_expert import CompiledExpert
 from aegis_policy.model.expert import ActionExpert
 from aegis_policy.model.flow_vla import FlowVLA, draw
-from aegis_policy.model.real_time_chunking import guided_sample
+from aegis_policy.model.real_time_chunking import guided_sample, real_actions
 from aegis_policy.optimizer_aegis import PolicyParameters, parameter_groups
 from aegis_policy.protections import Step
 from aegis_policy.protections.action_tokens import ActionChunks
@@ -382,14 +382,8 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         """The next normalised action (B, A); a new chunk is sampled every `n_action_steps` calls.
 
         Raises:
-            AegisError: another rollout is under way, in another thread or with another batch size; or chunks are to go
-                on from each other.
+            AegisError: another rollout is under way, in another thread or with another batch size.
         """
-        if self.rtc_processor is not None:
-            raise AegisError(
-                "select_action carries a chunk out before it samples the next one, which --policy.rtc_config rules "
-                "out: call predict_action_chunk, as lerobot-rollout --inference.type=rtc does, or leave it out."
-            )
         check_batch(self.config, batch, with_actions=False)
         return self._action_queue.next(
             len(batch[OBS_STATE]),
@@ -402,7 +396,12 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
 
     def init_rtc_processor(self) -> None:
         """Follow `config.rtc_config`, which LeRobot's rollout sets before it calls this."""
-        rtc = self.config.rtc_config
+        rtc, most = self.config.rtc_config, self.config.chunk_size
+        if rtc is not None and rtc.enabled and rtc.execution_horizon > most:
+            raise AegisError(
+                f"A chunk of this policy has {most} actions, fewer than an execution horizon of "
+                f"{rtc.execution_horizon}: use at most --inference.rtc.execution_horizon={most}."
+            )
         self.rtc_processor = RTCProcessor(rtc) if rtc is not None and rtc.enabled else None
 
     def _sampler(
@@ -410,7 +409,9 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
     ) -> flow_matching.Sampler:
         if self.rtc_processor is None or left_over is None:
             return flow_matching.euler_sample
-        most = self.config.chunk_size
+        left_over, most = real_actions(left_over), self.config.chunk_size
+        if not left_over.shape[-2]:
+            return flow_matching.euler_sample
         if left_over.shape[-2] > most:
             raise AegisError(
                 f"{left_over.shape[-2]} actions are left over, and a chunk of this policy has {most}: use at most "

@@ -118,11 +118,14 @@ def read_question(config: "AegisConfig", batch: Mapping[str, Any]) -> tuple[np.n
     text = batch.get(QUERY_TEXT)
     if not says_something(text):
         raise AegisError(f"Nothing is asked: give the batch a question (key `{QUERY_TEXT}`).")
-    cameras = {key.rpartition(".")[-1]: key for key in config.image_features}
-    camera, _, question = text.partition(":")
-    if camera not in cameras or not says_something(question):
-        camera, question = next(iter(cameras)), text
-    key = cameras[camera]
+    named, _, question = text.partition(":")
+    named = named.strip().casefold()
+    cameras = [key for key in config.image_features if named in (key.casefold(), _last(key).casefold())]
+    if len(cameras) > 1:
+        raise AegisError(f"{named} may be {' or '.join(cameras)}: name one of them in full.")
+    if not cameras or not says_something(question):
+        cameras, question = list(config.image_features), text
+    key = cameras[0]
     if key not in batch:
         raise AegisError(f"The question is about {key}, which the batch lacks: give it that picture.")
     _check_pictures(key, batch[key])
@@ -132,6 +135,11 @@ def read_question(config: "AegisConfig", batch: Mapping[str, Any]) -> tuple[np.n
         )
     picture = (batch[key][0] * 255).round().clamp(0, 255).to(torch.uint8)
     return picture.permute(1, 2, 0).cpu().numpy(), question.strip()
+
+
+def _last(key: str) -> str:
+    """The last part of a name with dots."""
+    return key.rpartition(".")[-1]
 
 
 def says_something(text: object) -> TypeGuard[str]:

@@ -14,6 +14,16 @@ from torch import Tensor
 from aegis_policy.model.flow_matching import Velocity
 
 
+def real_actions(left_over_PA: Tensor) -> Tensor:
+    """What is left over without the rows of zeros with which LeRobot's rollout makes it as long as its horizon.
+
+    As actions they would be the mean pose. No sampled action is zero in every dimension.
+    """
+    rows_P = left_over_PA.ne(0).any(-1)
+    rows_P = rows_P.any(0) if rows_P.ndim > 1 else rows_P
+    return left_over_PA[..., : int(rows_P.nonzero().max()) + 1 if rows_P.any() else 0, :]
+
+
 def guided_sample(
     velocity: Velocity,
     noise_BHA: Tensor,
@@ -31,8 +41,8 @@ def guided_sample(
         noise_BHA: where to start.
         num_steps: equal Euler steps.
         processor: how much it is drawn.
-        left_over_PA: normalised actions of the last chunk, from the one that is next to be carried out, (P, A) or
-            (B, P, A), at most H.
+        left_over_PA: normalised actions of the last chunk (`real_actions`), from the one that is next to be carried
+            out, (P, A) or (B, P, A), at most H.
         delay: how many of them will have been carried out when this chunk is there.
         execution_horizon: behind so many, nothing is drawn; by default, the processor's.
     """

@@ -52,7 +52,10 @@ def _values(config: AegisConfig) -> dict[str, Any]:
         ),
         ({"rtc_config": RTCConfig(max_guidance_weight=float("nan"))}, "--policy.rtc_config=RTCConfig"),
         ({"compile_model": True, "compile_mode": "fast"}, "--policy.compile_mode=fast is unknown"),
-        ({"compile_mode": "max-autotune"}, "unless --policy.compile_model is true"),
+        (
+            {"rtc_config": RTCConfig(execution_horizon=5)},
+            "--policy.rtc_config.execution_horizon=5 must be at most --policy.chunk_size=4",
+        ),
         ({"optimizer_lr": None}, "--policy.optimizer_lr is null: give a value"),
         ({"optimizer_betas": (None, 0.9)}, "--policy.optimizer_betas is null"),
         ({"time_alpha": 1e300}, "--policy.time_alpha=1e"),

@@ -47,8 +47,19 @@ def test_without_a_rest_or_switched_off_chunks_are_the_plain_ones_bit_for_bit(
 ) -> None:
     batch = make_batch(1)
     plain = _policy(make_policy, None).predict_action_chunk(batch, _NOISE)
-    on, off = _policy(make_policy, RTCConfig()), _policy(make_policy, RTCConfig(enabled=False))
-    assert torch.equal(on.predict_action_chunk(batch, _NOISE, inference_delay=1), plain)
+    on = _policy(make_policy, RTCConfig(execution_horizon=4))
+    off = _policy(make_policy, RTCConfig(enabled=False))
+    padded = torch.zeros(4, 3)  # as LeRobot's rollout makes a queue that is empty
+    for rest in (None, padded, padded[:0]):
+        chunk = on.predict_action_chunk(batch, _NOISE, inference_delay=1, prev_chunk_left_over=rest)
+        assert torch.equal(chunk, plain)
+    short = padded.index_fill(0, torch.tensor([0, 1]), 2.0)
+    given = [rest.clone() for rest in (short, short[:2])]
+    chunks = [
+        on.predict_action_chunk(batch, _NOISE, inference_delay=1, prev_chunk_left_over=x) for x in given
+    ]
+    assert torch.equal(*chunks) and not torch.equal(chunks[0], plain), "what fills a rest up is no action"
+    assert torch.equal(on.select_action(batch, _NOISE), plain[:, 0])
     for policy in (off, _policy(make_policy, None)):
         chunk = policy.predict_action_chunk(batch, _NOISE, inference_delay=1, prev_chunk_left_over=_LEFT_OVER)
         assert torch.equal(chunk, plain)
@@ -56,11 +67,12 @@ def test_without_a_rest_or_switched_off_chunks_are_the_plain_ones_bit_for_bit(
 
 
 def test_what_cannot_be_is_said(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
-    policy, batch = _policy(make_policy, RTCConfig()), make_batch(1)
-    with pytest.raises(AegisError, match=r"--policy.rtc_config rules out: call predict_action_chunk"):
-        policy.select_action(batch)
+    policy, batch = _policy(make_policy, RTCConfig(execution_horizon=4)), make_batch(1)
     with pytest.raises(AegisError, match=r"use at most --inference.rtc.execution_horizon=4"):
-        policy.predict_action_chunk(batch, prev_chunk_left_over=torch.zeros(10, 3))
+        policy.predict_action_chunk(batch, prev_chunk_left_over=torch.ones(10, 3))
+    policy.config.rtc_config = RTCConfig()  # as its `build_rollout_context` does, before the arm moves
+    with pytest.raises(AegisError, match=r"4 actions, fewer than an execution horizon of 10"):
+        policy.init_rtc_processor()
 
 
 def test_its_settings_are_flags_and_stay_with_a_checkpoint(

@@ -90,11 +90,12 @@ def _read(folder: Path, flag: str, answered: bool) -> Iterator[Record]:
         raise AegisError(f"{folder} holds no row of style {_STYLE} in {_COLUMN}: {_ANNOTATE}.")
     if places == asked:
         raise AegisError(
-            f"All {asked} questions of {folder} ask where something is, and no words answer that."
+            f"All {asked} questions of {folder} ask where something is, or have no answer in words."
         )
     if places:
         logging.warning(
-            f"{places} of {asked} questions of {folder} ask where something is: they are left out."
+            f"{places} of {asked} questions of {folder} ask where something is, or have no answer in words: they are "
+            "left out."
         )
 
 
@@ -115,7 +116,7 @@ def _record(
     dataset: "LeRobotDataset",
     answered: bool,
 ) -> Record | None:
-    """The question about a frame as a camera sees it; None if its answer is a place in the picture."""
+    """The question about a frame as a camera sees it; None if no words answer it."""
     cameras = dataset.meta.camera_keys
     if camera not in cameras:
         raise ValueError(f"the dataset has no such camera but {', '.join(cameras)}")
@@ -139,7 +140,7 @@ def _record(
 
 
 def _answer(content: str) -> tuple[str, tuple[str, ...] | None]:
-    """The kind of an answer and how it is said in words, the shortest first; None of a place in the picture."""
+    """The kind of an answer and how it is said in words, the shortest first; None if it is not said in words."""
     try:
         payload = json.loads(content)
     except ValueError:
@@ -148,7 +149,10 @@ def _answer(content: str) -> tuple[str, tuple[str, ...] | None]:
         return ONE_TYPE, (text(content, "answer"),)
     for kind, (needed, words) in _KINDS.items():
         if needed <= payload.keys():
-            return kind, words(payload)
+            try:
+                return kind, words(payload) or None
+            except ValueError:  # a list, or nothing, where a word is wanted
+                return kind, None
     raise ValueError(f"its answer {shown(content)} is of no kind that lerobot-annotate writes")
 
 
@@ -161,7 +165,7 @@ _KINDS: dict[str, tuple[set[str], Callable[[Any], tuple[str, ...] | None]]] = {
     "bbox": ({"detections"}, lambda _: None),
     "keypoint": ({"label", "point_format", "point"}, lambda _: None),
     "count": ({"label", "count"}, lambda answer: answers(answer["count"])),
-    "attribute": ({"label", "attribute", "value"}, lambda answer: answers(answer["value"])),
+    "attribute": ({"label", "attribute", "value"}, lambda answer: (label(answer["value"], "value"),)),
     "spatial": ({"subject", "relation", "object"}, _relation),
 }
 """Kind of an answer -> the keys that its JSON has, and how it is said."""

@@ -54,7 +54,7 @@ class ChoiceBenchmark(ReadBenchmark):
     """
 
     name: str
-    lmms_eval_task: str
+    lmms_eval_task: str | None
     data_set: str
     finish: Callable[[Record, Json], Record]
     metric: Metric
@@ -236,7 +236,7 @@ CHOICES: dict[str, ChoiceBenchmark] = {
     for each in (
         ChoiceBenchmark(
             "mmstar",
-            lmms_eval_task="mmstar",
+            lmms_eval_task=None,  # which averages categories
             data_set="Lin-Chen/MMStar",
             finish=_mmstar,
             metric=_says_letter,
@@ -258,7 +258,7 @@ CHOICES: dict[str, ChoiceBenchmark] = {
         ),
         ChoiceBenchmark(
             "mmbench",
-            lmms_eval_task="mmbench_en_dev_static",
+            lmms_eval_task=None,  # which tells `circular` alone
             data_set="lmms-lab-encoder/MMBench",
             finish=_mmbench,
             metric=_says_letter,

@@ -154,8 +154,12 @@ ASKED = vqa("user", 0.1, "what is it?")
         ),
         (
             pair(0.1, "where?", BOX),
-            "All 1 questions of .*mine ask where something is, and no words answer that",
+            "All 1 questions of .*mine ask where something is, or have no answer in words",
         ),
+        *[
+            (pair(0.1, "what colour?", {**COLOUR, "value": value}), "All 1 questions of .*mine")
+            for value in (None, ["red", "blue"], {"main": "red"})
+        ],
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(rows: list, sentence: str, tmp_path: Path) -> None:
