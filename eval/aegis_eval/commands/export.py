@@ -13,15 +13,15 @@ class ExportConfig:
 
     Attributes:
         policy: `--policy.path`, a policy checkpoint (a `pretrained_model` folder).
-        plain: write the whole policy, as LeRobot's own type: of an `aegis_pi05` a `pi05`, which runs without this
-            package.
         output_dir: a new folder, which `AutoModelForImageTextToText.from_pretrained` and lmms-eval load; or, of a plain
             policy, `lerobot-eval`.
+        plain: write the whole policy, as LeRobot's own type: of an `aegis_pi05` a `pi05`, which runs without this
+            package.
     """
 
     policy: PolicySource = field(default_factory=PolicySource)
-    plain: bool = False
     output_dir: Path = Path("outputs/exported-vlm")
+    plain: bool = False
 
 
 def main() -> None:

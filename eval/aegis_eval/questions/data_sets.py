@@ -90,12 +90,10 @@ def _splits(name: str, config: str | None) -> Iterable[str]:
 
 def _load(name: str, splits: Sequence[str], config: str | None) -> datasets.Dataset:
     try:
-        if (
-            config is not None and (Path(name) / config).is_dir()
-        ):  # files as the hub has them, without its card
-            name = str(Path(name) / config)
         saved = _is_whole(name) or _is_saved(name)
         known = None if saved or config not in datasets.get_dataset_config_names(name) else config
+        if not saved and known is None and config is not None and (Path(name) / config).is_dir():
+            name = str(Path(name) / config)  # files as the hub has them, without its card
         there = list(_splits(name, known))
         split = next((each for each in splits if each in there), None)
         if split is None:

@@ -10,6 +10,8 @@ import torch
 from tiny_vlas import TYPES, load, random_batch, train
 
 from aegis_eval.checkpoints import PolicySource, load_policy_vlm, load_vla
+from aegis_eval.commands.export import ExportConfig
+from aegis_eval.commands.work.export import export
 from aegis_policy.anchors.building import build_anchor
 from aegis_policy.isolation import Anchor
 from aegis_policy.lerobot_vlas.inner import backbone_of, inner_model, layers_left_out
@@ -119,6 +121,12 @@ def test_a_smolvla_without_its_last_layers_is_not_asked(make_vla: MakeVLA, tmp_p
     assert not load_policy_vlm(source)[0].whole
     with pytest.raises(AegisError, match="has left out the last decoder layers of its VLM"):
         load_policy_vlm(source, to_answer=True)
+
+
+def test_a_policy_that_lerobot_does_not_have_has_no_plain_type(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(AegisError, match="is none of aegis_smolvla, aegis_pi0 and aegis_pi05"):
+        export(ExportConfig(PolicySource(str(tiny_checkpoint)), tmp_path / "out", plain=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_protection_does_not_go_on_from_adapters(make_vla: MakeVLA, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from aegis_eval.checkpoints import find_policy, load_policy_vlm, load_vla
+from aegis_eval.checkpoints import find_policy, is_vla, load_policy_vlm, load_vla
 from aegis_eval.commands.export import ExportConfig
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.files import atomic_directory, require_new_directory
@@ -26,14 +26,14 @@ def export(config: ExportConfig) -> Path:
 
 
 def _export_plain(policy: str, folder: Path) -> None:
-    vla, checkpoint = load_vla(policy)
     from aegis_policy.lerobot_vlas.modeling_vlas import ProtectedVLA
     from aegis_policy.lerobot_vlas.plain import save_plain
 
+    vla, checkpoint = load_vla(policy) if is_vla(policy) else (None, Path(policy))
     if not isinstance(vla, ProtectedVLA):
         raise AegisError(
-            f"--policy.path={policy} is a policy of type {vla.name}, which --plain has nothing to take from: it is for "
-            "aegis_smolvla, aegis_pi0 and aegis_pi05."
+            f"--policy.path={policy} is none of aegis_smolvla, aegis_pi0 and aegis_pi05, which --plain is for: "
+            "leave it out, and the VLM is written."
         )
     with atomic_directory(folder) as beside:
         save_plain(vla, checkpoint, beside)
