@@ -101,7 +101,7 @@ class Protection:
     """
 
     Options: ClassVar[type] = NoOptions
-    """A dataclass of the configuration's fields that mean something to this protection; `AegisConfig` inherits it."""
+    """A dataclass of fields that mean something to this protection, which a policy's configuration inherits."""
     chosen_by: ClassVar[tuple[str, ...]] = ("protection",)
     """The fields that decide what `defaults` are."""
     default_penalty: ClassVar[float | None] = None
@@ -150,7 +150,7 @@ class Protection:
     @property
     def penalty(self) -> float:
         """The strength of what is added to the flow loss."""
-        assert self.config.penalty is not None, "resolved by AegisConfig"
+        assert self.config.penalty is not None, "resolved by ProtectionChoice"
         return self.config.penalty
 
     def check_anchor(self, anchor: Anchor, vlm: "VLMParts") -> None:

@@ -95,7 +95,7 @@ class Lora(Protection):
         if anchor is None:
             return
         share = self.config.anchor_share
-        assert share is not None, "resolved by AegisConfig"
+        assert share is not None, "resolved by ProtectionChoice"
         projector, self._coverage = block_layers(
             _first_matrices(vlm), anchor, share, "lora_null_space", HOLD_EVERY
         )

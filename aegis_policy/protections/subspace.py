@@ -21,7 +21,7 @@ To hold a weight takes 4 E D K operations in whole float32, whatever the batch: 
 a step of SmolLM2-135M's shape with 16 short samples on a CPU, and more of one whose other products are bfloat16 on a
 GPU. The weights are compared with the pretrained ones and no steps are summed up, so what strayed comes back as a
 whole, and nothing accumulates over a training, whose steps would add up by the thousand. Between, the flow loss is of
-weights at most ten ordinary steps away along the blocked directions. Nobody else sees those: `AegisPolicy` holds
+weights at most ten ordinary steps away along the blocked directions. Nobody else sees those: policies hold
 before a checkpoint, the probe and evaluation. On the embedded VLM (120 steps of 8, backbone at 1.2e-3, 400 questions,
 one seed) held in every step, every tenth and every fortieth kept 96.5, 97.2 and 97.0 % of 97.0 %, with losses alike
 to two thousandths.
@@ -66,7 +66,7 @@ class Subspace(AnchorKind):
 
     def begin_training(self, vlm: "VLMParts", anchor: Anchor) -> None:
         share = self.config.anchor_share
-        assert share is not None, "resolved by AegisConfig"
+        assert share is not None, "resolved by ProtectionChoice"
         self.projector, self._coverage = block_layers(
             _learning(vlm), anchor, share, self.name, every=HOLD_EVERY
         )

@@ -19,7 +19,7 @@ class VLMParts:
     Attributes:
         model: the model itself.
         name: how errors call it.
-        flag: of `aegis-anchor`, which that is the value of.
+        flag: of `aegis-anchor`, that takes this name.
         family: where its parts are.
         depth: how many of its decoder layers a policy runs, the first ones.
     """
@@ -37,7 +37,7 @@ class VLMParts:
             AegisError: the model lacks one.
         """
         family = family_of(model.config.model_type)
-        assert family is not None, "load_config refuses what is unknown"
+        assert family is not None, "whoever loads a model refuses what is unknown"
         for path in (family.decoder_layers, family.vision_tower, family.projector):
             try:
                 model.get_submodule(path)
