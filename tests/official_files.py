@@ -207,8 +207,35 @@ def write_mmbench(root: Path) -> Path:
     return root
 
 
-def _as_image(rows: dict[str, Any]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+def write_mmmu(root: Path) -> Path:
+    """MMMU: a question about one picture, one whose options are pictures, one without options."""
+    first, second, third = _coloured()
+    shown = [[first], [second, third], [third]]
+    rows = {
+        "id": ["validation_Accounting_1", "validation_Art_Theory_12", "validation_Physics_3"],
+        "question": [
+            "What does <image 1> show?",
+            "Which of these is brighter?",
+            "How many volts? <image 1>",
+        ],
+        "options": ["['a balance', 'a cheque', 'a receipt']", "['<image 1>', '<image 2>']", "[]"],
+        "answer": ["C", "B", "['12', 'twelve']"],
+        "question_type": ["multiple-choice", "multiple-choice", "open"],
+        **{
+            f"image_{number}": [images[number - 1] if number <= len(images) else None for images in shown]
+            for number in range(1, 8)
+        },
+    }
+    pictures = [column for column in rows if column.startswith("image_")]
+    _as_image(rows, *pictures).to_parquet(root / "data" / "validation-00000-of-00001.parquet")
+    return root
+
+
+def _as_image(rows: dict[str, Any], *columns: str) -> datasets.Dataset:
+    table = datasets.Dataset.from_dict(rows)
+    for column in columns or ("image",):
+        table = table.cast_column(column, datasets.Image())
+    return table
 
 
 def load_questions(name: str, place: str | None, split: str | None, count: int, seed: int = 0) -> Drawn:

@@ -31,7 +31,7 @@ from aegis_policy.vlm.merging import merged
 from aegis_policy.vlm.parts import VLMParts
 from aegis_policy.vlm.prefix import Prefix
 from aegis_policy.vlm.processor_checks import OTHER_PROCESSOR, check_files
-from aegis_policy.vlm.prompts import NO_LABEL, Picture, Prompts
+from aegis_policy.vlm.prompts import NO_LABEL, Pictures, Prompts
 from aegis_policy.vlm.weights import build_model, load_model, require_shapes
 
 if TYPE_CHECKING:
@@ -244,14 +244,15 @@ class VLMBackbone(VLMParts, nn.Module):
     @torch.no_grad()
     def answer(
         self,
-        images: Sequence[Picture | None],
+        images: Sequence[Pictures],
         questions: Sequence[str],
         max_new_tokens: int = 16,
     ) -> list[str]:
-        """Answer one question an image, greedily.
+        """Answer one question an image, or about several, greedily.
 
         Args:
-            images: N images, each (H, W, 3) uint8; or N times None, for questions about no picture.
+            images: N images, each (H, W, 3) uint8, or several in its place; or N times None, for questions about no
+                picture.
             questions: N questions.
             max_new_tokens: longest answer.
 
@@ -284,9 +285,7 @@ class VLMBackbone(VLMParts, nn.Module):
         answers = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
-    def question_inputs(
-        self, images: Sequence[Picture | None], questions: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def question_inputs(self, images: Sequence[Pictures], questions: Sequence[str]) -> dict[str, Tensor]:
         """Model inputs of N image-question pairs, left-padded as `generate` wants them."""
         return self._here(self.prompts.of_questions(images, questions))
 
@@ -300,14 +299,14 @@ class VLMBackbone(VLMParts, nn.Module):
 
     def answer_inputs(
         self,
-        images: Sequence[Picture | None],
+        images: Sequence[Pictures],
         questions: Sequence[str],
         answers: Sequence[str],
     ) -> dict[str, Tensor]:
         """Model inputs of N questions with their answers, left-padded; `labels` (N, T) hold the answers' tokens.
 
         Args:
-            images: N images, each (H, W, 3) uint8; or N times None.
+            images: N images, each (H, W, 3) uint8, or several in its place; or N times None.
             questions: N questions.
             answers: N answers, which the model reads as if it had given them.
         """

@@ -25,6 +25,8 @@ from aegis_policy.vlm.plain_text import PlainText
 
 Picture = np.ndarray | Image.Image
 """(H, W, 3) uint8; a picture may have another mode, such as grey or transparent, and is read in colour."""
+Pictures = Picture | Sequence[Picture] | None
+"""What a question is about: a picture, several in their order, or none."""
 _IMAGE = "<image>"
 """An image's place in a prompt that is no chat."""
 _BLANK = (32, 32)
@@ -44,7 +46,7 @@ class Prompts:
 
     They are `input_ids` and `attention_mask` (N, T), pixels if there are pictures, and what else its processor gives;
     on the CPU, but for pictures that came from elsewhere. Whatever special tokens a text quotes are read as ordinary
-    words. The questions of a batch are all about pictures, or none of them is (None in place of each).
+    words. The questions of a batch are all about pictures, or none of them is.
 
     Attributes:
         processor: the model's own.
@@ -66,16 +68,16 @@ class Prompts:
         prompts = [self.prompt(self._text(_one_line(text)), len(images)) for text in texts]
         return self._process(samples, prompts, "right", images_kwargs=dict(self.family.camera_options))
 
-    def of_questions(self, images: Sequence[Picture | None], questions: Sequence[str]) -> dict[str, Tensor]:
-        """Inputs of N questions, each about its image; padded on the left, as `generate` wants them."""
-        pictures = self._one_a_sample(images)
+    def of_questions(self, images: Sequence[Pictures], questions: Sequence[str]) -> dict[str, Tensor]:
+        """Inputs of N questions, each behind its pictures; padded on the left, as `generate` wants them."""
+        pictures = self._of_each(images)
         return self._process(pictures, self._asked(pictures, questions), "left")
 
     def of_answers(
-        self, images: Sequence[Picture | None], questions: Sequence[str], answers: Sequence[str]
+        self, images: Sequence[Pictures], questions: Sequence[str], answers: Sequence[str]
     ) -> dict[str, Tensor]:
         """Inputs of N questions with answers, padded on the left; `labels` (N, T) hold the answers' tokens alone."""
-        pictures = self._one_a_sample(images)
+        pictures = self._of_each(images)
         prompts = self._asked(pictures, questions)
         answers = [self._text(answer) for answer in answers]
         if not self.family.chat:
@@ -223,13 +225,13 @@ class Prompts:
         kept_NT = inputs["input_ids"] != self.processor.tokenizer.convert_tokens_to_ids(_IMAGE)
         return {key: x[kept_NT].view(len(x), -1) for key, x in inputs.items() if x.shape == kept_NT.shape}
 
-    def _one_a_sample(self, images: Sequence[Picture | None]) -> list[list[Image.Image]]:
-        """The pictures of each sample: one, or none.
+    def _of_each(self, images: Sequence[Pictures]) -> list[list[Image.Image]]:
+        """The pictures of each sample.
 
         Raises:
             AegisError: some have one and others do not.
         """
-        pictures = [[] if image is None else [_picture(image)] for image in images]
+        pictures = [[_picture(each) for each in _several(shown)] for shown in images]
         if any(pictures) and not all(pictures):
             raise AegisError(
                 f"{self.name} cannot be asked about pictures and without one in the same batch: ask in two."
@@ -252,6 +254,12 @@ def _padding_on(side: str, tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         tokenizer.padding_side = its_own
+
+
+def _several(shown: Pictures) -> Sequence[Picture]:
+    if shown is None:
+        return ()
+    return (shown,) if isinstance(shown, Picture) else shown
 
 
 def _picture(image: Picture) -> Image.Image:

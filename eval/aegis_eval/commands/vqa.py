@@ -34,8 +34,8 @@ class VqaConfig:
         pretrained_answers: the output folder of an `aegis-vqa --vlm=` that asked that VLM the same questions, which
             is then not asked again.
         benchmark: which questions: `tabletop`, `tabletop_composed`, `tabletop_robot`; `vqav2`, `okvqa`, `textvqa`,
-            `gqa`, `pope`; with options `mmstar`, `realworldqa`, `ai2d`, `mmbench`; `lerobot` for those in a
-            LeRobotDataset; `custom` for one's own; or `text:FILE`, questions without a picture (FILE.jsonl) or
+            `gqa`, `pope`; with options `mmstar`, `realworldqa`, `ai2d`, `mmbench`, `mmmu`; `lerobot` for those
+            in a LeRobotDataset; `custom` for one's own; or `text:FILE`, questions without a picture (FILE.jsonl) or
             running text (FILE.txt), which the pretrained model reads too.
         vqa: `--vqa.path`, for public benchmarks, `lerobot` and `custom`.
         split: of the benchmark, by default the one whose accuracy is reported.

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from aegis_eval.questions.from_records import Figures, ReadBenchmark
+from aegis_eval.questions.mmmu import mmmu_record, says_openly
 from aegis_eval.questions.official_letters import first_option_letter, option_letter, single_option
 from aegis_eval.questions.official_scores import matches
 from aegis_eval.questions.records import Json, Metric, Record, field, record_of, shown, usable
@@ -49,6 +50,7 @@ class ChoiceBenchmark(ReadBenchmark):
         reported: the split with answers, the only one that is read.
         called: what else that split may be called in a folder.
         config: of the data set.
+        pictures: the columns of its pictures.
         table: what the authors' own table is called, where the hub has another form of it.
         extra: figures reported besides accuracy.
     """
@@ -61,6 +63,7 @@ class ChoiceBenchmark(ReadBenchmark):
     reported: str = "test"
     called: tuple[str, ...] = (_WHOLE_FILE,)
     config: str | None = None
+    pictures: tuple[str, ...] = ("image",)
     table: str | None = None
     extra: Callable[[Sequence[Sample], Sequence[str]], Figures] | None = None
 
@@ -78,7 +81,9 @@ class ChoiceBenchmark(ReadBenchmark):
         from aegis_eval.questions.data_sets import read_data_set
 
         name, splits = expanded(place or self.data_set), [split, *self.called]
-        return read_data_set(name, splits, self.config, finish=self.finish), self.metric
+        return read_data_set(
+            name, splits, self.config, columns=self.pictures, finish=self.finish
+        ), self.metric
 
     def figures(self, samples: Sequence[Sample], given: Sequence[str]) -> Figures:
         """MMBench's accuracy over all rotations of its questions; of the others nothing."""
@@ -267,6 +272,16 @@ CHOICES: dict[str, ChoiceBenchmark] = {
             config="en",
             table="*MMBench_DEV_EN*.tsv",
             extra=circular_figures,
+        ),
+        ChoiceBenchmark(
+            "mmmu",
+            lmms_eval_task=None,  # which draws an option where none was named
+            data_set="lmms-lab-encoder/MMMU",
+            finish=mmmu_record,
+            metric=says_openly,
+            reported="val",
+            called=("validation", _WHOLE_FILE),
+            pictures=tuple(f"image_{number}" for number in range(1, 8)),
         ),
     )
 }

@@ -16,6 +16,8 @@ from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.files import is_file
 from aegis_policy.vqa.examples import NoQuestionsError
 
+_PICTURE = "image"
+"""The column of pictures, where a data set has one alone."""
 _GQA_TEXTS, _GQA_IMAGES = "_instructions", "_images"
 """GQA's data set keeps its pictures, with an `id`, in a configuration of their own."""
 
@@ -38,6 +40,7 @@ def read_data_set(
     config: str | None = None,
     *,
     answered: bool = True,
+    columns: tuple[str, ...] = (_PICTURE,),
     finish: Callable[[Record, Json], Record] = lambda record, _: record,
     mend: str = "rename them",
 ) -> Reread[Record]:
@@ -48,6 +51,8 @@ def read_data_set(
         splits: what the split may be called; the first that exists is read.
         config: of the data set, if it has one of that name.
         answered: refuse questions without answers.
+        columns: with pictures; of several, a question is about those that it names as MMMU does, `<image 2>`
+            being `image_2`, and if it names none about the first.
         finish: makes of a record and its row what a benchmark asks; refuses with a ValueError.
         mend: what to do where columns are missing.
 
@@ -55,21 +60,21 @@ def read_data_set(
         AegisError: there is no such data set, split or column; on reading, names a row that cannot be used.
     """
     rows = pictures = _load(name, splits, config)
-    if "image" not in rows.column_names and config is not None and config.endswith(_GQA_TEXTS):
+    if _PICTURE not in rows.column_names and config is not None and config.endswith(_GQA_TEXTS):
         pictures = _load(name, splits, config.removesuffix(_GQA_TEXTS) + _GQA_IMAGES)
     missing = [
         " or ".join(names)
         for names in (("question",), *([("answers", "answer")] if answered else []))
         if not set(names) & set(rows.column_names)
     ]
-    if "image" not in pictures.column_names:
-        missing.append("image")
+    missing += [column for column in columns if column not in pictures.column_names]
     if missing:
         which = "it, saved without splits," if _is_whole(name) else f"split {splits[0]}"
         raise AegisError(
             f"{name}: {which} has no column {', '.join(missing)} but {', '.join(rows.column_names)}: {mend}."
         )
-    return Reread(partial(_records, name, rows, pictures, _with_pictures(pictures, name), answered, finish))
+    decoded = _with_pictures(pictures, columns, name)
+    return Reread(partial(_records, name, rows, pictures, decoded, columns, answered, finish))
 
 
 def _is_whole(name: str) -> bool:
@@ -109,16 +114,18 @@ def _load(name: str, splits: Sequence[str], config: str | None) -> datasets.Data
         ) from error
 
 
-def _with_pictures(rows: datasets.Dataset, name: str) -> datasets.Dataset:
-    """The same, `image` decoded whatever wrote it: bytes with a path, or the name of a file."""
-    if isinstance(rows.features["image"], datasets.Image):
-        return rows
-    try:
-        return rows.cast_column("image", datasets.Image())
-    except Exception as error:  # from `datasets` and Arrow, anything
-        raise AegisError(
-            f"{name}: its column image ({rows.features['image']}) holds no pictures that datasets.Image decodes."
-        ) from error
+def _with_pictures(rows: datasets.Dataset, columns: Sequence[str], name: str) -> datasets.Dataset:
+    """The same, pictures decoded whatever wrote them: bytes with a path, or the name of a file."""
+    for column in columns:
+        if isinstance(rows.features[column], datasets.Image):
+            continue
+        try:
+            rows = rows.cast_column(column, datasets.Image())
+        except Exception as error:  # from `datasets` and Arrow, anything
+            raise AegisError(
+                f"{name}: its column {column} ({rows.features[column]}) holds no pictures that datasets.Image decodes."
+            ) from error
+    return rows
 
 
 def _records(
@@ -126,22 +133,26 @@ def _records(
     rows: datasets.Dataset,
     pictures: datasets.Dataset,
     decoded: datasets.Dataset,
+    columns: Sequence[str],
     answered: bool,
     finish: Callable[[Record, Json], Record],
 ) -> Iterator[Record]:
     place = None if pictures is rows else {str(each): index for index, each in enumerate(pictures["id"])}
-    named = place is None and pictures.features["image"] == datasets.Value("string")
-    texts = rows.select_columns([each for each in rows.column_names if each != "image" or named])
+    named = place is None and pictures.features[columns[0]] == datasets.Value("string")
+    texts = rows.select_columns([each for each in rows.column_names if each not in columns or named])
     classes = {key: each for key, each in rows.features.items() if isinstance(each, datasets.ClassLabel)}
 
     def record(origin: str, index: int, row: Json) -> Record:
         row = {**row, **{key: _class_name(each, row[key]) for key, each in classes.items()}}
         found = finish(record_of(row, index, origin, answered=answered), row)
-        if named and row["image"] and is_file(beside := Path(name) / row["image"]):
+        if named and row[columns[0]] and is_file(beside := Path(name) / row[columns[0]]):
             return replace(found, picture=beside)
         if place is not None and found.image not in place:
             raise ValueError(f"there is no picture of its image {found.image}")
-        return replace(found, picture=_row_opener(decoded, index if place is None else place[found.image]))
+        number = index if place is None else place[found.image]
+        asked = [each for each in columns if f"<{each.replace('_', ' ')}>" in found.question] or columns[:1]
+        first, *further = (partial(_opened, decoded, number, column) for column in asked)
+        return replace(found, picture=first, further=tuple(further))
 
     return usable(enumerate(texts), f"{name} row", record, "mend that row, or leave it out.")
 
@@ -151,11 +162,8 @@ def _class_name(classes: datasets.ClassLabel, number: int | None) -> str | None:
     return None if number in (None, -1) else classes.int2str(number)
 
 
-def _row_opener(rows: datasets.Dataset, index: int) -> Callable[[], Image.Image]:
-    def opened() -> Image.Image:
-        image = rows[index]["image"]
-        if image is None:
-            raise OSError("its row has none")
-        return image
-
-    return opened
+def _opened(rows: datasets.Dataset, index: int, column: str) -> Image.Image:
+    image = rows.select_columns(column)[index][column]
+    if image is None:
+        raise OSError(f"its row has no {column}")
+    return image

@@ -30,6 +30,7 @@ class PublicSample:
         metric: from an answer and `answers` to a score from 0 to 1.
         origin: where the source has it.
         chance: how right a guess among its options is; None where it has none.
+        further: pictures beside the first.
     """
 
     question: str
@@ -42,6 +43,7 @@ class PublicSample:
     picture: Picture | None = field(repr=False)
     origin: str = ""
     chance: float | None = None
+    further: tuple[Picture, ...] = field(default=(), repr=False)
 
     @property
     def answer(self) -> str:
@@ -50,19 +52,29 @@ class PublicSample:
         return Counter(said).most_common(1)[0][0] if said else ""
 
     @property
-    def image(self) -> NDArray[np.uint8] | None:
-        """`read_image`, where there is a picture."""
+    def image(self) -> NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | None:
+        """`read_image`, where there is a picture; where there are several, all."""
+        if self.further:
+            return self.read_images()
         return None if self.picture is None else self.read_image()
 
     def read_image(self) -> NDArray[np.uint8]:
-        """(H, W, 3), read anew.
+        """The first picture (H, W, 3), read anew.
 
         Raises:
             AegisError: it is missing, or no picture.
         """
+        return self.read_images()[0]
+
+    def read_images(self) -> list[NDArray[np.uint8]]:
+        """All of them, each (H, W, 3), read anew.
+
+        Raises:
+            AegisError: one is missing, or no picture.
+        """
         assert self.picture is not None
         try:
-            return decode(self.picture)
+            return [decode(each) for each in (self.picture, *self.further)]
         except ValueError as error:
             raise AegisError(
                 f"The image of {self.id} cannot be read ({error}), which {self.origin} asks about: replace the image."
@@ -77,26 +89,28 @@ def require_decoded(samples: Iterable[Sample]) -> list[str]:
     """Decode the pictures of samples that are read from files once, so that none ends a pass that has begun.
 
     Returns:
-        What tells the picture of each of them from others, wherever it lies and however it is compressed; nothing for
-        samples that are rendered.
+        What tells the pictures of each of them from others, wherever they lie and however they are compressed; nothing
+        for samples that are rendered.
 
     Raises:
         AegisError: with the first that cannot be, and how many others.
     """
     read = [each for each in samples if isinstance(each, PublicSample) and each.picture is not None]
-    pictures = {each.picture: each for each in read}
+    pictures = {(each.picture, each.further): each for each in read}
     seen, bad = {}, []
-    for sample in tqdm(pictures.values(), desc="pictures", unit="picture", delay=2, leave=False):
+    for which, sample in tqdm(pictures.items(), desc="pictures", unit="picture", delay=2, leave=False):
+        digest = hashlib.sha256()
         try:
-            image = sample.read_image()
-            seen[sample.picture] = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+            for image in sample.read_images():
+                digest.update(str(image.shape).encode() + image.tobytes())
+            seen[which] = digest.hexdigest()
         except AegisError as error:
             bad.append(str(error))
     if bad:
         raise AegisError(
             bad[0] if len(bad) == 1 else f"{bad[0]} {len(bad) - 1} others cannot be read either."
         )
-    return [seen[each.picture] for each in read]
+    return [seen[each.picture, each.further] for each in read]
 
 
 def as_examples(samples: Sequence[PublicSample]) -> Iterator[VQAExample]:
@@ -166,6 +180,7 @@ class ReadBenchmark(ABC):
                 picture=record.picture,
                 origin=record.origin,
                 chance=record.chance,
+                further=record.further,
             )
             for name, (index, record) in zip(names, found, strict=True)
         ]

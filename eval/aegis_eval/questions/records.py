@@ -37,6 +37,7 @@ class Record:
         id: of the question.
         image: names the picture among all.
         picture: its file, or what opens it; None where the question is about none.
+        further: pictures beside it, in the order of the question.
         question: text.
         answers: what people said, or the one right answer; empty if nobody said anything.
         type: of the question, as the source sorts them.
@@ -54,6 +55,7 @@ class Record:
     origin: str
     metric: Metric | None = None
     chance: float | None = None
+    further: tuple[Picture, ...] = ()
 
 
 class Reread[T](Iterable[T]):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Sample(Protocol):
-    """A question with its image (H, W, 3) uint8, or None; samples with the same `scene` share their image.
+    """A question with its image (H, W, 3) uint8, several of them, or None; samples with the same `scene` share it.
 
     Attributes:
         answer: the one that is right, or that most people gave.
@@ -23,7 +23,7 @@ class Sample(Protocol):
     @property
     def id(self) -> str: ...
     @property
-    def image(self) -> NDArray[np.uint8] | None: ...
+    def image(self) -> NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | None: ...
     @property
     def question(self) -> str: ...
     @property

@@ -8,12 +8,15 @@ It runs in lmms-eval's own environment and knows nothing of this package.
 
 import json
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from lmms_eval.api.metrics import exact_match_hf_evaluate
+from lmms_eval.tasks._task_utils import mmmu_mcq_utils
 from lmms_eval.tasks.ai2d.utils import MultiChoiceRegexFilter
 from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+from lmms_eval.tasks.mmmu.utils import evaluate_mmmu, mmmu_process_results
 from lmms_eval.tasks.mmstar.utils import mmstar_process_results
 from lmms_eval.tasks.realworldqa.utils import realworldqa_process_results
 
@@ -71,6 +74,36 @@ SAID = [
     "A B",
 ]
 WORDS = ["yes", "Yes.", " YES ", "yes it is", "no", "", "Yes!", "yes..", "'yes'"]
+OPEN = {
+    "3.5": [
+        "3.5",
+        "3.50",
+        "It is 3.5 m",
+        "x = 3.5",
+        "3.504",
+        "3.51",
+        "35",
+        "about 3,5",
+        "3.5e0",
+        "-3.5",
+        "",
+        "three",
+    ],
+    "1200": ["1,200", "1200.", "The answer is 1,200 dollars", "so 1.2e3", "12 00", "between 1100 and 1200"],
+    "0.5": [".5", "1/2", "0.5%", "0.501 or so", "thus 0.5\nfinal answer 0.7", "0.7\nthe result is 0.5"],
+    "B": ["B", "b", "the bus", "It is B", "B is right", "a b"],
+    "Baroque": [
+        "baroque",
+        "It is the Baroque.",
+        "Baroque style",
+        "Rococo",
+        "is",
+        "so:",
+        "It could be Rococo. So Baroque",
+    ],
+    "nitric acid": ["Nitric Acid", "It is nitric\nacid", "acid", "HNO3, which is nitric acid"],
+}
+"""Right answer of a question without options -> what models say."""
 
 ROTATED = [
     {"index": 7, "A": "a cat", "B": "a dog", "answer": "A", "prediction": "A"},
@@ -107,7 +140,15 @@ def benched(said: str) -> float:
     return float(accuracy)
 
 
+def college(said: str, right: str, options: Sequence[str] = ()) -> float:
+    row = {"id": "validation_Art_1", "answer": right, "options": repr(list(options))}
+    row["question_type"] = "multiple-choice" if options else "open"
+    _, figures = evaluate_mmmu([mmmu_process_results(row, [said])["mmmu_acc"]])
+    return float(figures["acc"])
+
+
 def main() -> None:
+    mmmu_mcq_utils.random.choice = lambda options: ""  # where it finds no letter; without this, any of them
     cases = [
         {
             "given": said,
@@ -116,6 +157,7 @@ def main() -> None:
                 "realworldqa": realworldqa_process_results({"answer": RIGHT}, [said])["exact_match"],
                 "ai2d": diagram(said),
                 "mmbench": benched(said),
+                "mmmu": college(said, RIGHT, [*OPTIONS.values()]),
             },
         }
         for said in SAID
@@ -129,6 +171,11 @@ def main() -> None:
     circular = {"rows": ROTATED, "accuracy": float(accuracy)}
     about = {"lmms_eval": version("lmms-eval"), "options": OPTIONS, "right": RIGHT, "words": words}
     about["circular"] = circular
+    about["open"] = [
+        {"right": right, "given": said, "score": college(said, right)}
+        for right, several in OPEN.items()
+        for said in several
+    ]
     lines = ",\n".join(json.dumps(case) for case in cases)
     Path(sys.argv[1]).write_text(f'{json.dumps(about)[:-1]}, "answers": [\n{lines}\n]}}\n')
 

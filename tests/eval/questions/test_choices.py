@@ -2,16 +2,25 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from official_files import load_questions, write_ai2d, write_mmbench, write_mmstar, write_realworldqa
+from official_files import (
+    load_questions,
+    write_ai2d,
+    write_mmbench,
+    write_mmmu,
+    write_mmstar,
+    write_realworldqa,
+)
 
 from aegis_eval.commands.vqa import QuestionSource, VqaConfig
 from aegis_eval.commands.work.vqa import evaluate
 from aegis_eval.questions.choices import CHOICES, circular_figures
+from aegis_eval.questions.mmmu import named_option, says_openly
 from aegis_eval.questions.official_letters import single_option
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.families import WholePrompt
@@ -22,6 +31,7 @@ WRITERS = {
     "realworldqa": write_realworldqa,
     "ai2d": write_ai2d,
     "mmbench": write_mmbench,
+    "mmmu": write_mmmu,
 }
 DIRECTLY = "Answer with the option's letter from the given choices directly"
 EXPECTED = {
@@ -51,6 +61,12 @@ EXPECTED = {
         "Look well. Which colour is it? There are several options:\nA. red\nB. green\nC. blue\n\n"
         f"{DIRECTLY}.",
     ),
+    "mmmu": (
+        ["business", "art and design", "science"],
+        ["C", "B", "12"],
+        [pytest.approx(1 / 3), 0.5, None],
+        f"What does <image 1> show?\nA. a balance\nB. a cheque\nC. a receipt\n\n{DIRECTLY}.",
+    ),
 }
 
 
@@ -62,19 +78,35 @@ def test_official_files_are_read(name: str, tmp_path: Path) -> None:
     assert [each.answer for each in samples] == letters and [each.chance for each in samples] == chances
     assert samples[0].question == prompt and all(isinstance(each.question, WholePrompt) for each in samples)
     assert [each.score(each.answer) for each in samples] == [1.0] * total
-    seen = [80, 80, 80, 160, 160] if name == "mmbench" else [80, 160, 240]
-    assert [each.image.mean() for each in samples] == seen
+    seen = {"mmbench": [80, 80, 80, 160, 160], "mmmu": [80, 200, 240]}.get(name, [80, 160, 240])
+    assert [np.mean(each.image) for each in samples] == seen
+
+
+def test_a_question_of_mmmu_is_about_every_picture_that_it_names(tmp_path: Path) -> None:
+    samples, _ = load_questions("mmmu", str(write_mmmu(tmp_path)), None, 100)
+    assert [len(each.image) if isinstance(each.image, list) else 1 for each in samples] == [1, 2, 1]
+    assert [image.mean() for image in samples[1].image] == [160, 240], "both options, in their order"
+    assert samples[2].question.endswith("<image 1>\n\nAnswer the question using a single word or phrase.")
+    assert [samples[2].score(said) for said in ("It is twelve.", "12 V", "11")] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_answer_scores_as_in_lmms_eval(name: str) -> None:
     for case in SCORED["answers"]:
-        if name == "mmbench":
+        if name == "mmmu":
+            score = named_option(case["given"], SCORED["options"]) == SCORED["right"]
+        elif name == "mmbench":
             score = single_option(case["given"].strip(), SCORED["options"]) == SCORED["right"]
         else:
             score = CHOICES[name].metric(case["given"], [SCORED["right"]])
         assert score == case["scores"][name], case
     assert {case["scores"][name] for case in SCORED["answers"]} == {0.0, 1.0} and len(SCORED["answers"]) > 40
+
+
+def test_what_is_said_to_an_open_question_of_mmmu_scores_as_in_lmms_eval() -> None:
+    for case in SCORED["open"]:
+        assert says_openly(case["given"], [case["right"]]) == case["score"], case
+    assert {case["score"] for case in SCORED["open"]} == {0.0, 1.0} and len(SCORED["open"]) > 40
 
 
 def test_a_question_of_mmbench_is_right_if_it_is_in_every_order_of_its_options(tmp_path: Path) -> None:
@@ -115,6 +147,8 @@ def test_a_lone_table_is_read_without_the_card_that_names_its_split(tmp_path: Pa
         ("mmstar", {"answer": "E"}, r'row 1 is not usable \(its answer is "E", none of A, B, C, D\)'),
         ("ai2d", {"answer": "4"}, r'row 1 .*its answer is "4", and its options are numbered 0 to 3'),
         ("ai2d", {"options": ["A"]}, r"row 1 .*its options are a list, not two texts or more"),
+        ("mmmu", {"answer": "C"}, r'row 1 .*its answer is "C", and its options are A, B\)'),
+        ("mmmu", {"options": "none"}, r'row 1 .*its answer is "B", and its options are none\)'),
     ],
 )
 def test_a_row_that_cannot_be_asked_is_named(name: str, spoil: dict, sentence: str, tmp_path: Path) -> None:
@@ -153,6 +187,27 @@ def test_the_command_prints_accuracy_by_category_beside_chance(
     results = json.loads((out / "results.json").read_text())
     assert results["chance"] == 0.25 and results["per_type"]["math"]["n"] == 1
     assert not list((out / "lmms_eval").rglob("*.jsonl")), "lmms-eval reports another measure of MMStar"
+
+
+def test_the_command_asks_about_several_pictures_and_names_one_that_is_missing(
+    tiny_vlm_dir: Path, tmp_path: Path
+) -> None:
+    place = write_mmmu(tmp_path / "data")
+    asked = VqaConfig(
+        vlm=str(tiny_vlm_dir),
+        benchmark="mmmu",
+        vqa=QuestionSource(str(place)),
+        output_dir=tmp_path / "out",
+    )
+    results = json.loads((evaluate(asked) / "results.json").read_text())
+    assert results["n"] == 3 and set(results["per_type"]) == {"art and design", "business", "science"}
+    (file,) = place.rglob("*.parquet")
+    rows = datasets.Dataset.from_parquet(str(file))
+    rows.map(lambda row: {**row, "image_2": None}, features=rows.features).to_parquet(file)
+    with pytest.raises(
+        AegisError, match=r"The image of mmmu/val/.*12 cannot be read \(its row has no image_2\)"
+    ):
+        evaluate(replace(asked, output_dir=tmp_path / "missing"))
 
 
 def test_the_command_reports_mmbench_s_own_measure(

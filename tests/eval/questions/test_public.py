@@ -116,7 +116,7 @@ def test_pictures_that_others_wrote_are_decoded(form: str, tmp_path: Path):
     samples, _ = load_questions("custom", str(tmp_path / "data"), None, 100)
     assert [samples[index].image.mean() for index in (0, 1)] == [80, 160]
     with pytest.raises(
-        AegisError, match=r"The image of custom/test/9 cannot be read \(its row has none\), .* row 2"
+        AegisError, match=r"The image of custom/test/9 cannot be read \(its row has no image\), .* row 2"
     ):
         _ = samples[2].image
 

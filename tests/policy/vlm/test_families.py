@@ -410,6 +410,21 @@ def test_answers_without_a_picture_have_a_loss(vlm: VLMBackbone) -> None:
     vlm.zero_grad()
 
 
+@torch.no_grad()
+def test_a_question_about_several_pictures_sees_each_in_its_place(vlm: VLMBackbone) -> None:
+    first, second = PICTURES
+    states = [
+        vlm.encode(vlm.question_inputs([shown], QUESTIONS[:1])).hidden_states[-1][0, -1]
+        for shown in [(first, second), (second, first), (first, first)]
+    ]
+    assert len({tuple(state.tolist()) for state in states}) == 3
+    # One question about two pictures beside another about one: each as if it were alone.
+    among = vlm.encode(vlm.question_inputs([(first, second), first], QUESTIONS))
+    for row, shown in enumerate([(first, second), first]):
+        alone = vlm.encode(vlm.question_inputs([shown], QUESTIONS[row : row + 1])).hidden_states[-1][0]
+        torch.testing.assert_close(among.hidden_states[-1][row, among.mask[row]], alone, rtol=1e-4, atol=2e-5)
+
+
 def test_a_batch_with_and_without_pictures_is_refused(vlm: VLMBackbone) -> None:
     with pytest.raises(AegisError, match="in the same batch"):
         vlm.answer([PICTURES[0], None], QUESTIONS)
