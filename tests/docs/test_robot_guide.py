@@ -113,10 +113,17 @@ def test_from_a_leaders_demonstrations_to_a_policy_that_moves_the_arm(
     assert '"total_episodes": 2' in tasks
 
     base = next(_small(each) for each in _commands() if each[0] == "lerobot-rollout")
-    sent.unlink()
     longer = [flag for flag in base if not flag.startswith("--duration")]
-    done = shell(*longer, "--duration=5", "--inference.type=rtc", cwd=tmp_path, fork=False)
-    assert done.returncode == 0 and len(sent.read_text().splitlines()) >= 10, done.stderr[-3000:]
+    for flags in (
+        ["--duration=5", "--inference.type=rtc", "--inference.queue_threshold=30"],
+        ["--duration=5", "--use_torch_compile=true"],
+        ["--duration=2", "--interpolation_multiplier=2"],
+    ):
+        assert all(flag.partition("=")[0] in _GUIDE for flag in flags)
+        sent.unlink()
+        done = shell(*longer, *flags, cwd=tmp_path, fork=False)
+        assert done.returncode == 0, f"{flags}\n{done.stderr[-3000:]}"
+        assert len(sent.read_text().splitlines()) >= 10, flags
 
     untold = [flag for flag in base if not flag.startswith("--task")]
     done = shell(*untold, cwd=tmp_path, fork=False)
