@@ -94,6 +94,7 @@ def _records(outcome: Outcome) -> Iterator[dict[str, Any]]:
     for index, sample in enumerate(outcome.drawn.samples):
         yield {
             "id": sample.id,
+            "scene": str(sample.scene),
             "type": sample.type,
             "question": sample.question,
             "answer": sample.answer,

@@ -13,6 +13,7 @@ from aegis_eval.results.baselines import ABOUT, ABOUT_EXPERT, EXPERT, UNKNOWN, S
 from aegis_eval.results.rollouts import ALL_TASKS, Rollouts, TaskSuccess
 from aegis_eval.results.run import Json, RunSummary
 from aegis_eval.results.training_log import Curves
+from aegis_eval.statistics.intervals import compare_paired
 from aegis_eval.statistics.resampling import Estimate
 from aegis_eval.statistics.tables import Table
 
@@ -244,6 +245,38 @@ def retention(runs: Sequence[RunSummary]) -> Rates | None:
         about=f"{first['benchmark']}. {about}Brackets beside a run are the 95 % interval of its paired difference to "
         "the pretrained model, in points; of its own accuracy, in %, where nothing is compared.",
     )
+
+
+def between(runs: Sequence[RunSummary]) -> Table | None:
+    """What each run answers against those before it, paired by question; None where no two were asked the same."""
+    asked = {run.name: {line["id"]: line for line in run.answers} for run in runs if run.answers}
+    names = list(asked)
+    rows = [
+        [
+            name,
+            *(_against(asked[name], asked[other]) for other in names[:place]),
+            *[""] * (len(names) - place - 1),
+        ]
+        for place, name in enumerate(names)
+    ][1:]
+    known = any(cell for row in rows for cell in row[1:])
+    return Table(["run", *(f"against {name}" for name in names[:-1])], rows) if known else None
+
+
+def _against(answers: Mapping[str, Json], others: Mapping[str, Json]) -> str:
+    """The paired difference in points; empty if these are answers to other questions."""
+    if answers.keys() != others.keys():
+        return ""
+    ours = [_right(line) for line in answers.values()]
+    theirs = [_right(others[of]) for of in answers]
+    paired = compare_paired(ours, theirs, [line.get("scene", of) for of, line in answers.items()])
+    low, high = paired.ci
+    return f"{_points(paired.difference)}  [{_points(low)} to {_points(high)}]"
+
+
+def _right(line: Json) -> float:
+    """How right the answer of a line is, from 0 to 1; lines of before say only whether it is."""
+    return float(line["score"] if "score" in line else line["correct"])
 
 
 def _scores(results: Json) -> dict[str, Json]:

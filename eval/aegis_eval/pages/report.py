@@ -51,6 +51,7 @@ def write_report(
         success=numbers.success(runs, baselines or {}),
         listening=numbers.listening(runs),
         retention=numbers.retention(runs),
+        between=numbers.between(runs),
         charts=numbers.charts({run.name: run.curves for run in runs}),
         films=_films(runs, told, videos_per_task),
         questions=media.questions(runs, examples),

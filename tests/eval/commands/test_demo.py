@@ -23,7 +23,7 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(
     first = capsys.readouterr().out
     assert page == tmp_path / "demo" / "report.html"
     assert first.strip().endswith(f"wrote {page}")
-    for name in ("Pretrained", "Unprotected", "AEGIS"):
+    for name in ("Pretrained", "Base policy", "Unprotected", "AEGIS"):
         assert name in first
         assert name.lower() in page.read_text().lower()
     manifest = json.loads((page.parent / "manifest.json").read_text())
@@ -50,7 +50,7 @@ def test_quick_demo_ends_with_a_page_and_does_not_repeat_what_is_done(
     command = [Path(sys.executable).with_name("aegis-demo"), "--quick", f"--output_dir={page.parent}"]
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.count("done before") == 7
+    assert second.stdout.count("done before") == 8
     assert page.is_file()
 
 

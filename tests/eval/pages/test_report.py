@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from aegis_eval.pages.numbers import between
 from aegis_eval.pages.report import write_report
 from aegis_eval.results.run import RunSummary, read_vqa
 from aegis_eval.results.training_log import Curve
@@ -105,6 +106,24 @@ def test_figures_of_training_are_shown_under_the_names_of_old_and_new_logs(logge
     text = write_report(tmp_path / "r.html", [RunSummary("AEGIS", curves={logged: curve})]).read_text()
     assert "Energy blocked" in text and "AEGIS from 0.25 to 0.5" in text
     assert len(Page(text).all("svg")) == 1
+
+
+def test_answers_of_two_runs_to_the_same_questions_are_compared_in_pairs(tmp_path: Path):
+    def run(name: str, hits: str, **extra: str) -> RunSummary:
+        lines = [
+            {"id": f"q{number}", "scene": f"s{number // 2}", "correct": hit == "1", **extra}
+            for number, hit in enumerate(hits)
+        ]
+        return RunSummary(name, answers=lines)
+
+    runs = [run("base", "1111111111"), run("none", "0000011111"), run("other", "11")]
+    table = between([*runs, run("aegis", "1111011111")])
+    assert table is not None and table.header == ["run", "against base", "against none", "against other"]
+    none, other, aegis = table.rows
+    assert none[1].startswith("−50.0  [−") and none[2:] == ["", ""]
+    assert other == ["other", "", "", ""], "it was asked other questions"
+    assert aegis[1].startswith("−10.0  [−") and aegis[2].startswith("+40.0  [+")
+    assert between(runs[::2]) is None, "nothing to compare"
 
 
 def test_a_run_of_which_little_is_known_still_gets_a_page(run_summaries: list[RunSummary], tmp_path: Path):

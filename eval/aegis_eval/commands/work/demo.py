@@ -28,6 +28,8 @@ from aegis_policy.support import cli
 
 RUNS = {"none": "Unprotected", "aegis": "AEGIS"}
 """Protection -> how the page calls its run."""
+_BASE, _BASE_NAME = "base", "Base policy"
+"""What both runs begin from: its folder, and how the page calls it."""
 
 
 def demo(config: DemoConfig) -> Path:
@@ -47,7 +49,8 @@ def demo(config: DemoConfig) -> Path:
 
 def _report(config: DemoConfig, started: float) -> Path:
     root = config.output_dir
-    runs = [
+    base = RunSummary.read(_BASE_NAME, vqa_dir=root / _BASE / "vqa")
+    runs = [base] + [
         RunSummary.read(
             name,
             eval_dir=root / protection / "rollouts",
@@ -76,28 +79,45 @@ def _report(config: DemoConfig, started: float) -> Path:
 
 
 def demo_plan(config: DemoConfig, setting: Mapping[str, Any]) -> Plan:
-    """The demonstrations, then everything about each run, both runs at once."""
+    """The demonstrations and what the base policy still answers, then everything about each run, both runs at once."""
     root = config.output_dir
     recording = catalogue.recording(
         "recording", root / "data", task=config.task, episodes=config.episodes, seed=config.seed
     )
     runs = [_run(config, protection) for protection in RUNS]
     phases = {
-        "demonstrations": lambda: [Job("recording", [recording], root / "logs")],
-        "policies": lambda: [Job(run.variant, _titled(run), root / "logs") for run in runs],
+        "demonstrations": lambda: [
+            Job("recording", [recording], root / "logs"),
+            Job(_BASE, [_questions(config, _BASE, _BASE_NAME, EMBEDDED_BASE)], root / "logs"),
+        ],
+        "policies": lambda: [Job(run.variant, list(run.stages), root / "logs") for run in runs],
     }
     return Plan(root, setting, phases, lambda: runs)
 
 
-def _titled(run: Run) -> list[Stage]:
-    return [replace(stage, title=f"{RUNS[run.variant]}: {stage.title}") for stage in run.stages]
+def _questions(config: DemoConfig, folder: str, name: str, checkpoint: Path) -> Stage:
+    asked = catalogue.questions(
+        f"{folder}-vqa",
+        config.output_dir / folder / "vqa",
+        checkpoint=checkpoint,
+        samples=config.samples,
+        split="test",
+        seed=config.seed,
+        device="cpu",
+    )
+    return _titled(name, asked)
+
+
+def _titled(name: str, stage: Stage) -> Stage:
+    return replace(stage, title=f"{name}: {stage.title}")
 
 
 def _run(config: DemoConfig, protection: str) -> Run:
     root = config.output_dir
     folder = root / protection
     checkpoint = catalogue.last_checkpoint(folder / "training", config.steps)
-    stages = [
+    name = RUNS[protection]
+    training = [
         catalogue.training(
             f"{protection}-training",
             folder / "training",
@@ -125,15 +145,10 @@ def _run(config: DemoConfig, protection: str) -> Run:
             seed=config.seed,
             device="cpu",
         ),
-        catalogue.questions(
-            f"{protection}-vqa",
-            folder / "vqa",
-            checkpoint=checkpoint,
-            samples=config.samples,
-            split="test",
-            seed=config.seed,
-            device="cpu",
-        ),
+    ]
+    stages = [
+        *(_titled(name, stage) for stage in training),
+        _questions(config, protection, name, checkpoint),
     ]
     return Run(protection, protection, config.lr_backbone, config.seed, folder, root / "logs", stages)
 
@@ -145,9 +160,11 @@ def _table(runs: Sequence[RunSummary], arms: Shares) -> str:
     if reference:
         rows.append(["Pretrained", "-", _percent(reference["accuracy"], reference["ci"])])
     for run in runs:
-        assert run.rollouts is not None and run.vqa is not None
-        overall = run.rollouts.overall
-        success = f"{overall.successes}/{overall.episodes} = {_percent(overall.rate, overall.ci)}"
+        assert run.vqa is not None
+        success = "-"
+        if run.rollouts is not None:
+            overall = run.rollouts.overall
+            success = f"{overall.successes}/{overall.episodes} = {_percent(overall.rate, overall.ci)}"
         rows.append([run.name, success, _percent(run.vqa["accuracy"], run.vqa["ci"])])
     for name, by_task in arms.items():
         found = share_estimate(share for shares in by_task.values() for share in shares)
