@@ -83,6 +83,10 @@ class AegisConfig(
         chunk_size: actions predicted at once, H.
         n_action_steps: how many of them are carried out before the next prediction.
         num_inference_steps: Euler steps from noise to a chunk.
+        use_relative_actions: predict actions less the state in which they are predicted, in normalised units of their
+            own: the dataset's statistics must be of such (`check_relative`). The state of later steps of a chunk is
+            another one, so that `n_action_steps` must be 1; in real-time chunking it counts for nothing.
+        relative_exclude_joints: of actions whose name contains one of these, nothing is taken.
         rtc_config: LeRobot's settings of real-time chunking, for `predict_action_chunk`; of its rollout,
             `--inference.rtc` takes their place.
         compile_model: compile the action expert for the steps of a chunk (`torch.compile`); the first chunk waits for
@@ -110,6 +114,7 @@ class AegisConfig(
             written by the policy, read from checkpoints.
         constant_dimensions: which dimensions of `observation.state` and `action` never changed in the data; the policy
             reads them as 0. Written and read in the same way.
+        action_feature_names: what the dataset calls the dimensions of an action. Written and read in the same way.
     """
 
     vlm: str = "embedded"
@@ -125,6 +130,8 @@ class AegisConfig(
     chunk_size: int = 16
     n_action_steps: int = 2
     num_inference_steps: int = 10
+    use_relative_actions: bool = False
+    relative_exclude_joints: tuple[str, ...] = ("gripper",)
     rtc_config: RTCConfig | None = None
     compile_model: bool = False
     compile_mode: str = "default"
@@ -163,6 +170,7 @@ class AegisConfig(
     vlm_fingerprint: str | None = None
     anchor_info: dict[str, str] | None = None
     constant_dimensions: dict[str, list[int]] | None = None
+    action_feature_names: list[str] | None = None
 
     push_to_hub: bool = False
 
@@ -219,6 +227,11 @@ class AegisConfig(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
                 f"--policy.chunk_size={self.chunk_size}."
             )
+        if self.use_relative_actions and self.n_action_steps > 1:
+            raise AegisError(
+                f"--policy.use_relative_actions=true goes with --policy.n_action_steps=1, not {self.n_action_steps}: a "
+                "later action of a chunk would be added to another state than it was predicted in."
+            )
         if self.rtc_config is not None and (self.rtc_config.execution_horizon or 0) < 1:
             raise AegisError(
                 f"--policy.rtc_config.execution_horizon={self.rtc_config.execution_horizon} must be at least 1."
@@ -247,7 +260,11 @@ class AegisConfig(
         unprobed = dict.fromkeys(
             _PROBE if self.vqa_probe_freq == 0 else (), "unless --policy.vqa_probe_freq is given too"
         )
-        return self.idle_options(protection) | unprobed
+        absolute = dict.fromkeys(
+            () if self.use_relative_actions else ("relative_exclude_joints",),
+            "unless --policy.use_relative_actions is given too",
+        )
+        return self.idle_options(protection) | unprobed | absolute
 
     @property
     def action_dim(self) -> int:

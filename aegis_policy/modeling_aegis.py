@@ -28,7 +28,7 @@ from aegis_policy.checkpoint.listing import whole, write_list
 from aegis_policy.checkpoint.published_card import keep_card
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.data.batches import check_batch, instructions, read_question, read_vector
-from aegis_policy.data.checks import check_dataset, read_features
+from aegis_policy.data.checks import action_names, check_dataset, read_features
 from aegis_policy.data.statistics import check_statistics, constant_dimensions
 from aegis_policy.model import flow_matching
 from aegis_policy.model.action_queue import ActionQueue
@@ -84,6 +84,7 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         self._dataset: str | None = dataset_meta.repo_id if dataset_meta is not None else None
         if dataset_meta is not None:
             dataset_stats = dataset_meta.stats
+            config.action_feature_names = action_names(dataset_meta)
             enforce(check_dataset(config, dataset_meta, checkpoint))
             if config.push_to_hub:
                 enforce(check_upload(str(config.repo_id)))

@@ -15,6 +15,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.data.relative import relative_steps
 from aegis_policy.data.statistics import check_statistics
 from aegis_policy.data.vectors import VectorsStep
 from aegis_policy.support.finding import enforce
@@ -28,6 +29,8 @@ def make_aegis_pre_post_processors(
 ]:
     """Normalise state and actions with the dataset's statistics, and undo it for the actions that come out.
 
+    Actions that are relative to the state are so before they are normalised.
+
     Raises:
         AegisError: the statistics do not cover a feature that is normalised.
     """
@@ -36,13 +39,15 @@ def make_aegis_pre_post_processors(
     before = make_default_policy_processor_steps(config, dataset_stats, normalizer_device=config.device)
     after = make_default_policy_processor_steps(config, dataset_stats)
     lengths = {OBS_STATE: config.state_dim, ACTION: config.action_dim}
+    relative, absolute = relative_steps(config)
     return make_policy_processor_pipelines(
         [
             before.rename_observations,
             VectorsStep(lengths),
             before.add_batch_dim,
+            *relative,
             before.to_device,
             before.normalize,
         ],
-        [after.unnormalize, after.to_cpu],
+        [after.unnormalize, *absolute, after.to_cpu],
     )

@@ -49,12 +49,14 @@ RULES: dict[str, Rule] = {
         ("vlm", "backbone_depth", "chunk_size", "n_obs_steps", "lora_rank", "lora_alpha"), Rule.BUILT
     ),
     **dict.fromkeys(("expert_width", "expert_depth", "expert_heads"), Rule.BUILT),
+    **dict.fromkeys(("use_relative_actions", "relative_exclude_joints"), Rule.BUILT),
     **dict.fromkeys(("optimizer_lr", "optimizer_lr_backbone", "optimizer_betas", "optimizer_eps"), Rule.IDLE),
     **dict.fromkeys(("optimizer_weight_decay", "optimizer_grad_clip_norm", "optimizer_bits"), Rule.IDLE),
     **dict.fromkeys(("expert_optimizer", "scheduler_warmup_steps"), Rule.IDLE),
     **dict.fromkeys(("input_features", "output_features"), Rule.DATA),
     **dict.fromkeys(
-        ("vlm_fingerprint", "anchor_info", "constant_dimensions", "defaults_taken"), Rule.WRITTEN
+        ("vlm_fingerprint", "anchor_info", "constant_dimensions", "action_feature_names", "defaults_taken"),
+        Rule.WRITTEN,
     ),
     **dict.fromkeys(("replay_data", "replay_samples", "replay_batch_size"), Rule.FREE),
     **dict.fromkeys(("vqa_probe_freq", "vqa_probe_data", "vqa_probe_samples", "instruction"), Rule.FREE),

@@ -14,6 +14,7 @@ from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
 from aegis_policy.data.frames import check_frames
 from aegis_policy.data.records import EDIT, check_instructions, check_records
+from aegis_policy.data.relative import check_relative
 from aegis_policy.data.statistics import check_kept, check_statistics
 from aegis_policy.data.step_names import VECTORS
 from aegis_policy.support.errors import shortened
@@ -51,6 +52,7 @@ def check_dataset(
     yield from check_vectors(meta, checkpoint)
     yield from check_frames(meta)
     yield from check_statistics(config, meta.stats, names)
+    yield from check_relative(config, meta.stats, names)
     if checkpoint is not None and resuming():
         yield from check_kept(config, checkpoint, meta.stats, names)
     yield from check_records(meta)
@@ -234,6 +236,11 @@ def _check_processors(file: Path) -> Iterator[Finding]:
             "length 1 wrongly, and the dataset holds such",
             "train a new policy on it",
         )
+
+
+def action_names(meta: "LeRobotDatasetMetadata") -> list[str] | None:
+    """What a dataset calls the dimensions of its actions; None if it does not say."""
+    return _labels(meta.features.get(ACTION, {}).get("names")) or None
 
 
 def _labels(names: Any) -> list[str]:

@@ -86,32 +86,39 @@ def test_its_settings_are_flags_and_stay_with_a_checkpoint(
     assert config.rtc_config == given.rtc_config != RTCConfig() and config.rtc_config.execution_horizon == 3
 
 
-def test_lerobots_rollout_lets_chunks_go_on_from_each_other(make_policy: MakePolicy) -> None:
-    policy, rtc = _policy(make_policy, None), RTCConfig(execution_horizon=4)
+@pytest.mark.parametrize("relative", [False, True])
+def test_lerobots_rollout_lets_chunks_go_on_from_each_other(make_policy: MakePolicy, relative: bool) -> None:
+    options: dict[str, Any] = {"use_relative_actions": True, "n_action_steps": 1} if relative else {}
+    policy, rtc = make_policy("none", **options).eval(), RTCConfig(execution_horizon=4)
+    joints = [f"joint_{index}.pos" for index in range(5)]
+    policy.config.action_feature_names = joints[:3]
     assert supports_rtc_inference(policy)
     policy.config.rtc_config = rtc  # as its `build_rollout_context` does
     policy.init_rtc_processor()
     left_over: list[Any] = []
+    chunks: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
     predict = policy.predict_action_chunk
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         left_over.append(options["prev_chunk_left_over"])
-        return predict(*arguments, **options)
+        states.append(arguments[0]["observation.state"][0, :3])
+        chunks.append(predict(*arguments, **options))
+        return chunks[-1]
 
     policy.predict_action_chunk = recorded
-    joints = [f"joint_{index}.pos" for index in range(5)]
     cameras = {
         f"observation.images.{name}": {"dtype": "video", "shape": (32, 32, 3)} for name in ("front", "wrist")
     }
     stats = {"observation.state": 5, "action": 3}
-    before, after = make_aegis_pre_post_processors(
+    preprocess, postprocess = make_aegis_pre_post_processors(
         policy.config,
         {key: {"mean": torch.zeros(size), "std": torch.ones(size)} for key, size in stats.items()},
     )
     engine = RTCInferenceEngine(
         policy=policy,
-        preprocessor=before,
-        postprocessor=after,
+        preprocessor=preprocess,
+        postprocessor=postprocess,
         robot_wrapper=SimpleNamespace(robot_type="arm"),
         rtc_config=rtc,
         hw_features={**cameras, "observation.state": {"dtype": "float32", "shape": (5,), "names": joints}},
@@ -123,11 +130,16 @@ def test_lerobots_rollout_lets_chunks_go_on_from_each_other(make_policy: MakePol
     engine.start()
     engine.resume()
     picture = np.zeros((32, 32, 3), dtype=np.uint8)
-    engine.notify_observation({"front": picture, "wrist": picture, **dict.fromkeys(joints, 0.0)})
-    deadline = time.monotonic() + 60
-    while len(left_over) < 2 and not engine.failed and time.monotonic() < deadline:
+    deadline, at = time.monotonic() + 60, 0.0
+    while len(left_over) < 3 and not engine.failed and time.monotonic() < deadline:
+        engine.notify_observation({"front": picture, "wrist": picture, **dict.fromkeys(joints, at)})
+        at = 0.5 if chunks else 0.0  # the arm moves once there is a chunk
         time.sleep(0.01)
     action = engine.get_action(None)
     engine.stop()
     assert not engine.failed and left_over[0] is None and left_over[1].shape == (4, 3)
     assert action is not None and action.shape == (3,)
+    assert len({float(state[0]) for state in states}) == 2, "the arm moved between two chunks"
+    for rest, chunk, before, after in zip(left_over[1:], chunks, states, states[1:], strict=False):
+        moved = after - before if relative else torch.zeros(3)
+        torch.testing.assert_close(rest[:3], chunk[0, 1:] - moved)

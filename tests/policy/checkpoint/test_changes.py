@@ -47,6 +47,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "n_action_steps": (1, {}),
     "num_inference_steps": (3, {}),
     "rtc_config": (RTCConfig(), {}),
+    "use_relative_actions": (True, {"n_action_steps": 1}),
+    "relative_exclude_joints": (("wrist",), {"n_action_steps": 1, "use_relative_actions": True}),
     "compile_model": (True, {}),
     "compile_mode": ("reduce-overhead", {"compile_model": True}),
     "expert_width": (32, {}),

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lerobot.policies import make_pre_post_processors
 from tiny_vlas import TYPES, load, random_batch, train
+from transformers import AutoTokenizer
 
 from aegis_eval.checkpoints import PolicySource, load_policy_vlm, load_vla
 from aegis_eval.commands.export import ExportConfig
@@ -121,6 +123,24 @@ def test_a_smolvla_without_its_last_layers_is_not_asked(make_vla: MakeVLA, tmp_p
     assert not load_policy_vlm(source)[0].whole
     with pytest.raises(AegisError, match="has left out the last decoder layers of its VLM"):
         load_policy_vlm(source, to_answer=True)
+
+
+@pytest.mark.parametrize("name", ["pi0", "pi05"])
+def test_relative_actions_are_lerobots(
+    make_vla: MakeVLA, name: str, tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_hub = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda _, **options: of_the_hub(tiny_vlm_dir, **options)
+    )
+    flags = {"use_relative_actions": "true", "n_action_steps": "1", "relative_exclude_joints": "[]"}
+    policy = make_vla(f"aegis_{name}", protection="none", **flags)
+    policy.config.normalization_mapping = {"STATE": "IDENTITY", "ACTION": "IDENTITY", "VISUAL": "IDENTITY"}
+    before, after = make_pre_post_processors(policy.config, dataset_stats={})
+    state, actions = torch.ones(1, 5), torch.arange(12.0).view(1, 4, 3)
+    learned = before({"observation.state": state, "action": actions, "task": ["reach"]})["action"]
+    torch.testing.assert_close(learned, actions - 1)
+    torch.testing.assert_close(after(learned), actions)
 
 
 def test_a_policy_that_lerobot_does_not_have_has_no_plain_type(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.policies.rtc import RTCConfig
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_vlas import TYPES, random_batch, train
@@ -207,3 +208,45 @@ def test_an_optimizer_that_knows_nothing_of_it_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(AegisError, match="sharded"):
         policy.get_optim_params()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_chunks_go_on_from_what_is_left_over_under_protection(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, name: str
+) -> None:
+    base, anchor = save_base_and_anchor(name)
+    policy = make_vla(f"aegis_{name}", pretrained_path=base, anchor_path=anchor)
+    train(policy, 1)
+    policy.eval()
+    policy.config.rtc_config = RTCConfig(execution_horizon=4)  # as a rollout does
+    policy.init_rtc_processor()
+    batch = random_batch(1)
+    noise = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    left_over = torch.full((2, 4, 8), 3.0)
+    plain = policy.predict_action_chunk(batch, noise=noise)
+    guided = policy.predict_action_chunk(
+        batch, noise=noise, inference_delay=1, prev_chunk_left_over=left_over
+    )
+    width = plain.shape[-1]
+    before, after = ((each[0] - left_over[0, :, :width]).abs().mean(1) for each in (plain, guided))
+    assert after[0] < 0.2 * before[0] and after[1] < before[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TYPES)
+def test_a_compiled_policy_learns_and_acts_under_protection(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, name: str
+) -> None:
+    base, anchor = save_base_and_anchor(name)
+    flags = {"pretrained_path": base, "anchor_path": anchor}
+    compiled = make_vla(f"aegis_{name}", **flags, compile_model="true", compile_mode="default")
+    plain = make_vla(f"aegis_{name}", **flags)
+    before = weights(compiled)
+    optimizer = train(compiled, 11)
+    require_blocked(compiled, optimizer, before, compiled.config.anchor_share)
+    plain.load_state_dict(compiled.state_dict())
+    noise = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    chunks = [
+        policy.eval().predict_action_chunk(random_batch(1), noise=noise) for policy in (compiled, plain)
+    ]
+    torch.testing.assert_close(*chunks, atol=1e-4, rtol=1e-4)

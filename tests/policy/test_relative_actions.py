@@ -1,0 +1,115 @@
+"""Actions relative to the state: what the policy learns, what the arm is sent, and what is refused."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import draccus
+import numpy as np
+import pytest
+import torch
+from lerobot.policies.factory import make_pre_post_processors
+
+from aegis_policy.configuration_aegis import AegisConfig
+from aegis_policy.data.relative import check_relative
+from aegis_policy.processor_aegis import make_aegis_pre_post_processors
+from aegis_policy.support.errors import AegisError
+
+_NAMES = {"action": ["a.pos", "b.pos", "gripper.pos"]}
+_NAMES["observation.state"] = [*_NAMES["action"], "d", "e"]
+_COUNTS = {"action": {"count": [800]}, "observation.state": {"count": [100]}}
+
+
+@pytest.fixture
+def relative(make_config: Callable[..., AegisConfig]) -> Callable[..., AegisConfig]:
+    def make(**options: Any) -> AegisConfig:
+        options = {
+            "use_relative_actions": True,
+            "n_action_steps": 1,
+            "action_feature_names": _NAMES["action"],
+        } | options
+        return make_config("none", **options)
+
+    return make
+
+
+def test_what_is_learned_lacks_the_state_and_what_is_sent_has_it_again(
+    relative: Callable[..., AegisConfig], tmp_path: Path
+) -> None:
+    config = relative()
+    spread = {"action": torch.tensor([2.0, 4.0, 8.0]), "observation.state": torch.ones(5)}
+    stats = {key: {"mean": torch.zeros_like(std), "std": std} for key, std in spread.items()}
+    before, after = make_aegis_pre_post_processors(config, stats)
+    config.save_pretrained(tmp_path)
+    before.save_pretrained(tmp_path)
+    after.save_pretrained(tmp_path)
+    state_S, actions_HA = torch.tensor([1.0, 2.0, 3.0, 9.0, 9.0]), torch.arange(12.0).view(4, 3)
+    for pair in ((before, after), make_pre_post_processors(config, pretrained_path=str(tmp_path))):
+        batch = {"observation.state": state_S[None], "action": actions_HA[None], "task": ["reach"]}
+        learned = pair[0](batch)
+        expected = (actions_HA - torch.tensor([1.0, 2.0, 0.0])) / spread["action"]
+        torch.testing.assert_close(learned["action"], expected[None])
+        torch.testing.assert_close(learned["observation.state"], state_S[None])
+        torch.testing.assert_close(pair[1](learned["action"]), actions_HA[None])
+        pair[0]({"observation.state": state_S[None] + 1, "task": ["reach"]})
+        torch.testing.assert_close(pair[1](expected[:1])[0], actions_HA[0] + torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_later_steps_of_a_chunk_and_joints_left_out_for_nothing_are_refused(
+    relative: Callable[..., AegisConfig], make_config: Callable[..., AegisConfig]
+) -> None:
+    with pytest.raises(
+        AegisError, match=r"use_relative_actions=true goes with --policy.n_action_steps=1, not 2"
+    ):
+        relative(n_action_steps=2)
+    with pytest.raises(
+        AegisError, match=r"relative_exclude_joints changes nothing unless --policy.use_relative"
+    ):
+        make_config("none", relative_exclude_joints=("wrist",))
+    given = draccus.parse(
+        AegisConfig,
+        args=[
+            "--use_relative_actions=true",
+            "--n_action_steps=1",
+            "--relative_exclude_joints=['wrist', 'a']",
+        ],
+    )
+    assert given.relative_exclude_joints == ("wrist", "a")
+
+
+def test_data_of_chunks_less_their_state_are_taken(relative: Callable[..., AegisConfig]) -> None:
+    assert [*check_relative(relative(), _COUNTS, _NAMES)] == []
+    unnamed = {key: [] for key in _NAMES}
+    assert [*check_relative(relative(relative_exclude_joints=()), _COUNTS, unnamed)] == []
+    assert [*check_relative(relative(chunk_size=1), {key: {"count": [9]} for key in _COUNTS}, _NAMES)] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "counts", "sentence"),
+    [
+        ({**_NAMES, "action": []}, (800, 100), r"does not say what the dimensions of action are called"),
+        (
+            {**_NAMES, "observation.state": ["a.pos", "x", "y", "z", "e"]},
+            (800, 100),
+            r"takes dimension 1 of observation.state \(x\) off that of action \(b.pos\)",
+        ),
+        (_NAMES, (100, 100), r"are of absolute actions: as many of action as of observation.state"),
+    ],
+)
+def test_data_that_are_something_else_are_refused(
+    names: dict[str, list[str]],
+    counts: tuple[int, int],
+    sentence: str,
+    relative: Callable[..., AegisConfig],
+) -> None:
+    statistics = dict(zip(_COUNTS, ({"count": np.array([count])} for count in counts), strict=True))
+    (found,) = check_relative(relative(), statistics, names)
+    assert found.status == "error" and re.search(sentence, found.what)
+
+
+def test_a_state_shorter_than_an_action_is_refused(relative: Callable[..., AegisConfig]) -> None:
+    config = relative()
+    config.input_features["observation.state"].shape = (2,)
+    (found,) = check_relative(config, _COUNTS, _NAMES)
+    assert "(2 dimensions) off action (3)" in found.what
