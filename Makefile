@@ -20,9 +20,14 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder \
 		-m "not slow and not tools" --durations=25 $(TEST_FLAGS)
 
-# What needs another tool or service beside it (Ray, Sphinx, build and twine), with the machine to itself.
-test-tools: $(VENV)/.installed
+# What needs another tool or service beside it (Ray, Sphinx, build and twine, other people's packages), with the
+# machine to itself.
+test-tools: $(VENV)/.installed .other_packages/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "tools and not slow" --durations=5 $(TEST_FLAGS)
+
+.other_packages/.installed: tests/other_packages/requirements.txt | $(VENV)/.installed
+	$(UV) pip install --quiet --python $(PYTHON) --target .other_packages --no-deps --requirement $<
+	touch $@
 
 test-slow: $(VENV)/.installed
 	$(PYTHON) -m pytest -m slow $(TEST_FLAGS)
@@ -72,4 +77,4 @@ lock: | $(UV)
 	.uv/bin/python -m pip install --quiet uv
 
 clean:
-	rm -rf $(VENV) .venv-lerobot .uv build dist *.egg-info outputs
+	rm -rf $(VENV) .venv-lerobot .other_packages .uv build dist *.egg-info outputs
