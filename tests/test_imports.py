@@ -67,7 +67,7 @@ _MAY_IMPORT = {
     "eval.pages": "policy.support envs.tabletop eval.statistics eval.questions eval.results",
     "eval.pretraining": "policy.support policy.vlm envs.tabletop eval.questions eval.answers",
     "eval.doctor": "policy.support policy.isolation policy.vlm policy.anchors policy.checkpoint policy.data "
-    "policy.configuration_aegis envs.libero",
+    "policy.configuration_aegis policy.lerobot_vlas envs.libero eval.checkpoints",
     "eval.commands": "policy.support policy.pretrained policy.isolation policy.vlm policy.vqa policy.data "
     "policy.anchors policy.checkpoint policy.configuration_aegis policy.lerobot_vlas envs.tabletop eval.devices "
     "eval.checkpoints eval.statistics eval.questions eval.answers eval.results eval.experiments eval.pages "

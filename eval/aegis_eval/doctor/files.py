@@ -5,12 +5,14 @@ module takes the standard library alone, for the installation may be broken. Onl
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
+from aegis_eval.doctor.vlas import check_data, check_vla
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
@@ -35,13 +37,16 @@ def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] =
     from lerobot.configs import FeatureType, PreTrainedConfig
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
+    from aegis_eval.checkpoints import is_vla
     from aegis_policy.configuration_aegis import AegisConfig
     from aegis_policy.data.checks import check_dataset, check_info
     from aegis_policy.data.files import read_metadata
 
     meta = read_metadata(root, "--dataset.root")
     found = [*check_info(meta)]
-    if not found:
+    if not found and policy is not None and is_vla(str(_inside(policy))):
+        found = [*check_data(meta)]
+    elif not found:
         if policy is None:
             config = draccus.parse(AegisConfig, args=["--device=cpu", *flags])
         else:
@@ -60,9 +65,15 @@ def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] =
         yield Finding(
             "ok",
             f"{root}: {meta.total_episodes} episodes, {meta.total_frames} frames at {meta.fps} a second, "
-            f"cameras {cameras}, state {config.state_dim}, "
-            f"action {config.action_dim}",
+            f"cameras {cameras}, {', '.join(_vectors(meta.features))}",
         )
+
+
+def _vectors(features: Mapping[str, Any]) -> Iterator[str]:
+    """How long the vectors of a dataset are."""
+    for name, key in (("state", "observation.state"), ("action", "action")):
+        if key in features:
+            yield f"{name} {features[key]['shape'][0]}"
 
 
 def _inside(folder: Path) -> Path:
@@ -73,10 +84,11 @@ def _inside(folder: Path) -> Path:
 
 def check_policy(folder: Path, dataset: Path | None) -> Iterator[Finding]:
     """Whether a checkpoint is whole and can be resumed, and whether a dataset has what it looks at."""
+    from aegis_eval.checkpoints import is_vla
     from aegis_policy.checkpoint import checks
 
     folder = _inside(folder)
-    found = list(checks.check_checkpoint(folder))
+    found = list((check_vla if is_vla(str(folder)) else checks.check_checkpoint)(folder))
     yield from found
     if any(each.status == "error" for each in found):
         return

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from findings import told
 from lerobot.policies import make_pre_post_processors
+from safetensors.torch import load_file, save_file
 from tiny_vlas import TYPES, load, random_batch, train
 from transformers import AutoTokenizer
 
 from aegis_eval.checkpoints import PolicySource, load_policy_vlm, load_vla
 from aegis_eval.commands.export import ExportConfig
 from aegis_eval.commands.work.export import export
+from aegis_eval.doctor.files import check_dataset, check_policy
 from aegis_policy.anchors.building import build_anchor
 from aegis_policy.isolation import Anchor
 from aegis_policy.lerobot_vlas.inner import backbone_of, inner_model, layers_left_out
@@ -141,6 +144,30 @@ def test_relative_actions_are_lerobots(
     learned = before({"observation.state": state, "action": actions, "task": ["reach"]})["action"]
     torch.testing.assert_close(learned, actions - 1)
     torch.testing.assert_close(after(learned), actions)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_doctor_says_what_a_training_would_find(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, name: str, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    base, anchor = save_base_and_anchor(name)
+    assert f"ok: {base}: a {name} without a protection" in told(check_policy(base, None))
+    policy = make_vla(f"aegis_{name}", pretrained_path=base, anchor_path=anchor)
+    train(policy, 1)
+    folder = tmp_path / "checkpoint" / "pretrained_model"
+    policy.save_pretrained(folder)
+    found = told(check_policy(folder.parent, tiny_dataset))
+    assert f"ok: {folder}: aegis of the VLM in a aegis_{name}" in found and "error" not in found
+    assert "cameras front, wrist, state 5, action 3" in told(check_dataset(tiny_dataset, folder))
+    weights = load_file(folder / "model.safetensors")
+    first = next(iter(weights))
+    save_file({key: each for key, each in weights.items() if key != first}, folder / "model.safetensors")
+    with pytest.raises(AegisError, match=r"did not give .* of this aegis_"):
+        told(check_policy(folder, None))
+    save_file(weights, folder / "model.safetensors")
+    (folder / "anchor.safetensors").unlink()
+    with pytest.raises(AegisError, match=r"anchor\.safetensors"):
+        told(check_policy(folder, None))
 
 
 def test_a_policy_that_lerobot_does_not_have_has_no_plain_type(tiny_checkpoint: Path, tmp_path: Path) -> None:
