@@ -184,7 +184,8 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         Newer versions of LeRobot call this on every rank, where their own part writes on the first alone.
         """
         if ranks.index() > 0:
-            self.hold()  # as the first rank does, in `state_dict`
+            if options.get("state_dict") is None:
+                self.hold()  # as the first rank does, in `state_dict`
             return
         files.remove_left(save_directory)
         with atomic_contents(save_directory) as folder:
@@ -267,7 +268,7 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         Raises:
             AegisError: the run is sharded.
         """
-        refuse_sharding(self)
+        self._check_sharding()
         ranks.keep_group()
         self._begin_training()
         matrices = self.expert.hidden_matrices() if self.config.expert_optimizer == "muon" else ()
@@ -476,11 +477,30 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
 
     def _count_step(self) -> None:
         self._training_state = replace(self._training_state, steps=self._training_state.steps + 1)
-        refuse_sharding(self)
+        self._check_sharding()
         self._require_projection()
         self._begin_training()
         if self._probe is not None and self._probe.due(self._training_state.steps - 1):
             self.hold()
+
+    def _check_sharding(self) -> None:
+        """See that what is done in a training step is right where parameters lie in pieces.
+
+        Raises:
+            AegisError: it is not.
+        """
+        config = self.config
+        whole = {
+            "vqa_probe_freq": config.vqa_probe_freq > 0,
+            "expert_optimizer": config.expert_optimizer != "adamw",
+            "optimizer_bits": config.optimizer_bits != 32,
+        }
+        if refuse_sharding(self, but_rows=self.protection.by_rows) and any(whole.values()):
+            name = next(each for each in whole if whole[each])
+            raise AegisError(
+                f"--policy.{name}={getattr(config, name)} wants whole parameters, and this training is sharded: leave "
+                "it out, or leave out --parallelism.dp_shard."
+            )
 
     def _begin_training(self) -> None:
         """Once: when the optimizer asks for the parameters, or else with the first batch."""

@@ -6,10 +6,11 @@ pass, no communication between ranks.
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from aegis_policy.isolation._blocks import join
 from aegis_policy.isolation._numerics import (
@@ -36,8 +37,10 @@ class LowRankProjector(Projector):
     span of U do not move. C is known by the weights themselves: a training that goes on from weights that are held
     holds the same.
 
+    A layer's weight may come to lie in pieces on several devices, as FSDP2 keeps its rows: each device holds its own
+    rows, and nothing is exchanged.
+
     Attributes:
-        blocks: every weight that learns, with its U.
         every: see `Projector`. Between, weights stray by so many ordinary steps, not more: call `hold_` before the
             weights are saved or looked at.
 
@@ -69,10 +72,16 @@ class LowRankProjector(Projector):
             raise ValueError(
                 "No layer with a block requires gradients, so there is nothing to protect: unfreeze one before."
             )
-        self.blocks = [(weight, join(together)) for weight, together in by_weight.items()]
+        layer_of = {layer.weight: layer for layer in layers.values()}
+        self._blocks = [(layer_of[weight], join(together)) for weight, together in by_weight.items()]
         self.every = every
         self._held: dict[int, _Held] = {}
         self._blocked_energy = torch.zeros(())
+
+    @property
+    def blocks(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every weight that learns, as its layer has it now, with its U."""
+        return [(cast(nn.Parameter, layer.weight), block) for layer, block in self._blocks]
 
     @property
     def protected(self) -> list[nn.Parameter]:
@@ -86,7 +95,7 @@ class LowRankProjector(Projector):
         """Take in what is to be held of every weight that is not yet; weights that are to be held must be here before
         they move."""
         for index, (weight, _) in enumerate(self.blocks):
-            if index not in self._held and (now := value(weight)) is not None:
+            if index not in self._held and (now := _here(value(weight))) is not None:
                 with whole_float32_products(now.device):
                     self._held[index] = _Held(now @ self._block(index, now), _rows(now).clone())
 
@@ -94,8 +103,9 @@ class LowRankProjector(Projector):
     def hold_(self, value: ValueOf = whole_value) -> None:
         """Put the blocked part of all weights that `remember` has seen back."""
         moved, removed, scales = [], [], []
+        weights = self.protected
         for index, held in list(self._held.items()):
-            if (now := value(self.blocks[index][0])) is None:
+            if (now := _here(value(weights[index]))) is None or not len(now):
                 continue
             strayed = _rows(now).clone()
             with whole_float32_products(now.device):
@@ -147,16 +157,16 @@ class LowRankProjector(Projector):
 
     def metrics(self) -> dict[str, float]:
         """`blocked_energy`: of what all blocked layers had moved since the time before, the share of the squared norm
-        that `hold_` took back the last time, measured on a few rows of each weight."""
+        that `hold_` took back the last time, measured on a few rows of each weight that are here."""
         return {"blocked_energy": float(self._blocked_energy)}
 
     def _block(self, index: int, like: Tensor) -> Tensor:
         """The block on the device and in the dtype of `like`; what weights share moves there for all of them."""
-        block_DK = self.blocks[index][1]
+        block_DK = self._blocks[index][1]
         if block_DK.device != like.device or block_DK.dtype != like.dtype:
             moved_DK = block_DK.to(like)
-            self.blocks = [(weight, moved_DK if each is block_DK else each) for weight, each in self.blocks]
-        return self.blocks[index][1]
+            self._blocks = [(layer, moved_DK if each is block_DK else each) for layer, each in self._blocks]
+        return self._blocks[index][1]
 
 
 class _Held(NamedTuple):
@@ -176,9 +186,14 @@ def _hold_(weight_ED: Tensor, block_DK: Tensor, outputs_EK: Tensor) -> None:
     weight_ED.addmm_(weight_ED @ block_DK - outputs_EK, block_DK.T, alpha=-1)
 
 
+def _here(value: Tensor | None) -> Tensor | None:
+    """The rows of a weight that are on this device, to be changed in place: all, unless it lies in pieces."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def _rows(weight_ED: Tensor) -> Tensor:
     """Rows from all over a weight, `_ROWS` at most."""
-    return weight_ED[:: -(-len(weight_ED) // _ROWS)]
+    return weight_ED[:: max(1, -(-len(weight_ED) // _ROWS))]
 
 
 def _total(parts: list[Tensor], scales: list[float]) -> Tensor:

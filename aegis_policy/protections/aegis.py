@@ -61,6 +61,7 @@ class Aegis(Protection):
             )
         self.kinds = tuple(ANCHOR_KINDS[name](config) for name in sorted(named))
         self.of_weights = all(kind.of_weights for kind in self.kinds)
+        self.by_rows = all(kind.by_rows for kind in self.kinds)
 
     def defaults(self) -> dict[str, Any]:
         return {name: value for kind in self.kinds for name, value in kind.defaults.items()}

@@ -38,6 +38,8 @@ class AnchorKind(ABC):
     """What it needs of an anchor, as arguments of `Anchor.part`."""
     of_weights: ClassVar[bool] = False
     """As `Protection.of_weights`."""
+    by_rows: ClassVar[bool] = False
+    """As `Protection.by_rows`."""
     projector: Projector
     """What it gives the optimizer, once `begin_training` has been called."""
 

@@ -117,6 +117,8 @@ class Protection:
     """It acts in the optimizer's step."""
     of_weights: bool = False
     """It asks for nothing but the weights: neither for hidden states nor for answers."""
+    by_rows: bool = False
+    """It does the same to a weight whose rows lie on several devices, as FSDP2 keeps them."""
     needs_reference: ClassVar[bool] = False
     """It compares with the pretrained weights themselves."""
 

@@ -46,6 +46,7 @@ class Lora(Protection):
     chosen_by = ("protection", "lora_null_space")
     trains_decoder = False
     of_weights = True
+    by_rows = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -16,6 +16,7 @@ class NoProtection(Protection):
     """The flow loss trains the decoder layers freely."""
 
     of_weights = True
+    by_rows = True
 
 
 class Freeze(Protection):
@@ -23,6 +24,7 @@ class Freeze(Protection):
 
     trains_decoder = False
     of_weights = True
+    by_rows = True
 
 
 class StopGradient(Protection):
@@ -30,6 +32,7 @@ class StopGradient(Protection):
 
     trains_decoder = False
     gradient_flows = False
+    by_rows = True
 
     def begin_step(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
         with torch.no_grad():

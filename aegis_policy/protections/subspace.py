@@ -53,6 +53,7 @@ class Subspace(AnchorKind):
     defaults: ClassVar[Mapping[str, Any]] = {"anchor_share": DEFAULT_SHARE}
     part: ClassVar[Mapping[str, Any]] = {"factors": True}
     of_weights = True
+    by_rows = True
     projector: LowRankProjector
 
     def held_by(self, anchor: Anchor) -> bool:

@@ -1,4 +1,4 @@
-"""No training goes on with parameters in pieces, whoever shards which of them, and when."""
+"""No training goes on with parameters in pieces that its protection does not reach, whoever shards which of them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,8 +31,9 @@ def _one_parameter(policy: AegisPolicy, mesh: DeviceMesh) -> None:
     embedding.weight = nn.Parameter(distribute_tensor(embedding.weight.detach(), mesh, [Shard(0)]))
 
 
+WHOLE = "the whole policy, which gathers while it runs"
 SHARDINGS: dict[str, Callable[[AegisPolicy, DeviceMesh], object]] = {
-    "the whole policy, which gathers while it runs": lambda policy, mesh: fully_shard(policy, mesh=mesh),
+    WHOLE: lambda policy, mesh: fully_shard(policy, mesh=mesh),
     "layers of the VLM": lambda policy, mesh: [
         fully_shard(layer, mesh=mesh) for layer in policy.vlm.decoder_layers
     ],
@@ -45,13 +46,27 @@ SHARDINGS: dict[str, Callable[[AegisPolicy, DeviceMesh], object]] = {
 def test_a_sharded_policy_is_refused_whether_sharded_before_or_after_its_optimizer(
     make_policy: MakePolicy, make_batch: MakeBatch, mesh: DeviceMesh, how: str
 ) -> None:
-    policy = make_policy("aegis", anchor="subspace")
+    policy = make_policy("aegis", anchor="gaussian" if how == WHOLE else "subspace")
     build_optimizer(policy)
     SHARDINGS[how](policy, mesh)
     with pytest.raises(AegisError, match=REFUSAL):
         policy.train()(make_batch())
     with pytest.raises(AegisError, match=REFUSAL):
         policy.get_optim_params()
+
+
+@pytest.mark.parametrize("protection", ["l2_sp", "w2_penalty", "replay", "knowledge_insulation"])
+def test_what_wants_whole_parameters_is_refused_beside_the_protections_that_do_not(
+    make_policy: MakePolicy, make_batch: MakeBatch, mesh: DeviceMesh, protection: str
+) -> None:
+    policy = make_policy(protection)
+    SHARDINGS[WHOLE](policy, mesh)
+    with pytest.raises(AegisError, match=REFUSAL):
+        policy.train()(make_batch())
+    probed = make_policy("aegis", anchor="subspace", vqa_probe_freq=1)
+    SHARDINGS[WHOLE](probed, mesh)
+    with pytest.raises(AegisError, match=r"--policy.vqa_probe_freq=1 wants whole parameters"):
+        probed.train()(make_batch())
 
 
 def test_what_accelerate_is_going_to_shard_is_refused(
