@@ -1,19 +1,25 @@
 """LeRobot's own policies at a tiny size with random weights, as a user's directory would hold them.
 
-`pi0` and `pi05` come in two sizes of billions alone, so their modules are given a third one wherever they are
-imported: `watch_imports` here, and in every process whose `PYTHONPATH` begins with the folder of `shrinking_folder`.
+`pi0`, `pi05` and `pi0_fast` come in two sizes of billions alone, so their modules are given a third one wherever they
+are imported: `watch_imports` here, and in every process whose `PYTHONPATH` begins with the folder of
+`shrinking_folder`.
 """
 
 import importlib.abc
 import importlib.machinery
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_SIZED = ("lerobot.policies.pi0.modeling_pi0", "lerobot.policies.pi05.modeling_pi05")
-TYPES = ("smolvla", "pi0", "pi05")
+PI_TYPES = ("pi0", "pi05", "pi0_fast")
+TYPES = ("smolvla", *PI_TYPES, "eo1")
+SIZED = tuple(f"lerobot.policies.{name}.modeling_{name}" for name in PI_TYPES)
+"""Modules that shrink."""
+_WORDS = "what colour is the cube sphere red green blue reach push action : | answer en"
+_FAST = "fast"
 TOKENIZER = "google/paligemma-3b-pt-224"
 """What LeRobot asks the hub for."""
 SMOLVLA_FLAGS = {
@@ -23,6 +29,12 @@ SMOLVLA_FLAGS = {
     "expert_width_multiplier": "1.0",
 }
 PI_FLAGS = {"image_resolution": "[32,32]", "tokenizer_max_length": "32"}
+FAST_FLAGS = {
+    "validate_action_token_prefix": "false",  # whose letters the tiny tokenizer makes small
+    "max_action_tokens": "32",
+    "max_decoding_steps": "8",
+}
+EO1_FLAGS = {"image_min_pixels": "784", "image_max_pixels": "3136"}
 COMMON_FLAGS = {
     "chunk_size": "4",
     "n_action_steps": "4",
@@ -41,7 +53,7 @@ class _Shrinking(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name not in _SIZED:
+        if name not in SIZED:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         assert spec is not None and spec.loader is not None
@@ -84,9 +96,12 @@ def vocabulary(vlm: Path) -> tuple[int, int]:
 def shrink(
     module: Any, words: int, image_token: int, replace: Callable[[Any, str, Any], None] = setattr
 ) -> None:
-    """Give the module of `pi0` or `pi05` models of two narrow layers; `replace` may be a monkeypatch's."""
+    """Give a module of `SIZED` models of two narrow layers; `replace` may be a monkeypatch's."""
     tiny = module.GemmaConfig(width=32, depth=2, mlp_dim=64, num_heads=8, num_kv_heads=1, head_dim=16)
-    whole, expert = module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM
+    whole, expert = (
+        getattr(module, name, None)  # `pi0_fast` has no expert
+        for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM")
+    )
 
     def small(config: Any) -> Any:
         config.text_config.vocab_size = words
@@ -94,7 +109,7 @@ def shrink(
         config.projection_dim = config.vision_config.projection_dim = 32
         config.vision_config.hidden_size, config.vision_config.intermediate_size = 32, 64
         config.vision_config.num_hidden_layers, config.vision_config.num_attention_heads = 1, 2
-        config.vision_config.patch_size = 16
+        config.vision_config.image_size, config.vision_config.patch_size = 32, 16
         return whole(config=config)
 
     def small_expert(config: Any) -> Any:
@@ -103,7 +118,8 @@ def shrink(
 
     replace(module, "get_gemma_config", lambda variant: tiny)
     replace(module, "PaliGemmaForConditionalGenerationWithPiGemma", small)
-    replace(module, "PiGemmaForCausalLM", small_expert)
+    if expert is not None:
+        replace(module, "PiGemmaForCausalLM", small_expert)
 
 
 def cached_on_the_hub(home: Path, vlm: Path) -> Path:
@@ -119,10 +135,57 @@ def cached_on_the_hub(home: Path, vlm: Path) -> Path:
     return home
 
 
-def flags_of(kind: str, smolvlm: Path) -> dict[str, str]:
-    """What `--policy.*` must say of the tiny policy of a type."""
-    own = {**SMOLVLA_FLAGS, "vlm_model_name": str(smolvlm)} if kind == "smolvla" else PI_FLAGS
-    return {**COMMON_FLAGS, **own}
+def save_vlm(kind: str, folder: Path) -> Path:
+    """Write the VLM whose words and processor a type takes, and its weights `smolvla` and `eo1`; return where."""
+    from tiny_vlms import save_tiny_vlm
+
+    if kind == "smolvla":
+        return save_tiny_vlm("smolvlm", folder)
+    if kind == "eo1":
+        return save_tiny_vlm("qwen2_5_vl", folder, spare_words=8)  # which it adds
+    from aegis_policy.vlm.small import SmallVLMSize, build_small_vlm
+
+    size = SmallVLMSize(
+        image_size=32, patch_size=16, vision_layers=1, vision_width=32, text_layers=2, text_width=32, heads=2
+    )
+    words = [*_WORDS.split(), *(f"spare{index}" for index in range(300))]  # LeRobot leaves the last 128 alone
+    build_small_vlm(words, size, seed=0, name=str(folder)).save_pretrained(folder)
+    _save_action_tokenizer(folder / _FAST)
+    return folder
+
+
+def _save_action_tokenizer(folder: Path) -> None:
+    """Write a FAST tokenizer of random chunks as the hub has one: a processor with a module of its own."""
+    import numpy as np
+    from lerobot.policies.molmoact2.modeling_molmoact2 import UniversalActionProcessor
+
+    chunks = list(np.random.default_rng(0).normal(size=(64, 4, 3)))
+    UniversalActionProcessor.fit(chunks, scale=2, vocab_size=300).save_pretrained(folder)
+    (folder / "processing.py").write_text(
+        "from lerobot.policies.molmoact2 import modeling_molmoact2\n\n\n"
+        "class UniversalActionProcessor(modeling_molmoact2.UniversalActionProcessor):\n"
+        "    pass\n"
+    )
+    file = folder / "processor_config.json"
+    held = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**held, "auto_map": {"AutoProcessor": "processing.UniversalActionProcessor"}})
+    )
+
+
+def flags_of(kind: str, vlm: Path) -> dict[str, str]:
+    """What `--policy.*` must say of the tiny policy of a type; `vlm` is of `save_vlm`."""
+    own = {
+        "smolvla": {**SMOLVLA_FLAGS, "vlm_model_name": str(vlm)},
+        "eo1": {**EO1_FLAGS, "vlm_base": str(vlm)},
+        "pi0_fast": {
+            **PI_FLAGS,
+            **FAST_FLAGS,
+            "text_tokenizer_name": str(vlm),
+            "action_tokenizer_name": str(vlm / _FAST),
+        },
+    }
+    return {**COMMON_FLAGS, **own.get(kind, PI_FLAGS)}
 
 
 def make(type_name: str, flags: dict[str, str], dataset: Path) -> Any:
@@ -137,15 +200,30 @@ def make(type_name: str, flags: dict[str, str], dataset: Path) -> Any:
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     config_class = PreTrainedConfig.get_choice_class(type_name)
     config = draccus.parse(config_class=config_class, args=["--push_to_hub=false", *arguments])
-    return make_policy(config, ds_meta=LeRobotDatasetMetadata("local/tiny", root=dataset))
+    policy = make_policy(config, ds_meta=LeRobotDatasetMetadata("local/tiny", root=dataset))
+    if hasattr(policy, "action_tokenizer") and config.pretrained_path is None:
+        _say_actions(policy)
+    return policy
 
 
-def save_base(kind: str, smolvlm: Path, dataset: Path, folder: Path) -> None:
+def _say_actions(policy: Any) -> None:
+    """Have a `pi0_fast` with random weights say none but words that are actions."""
+    import torch
+
+    words = policy.model.paligemma_with_expert.paligemma.get_output_embeddings().weight
+    last = policy._paligemma_tokenizer.vocab_size - policy.config.fast_skip_tokens
+    others = torch.ones(len(words), dtype=torch.bool)
+    others[last - len(policy.action_tokenizer.tokenizer) : last] = False
+    with torch.no_grad():
+        words[others] *= 0.01
+
+
+def save_base(kind: str, vlm: Path, dataset: Path, folder: Path) -> None:
     """Write a policy with random weights and its processors, as training on a dataset would."""
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.policies import make_pre_post_processors
 
-    policy = make(kind, flags_of(kind, smolvlm), dataset)
+    policy = make(kind, flags_of(kind, vlm), dataset)
     policy.save_pretrained(folder)
     data = LeRobotDatasetMetadata("local/tiny", root=dataset)
     for each in make_pre_post_processors(policy.config, dataset_stats=data.stats):
@@ -161,13 +239,14 @@ def load(folder: Path) -> Any:
     return get_policy_class(config.type).from_pretrained(folder, config=config)
 
 
-def random_batch(seed: int) -> dict[str, Any]:
-    """What comes out of a processor: two samples for the tiny dataset."""
+def random_batch(policy: Any, seed: int) -> dict[str, Any]:
+    """What comes out of a policy's processor: two samples for the tiny dataset."""
     import torch
+    from lerobot.policies import make_pre_post_processors
     from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
     generator = torch.Generator().manual_seed(seed)
-    return {
+    batch = {
         **{
             f"observation.images.{camera}": torch.rand(2, 3, 32, 32, generator=generator)
             for camera in ("front", "wrist")
@@ -177,6 +256,10 @@ def random_batch(seed: int) -> dict[str, Any]:
         OBS_LANGUAGE_TOKENS: torch.randint(1, 8, (2, 6), generator=generator),
         OBS_LANGUAGE_ATTENTION_MASK: torch.ones(2, 6, dtype=torch.bool),
     }
+    if policy.config.type.endswith(("eo1", "pi0_fast")):  # whose inputs are more than words
+        preprocessor, _ = make_pre_post_processors(policy.config)
+        batch = preprocessor({**batch, "task": ["reach the red cube"] * 2})
+    return batch
 
 
 def train(policy: Any, steps: int, lr: float | None = None) -> Any:
@@ -187,7 +270,7 @@ def train(policy: Any, steps: int, lr: float | None = None) -> Any:
     policy.train()
     optimizer = preset.build(policy.get_optim_params())
     for seed in range(steps):
-        loss, _ = policy.forward(random_batch(seed))
+        loss, _ = policy.forward(random_batch(policy, seed))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

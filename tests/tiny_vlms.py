@@ -51,14 +51,17 @@ class _Recipe:
     """Attributes of the tokenizer that the processor looks for."""
 
 
-def save_tiny_vlm(family: str, directory: Path) -> Path:
-    """Write a model of `family`, a key of `FAMILY_RECIPES` or `llava`, and return where."""
+def save_tiny_vlm(family: str, directory: Path, spare_words: int = 0) -> Path:
+    """Write a model of `family`, a key of `FAMILY_RECIPES` or `llava`, and return where.
+
+    It has embeddings of so many more words than its tokenizer knows.
+    """
     recipe = {**FAMILY_RECIPES, **_OTHERS}[family]
     tokenizer = _byte_tokenizer(recipe)
     config, processor = recipe.build(tokenizer)
     processor.chat_template = recipe.template
     text = config.get_text_config()
-    text.vocab_size = len(tokenizer)
+    text.vocab_size = len(tokenizer) + spare_words
     for each in (config, text):
         each.pad_token_id, each.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     with torch.random.fork_rng(devices=[]):

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lerobot.configs import PreTrainedConfig
+from lerobot.policies.eo1.configuration_eo1 import EO1Config
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pi0_fast.configuration_pi0_fast import PI0FastConfig
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
@@ -23,7 +25,7 @@ class ProtectedVLAConfig(
 ):
     """The fields of a protection, before those of one of LeRobot's policies.
 
-    LeRobot runs the VLM layer by layer from the outside, so a protection is one that asks for weights alone: `none`,
+    LeRobot runs the VLM in a way of its own, so a protection is one that asks for weights alone: `none`,
     `freeze`, `lora`, `l2_sp`, `ewc`, or `aegis` with its default anchor. Their options are described where they are.
 
     Attributes:
@@ -35,7 +37,6 @@ class ProtectedVLAConfig(
     base: str | None = None
     vlm_fingerprint: str | None = None
     anchor_info: dict[str, str] | None = None
-    train_expert_only: bool = False
     push_to_hub: bool = False
 
     def __post_init__(self) -> None:
@@ -45,12 +46,12 @@ class ProtectedVLAConfig(
         if not protection.of_weights:
             raise AegisError(
                 f"--policy.protection={self.protection}{_kind(self)} asks for more than weights, and "
-                f"{self.type} runs its VLM from the outside: choose none, freeze, lora, l2_sp, ewc, or aegis with "
+                f"{self.type} runs its VLM in LeRobot's way: choose none, freeze, lora, l2_sp, ewc, or aegis with "
                 "--policy.anchor=subspace."
             )
         self.refuse_idle(self.idle_options(protection))
         protection.check_options()
-        if self.train_expert_only:
+        if getattr(self, "train_expert_only", False):
             raise AegisError(
                 "--policy.train_expert_only=true is --policy.protection=freeze here: leave it out and say that."
             )
@@ -76,6 +77,8 @@ def _kind(config: ProtectedVLAConfig) -> str:
 class AegisSmolVLAConfig(ProtectedVLAConfig, SmolVLAConfig):
     """`smolvla` with a protection."""
 
+    train_expert_only: bool = False
+
 
 @PreTrainedConfig.register_subclass("aegis_pi0")
 @dataclass
@@ -87,3 +90,15 @@ class AegisPI0Config(ProtectedVLAConfig, PI0Config):
 @dataclass
 class AegisPI05Config(ProtectedVLAConfig, PI05Config):
     """`pi05` with a protection."""
+
+
+@PreTrainedConfig.register_subclass("aegis_pi0_fast")
+@dataclass
+class AegisPI0FastConfig(ProtectedVLAConfig, PI0FastConfig):
+    """`pi0_fast` with a protection."""
+
+
+@PreTrainedConfig.register_subclass("aegis_eo1")
+@dataclass
+class AegisEO1Config(ProtectedVLAConfig, EO1Config):
+    """`eo1` with a protection."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PALIGEMMA = "google/paligemma-3b-pt-224"
-"""Whose tokenizer LeRobot gives `pi0` and `pi05`."""
+"""Whose tokenizer LeRobot gives `pi0` and `pi05`, whatever they are told."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,23 @@ class _Inside:
     processor: Callable[[Any], Any]
 
 
-def _its_processor(policy: Any) -> Any:
-    return policy.model.vlm_with_expert.processor
+def _load(name: str, policy: Any) -> Any:
+    return load_processor(name, f"{name} (the processor of {policy.name})")
 
 
-def _paligemma_processor(_policy: Any) -> Any:
-    return load_processor(_PALIGEMMA, f"{_PALIGEMMA} (the processor of pi0 and pi05)")
-
-
-_PI = _Inside("model.paligemma_with_expert.paligemma", _paligemma_processor)
-_KNOWN = {"smolvla": _Inside("model.vlm_with_expert.vlm", _its_processor), "pi0": _PI, "pi05": _PI}
+_PI = "model.paligemma_with_expert.paligemma"
+_KNOWN = {
+    "smolvla": _Inside("model.vlm_with_expert.vlm", lambda policy: policy.model.vlm_with_expert.processor),
+    "pi0": _Inside(_PI, lambda policy: _load(_PALIGEMMA, policy)),
+    "pi05": _Inside(_PI, lambda policy: _load(_PALIGEMMA, policy)),
+    "pi0_fast": _Inside(_PI, lambda policy: _load(policy.config.text_tokenizer_name, policy)),
+    "eo1": _Inside("model.vlm_backbone", lambda policy: _load(policy.config.vlm_base, policy)),
+}
 """Types of LeRobot's policies that have a transformers VLM inside."""
 _PREFIX = "aegis_"
 """Before the name of such a type, with a protection."""
+PROTECTED = tuple(f"{_PREFIX}{name}" for name in _KNOWN)
+"""Types of this package that are one of those with a protection."""
 
 
 def plain_type(name: str) -> str | None:

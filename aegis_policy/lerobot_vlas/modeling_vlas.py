@@ -1,4 +1,4 @@
-"""LeRobot's `smolvla`, `pi0` and `pi05` as they are, but that what their VLM learns is protected.
+"""LeRobot's own policies with a VLM inside as they are, but that what their VLM learns is protected.
 
 Their forward passes, processors, real-time chunking and compilation stay LeRobot's. What is added happens in
 training: what may learn, what the loss is beside, how the optimizer steps; and a checkpoint holds the anchor.
@@ -9,7 +9,9 @@ from typing import Any, Self
 
 import torch
 from lerobot.configs import PreTrainedConfig
+from lerobot.policies.eo1.modeling_eo1 import EO1Policy
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.policies.pi0_fast.modeling_pi0_fast import PI0FastPolicy
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor
@@ -19,7 +21,9 @@ from aegis_policy.checkpoint.changes import VLA_RULES, check_changes, check_envi
 from aegis_policy.checkpoint.checks import CONFIG_FILE, WEIGHTS_FILE
 from aegis_policy.isolation import Anchor
 from aegis_policy.lerobot_vlas.configuration_vlas import (
+    AegisEO1Config,
     AegisPI0Config,
+    AegisPI0FastConfig,
     AegisPI05Config,
     AegisSmolVLAConfig,
     ProtectedVLAConfig,
@@ -110,13 +114,18 @@ class ProtectedVLA(HoldsProtected):
         """All that learns, in one group as LeRobot has it, with the projectors that bend its steps.
 
         Raises:
-            AegisError: the run is sharded, or the anchor is none of this VLM.
+            AegisError: the run is sharded, the anchor is none of this VLM, or nothing would learn.
         """
         refuse_sharding(self)
         ranks.keep_group()
         if self._optimized is None:
             self._begin_training()
             learning = [p for p in self.parameters() if p.requires_grad]
+            if not learning:
+                raise AegisError(
+                    f"--policy.protection={self.config.protection} leaves nothing of {self.name} to learn, which has "
+                    "nothing beside its VLM: choose another."
+                )
             restored = optimizer_begun(self._checkpoint) if self._checkpoint and resuming() else {}
             self._optimized = PolicyParameters(
                 [{"params": learning, "name": self.name}], self.protection.projectors, restored
@@ -205,6 +214,20 @@ class AegisPI05Policy(ProtectedVLA, PI05Policy):
 
     config_class = AegisPI05Config
     name = "aegis_pi05"
+
+
+class AegisPI0FastPolicy(ProtectedVLA, PI0FastPolicy):
+    """`pi0_fast` with a protection."""
+
+    config_class = AegisPI0FastConfig
+    name = "aegis_pi0_fast"
+
+
+class AegisEO1Policy(ProtectedVLA, EO1Policy):
+    """`eo1` with a protection."""
+
+    config_class = AegisEO1Config
+    name = "aegis_eo1"
 
 
 def _freeze_words(vlm: VLMParts) -> None:

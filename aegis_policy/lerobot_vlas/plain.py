@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from aegis_policy.lerobot_vlas.modeling_vlas import ProtectedVLA
 
 _OURS = {field.name for field in fields(ProtectedVLAConfig)} - {
-    *(field.name for field in fields(PreTrainedConfig)),
-    "train_expert_only",
+    field.name for field in fields(PreTrainedConfig)
 }
 
 

@@ -125,6 +125,7 @@ def load_vla(name: str) -> tuple[Any, Path]:
     folder = find_checkpoint(name, {})
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = "cpu"
+    config.pretrained_path = folder  # without it, `eo1` would ask for the VLM that it was made from
     if hasattr(config, "dtype"):
         config.dtype = "float32"  # in which adapters are merged
     policy = get_policy_class(config.type).from_pretrained(folder, config=config)

@@ -17,7 +17,7 @@ class AnchorConfig:
     Attributes:
         vlm: directory or hub id of the pretrained VLM, or `embedded`.
         policy: `--policy.path`, a policy instead, of whose VLM, as it is, the anchor will be: one of LeRobot's
-            (`smolvla`, `pi0`, `pi05`), or one that this package trained.
+            (`smolvla`, `pi0`, `pi05`, `pi0_fast`, `eo1`), or one that this package trained.
         vqa: where the samples come from: a benchmark of this package (its training split), a public one with the place
             of its files (`vqav2:DIR`, see docs/benchmarks.md), one's own: a folder with a `questions.jsonl` whose lines
             are {"image": file in that folder, "question": text}, or anything with such columns that `datasets` reads,

@@ -1,5 +1,6 @@
 """Checkpoints of protected policies: what they hold, how they go on, and what becomes of them elsewhere."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from findings import told
 from lerobot.policies import make_pre_post_processors
 from safetensors.torch import load_file, save_file
-from tiny_vlas import TYPES, load, random_batch, train
+from tiny_vlas import PI_TYPES, TYPES, load, random_batch, train
 from transformers import AutoTokenizer
 
 from aegis_eval.checkpoints import PolicySource, load_policy_vlm, load_vla
@@ -32,7 +33,7 @@ Saved = Callable[..., tuple[Path, Path]]
 def chunk(policy: Any) -> torch.Tensor:
     """What a policy would do, always from the same noise."""
     torch.manual_seed(0)
-    return policy.eval().predict_action_chunk(random_batch(3))
+    return policy.eval().predict_action_chunk(random_batch(policy, 3))
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -71,6 +72,17 @@ def test_lerobot_runs_the_plain_policy_as_it_was(
     theirs = load(tmp_path / "plain")
     assert theirs.name == name
     torch.testing.assert_close(chunk(theirs), chunk(policy), rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_is_read_without_the_weights_of_the_vlm_it_was_made_from(
+    make_vla: MakeVLA, vlm_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(vlm_of("eo1"), tmp_path / "qwen")
+    policy = make_vla("aegis_eo1", protection="none", vlm_base=tmp_path / "qwen")
+    policy.save_pretrained(tmp_path / "saved")
+    (tmp_path / "qwen" / "model.safetensors").unlink()
+    again, _ = load_vla(str(tmp_path / "saved"))
+    torch.testing.assert_close(chunk(again), chunk(policy))
 
 
 def test_what_adapters_do_beside_16_bits_is_not_lost_in_a_plain_policy(
@@ -128,7 +140,7 @@ def test_a_smolvla_without_its_last_layers_is_not_asked(make_vla: MakeVLA, tmp_p
         load_policy_vlm(source, to_answer=True)
 
 
-@pytest.mark.parametrize("name", ["pi0", "pi05"])
+@pytest.mark.parametrize("name", PI_TYPES)
 def test_relative_actions_are_lerobots(
     make_vla: MakeVLA, name: str, tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +183,7 @@ def test_the_doctor_says_what_a_training_would_find(
 
 
 def test_a_policy_that_lerobot_does_not_have_has_no_plain_type(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(AegisError, match="is none of aegis_smolvla, aegis_pi0 and aegis_pi05"):
+    with pytest.raises(AegisError, match=r"is none of aegis_smolvla, aegis_pi0, .*, which --plain is for"):
         export(ExportConfig(PolicySource(str(tiny_checkpoint)), tmp_path / "out", plain=True))
     assert not (tmp_path / "out").exists()
 

@@ -12,6 +12,7 @@ from random_data import write_random_dataset, write_random_questions
 from aegis_policy.isolation import Anchor
 from aegis_policy.support.json_files import read_json
 
+VLMOf = Callable[[str], Path]
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 ROLLOUT = (
     *("--env.type=aegis_tabletop", "--env.task=reach", "--env.episode_length=6", "--eval.n_episodes=1"),
@@ -20,19 +21,19 @@ ROLLOUT = (
 
 
 @pytest.fixture
-def tiny_everywhere(tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process finds `pi0` and `pi05` small, and PaliGemma's processor in the hub's cache."""
+def tiny_everywhere(vlm_of: VLMOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process finds types of `tiny_vlas.SIZED` small, and PaliGemma's processor in the hub's cache."""
     site = tmp_path / "site"
     site.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(tiny_vlas.shrinking_folder(site, tiny_vlm_dir)))
-    monkeypatch.setenv("HF_HOME", str(tiny_vlas.cached_on_the_hub(tmp_path / "hf", tiny_vlm_dir)))
+    monkeypatch.setenv("PYTHONPATH", str(tiny_vlas.shrinking_folder(site, vlm_of("pi0"))))
+    monkeypatch.setenv("HF_HOME", str(tiny_vlas.cached_on_the_hub(tmp_path / "hf", vlm_of("pi0"))))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_everywhere")
 @pytest.mark.parametrize("name", tiny_vlas.TYPES)
 def test_a_base_is_protected_trained_resumed_rolled_out_and_given_back(
-    shell: Shell, name: str, tiny_smolvlm: Path, tmp_path: Path
+    shell: Shell, name: str, vlm_of: VLMOf, tmp_path: Path
 ) -> None:
     def run(*command: str) -> str:
         done = shell(*command, fork=False)
@@ -43,10 +44,10 @@ def test_a_base_is_protected_trained_resumed_rolled_out_and_given_back(
     data = write_random_dataset(tmp_path / "data", cameras, state=8, action=4, tasks=("reach", "push"))
     questions = write_random_questions(tmp_path / "questions", answer="red")
     base, anchor, out = tmp_path / "base", tmp_path / "anchor.safetensors", tmp_path / "training"
-    run(sys.executable, tiny_vlas.__file__, name, str(tiny_smolvlm), str(data), str(base))
+    run(sys.executable, tiny_vlas.__file__, name, str(vlm_of(name)), str(data), str(base))
     run("aegis-anchor", f"--policy.path={base}", f"--vqa={questions}", f"--out={anchor}", "--share=0.3")
 
-    flags = [f"--policy.{key}={value}" for key, value in tiny_vlas.flags_of(name, tiny_smolvlm).items()]
+    flags = [f"--policy.{key}={value}" for key, value in tiny_vlas.flags_of(name, vlm_of(name)).items()]
     command = ["lerobot-train", f"--policy.type=aegis_{name}", f"--policy.pretrained_path={base}", *flags]
     command += [
         f"--policy.anchor_path={anchor}",

@@ -9,8 +9,9 @@ import torch
 from lerobot.policies.rtc import RTCConfig
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_vlas import TYPES, random_batch, train
+from tiny_vlas import PI_TYPES, TYPES, random_batch, train
 from torch import nn
+from torch._dynamo.utils import counters
 
 from aegis_eval.checkpoints import load_vla
 from aegis_policy.isolation import LowRankProjector
@@ -49,8 +50,8 @@ def require_blocked(policy: Any, optimizer: Any, before: dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["pi0", "pi05"])
-def test_the_vlm_of_pi_learns_only_outside_its_blocks(
+@pytest.mark.parametrize("name", [*PI_TYPES, "eo1"])
+def test_the_vlm_learns_only_outside_its_blocks(
     make_vla: MakeVLA, save_base_and_anchor: Saved, name: str, dtype: str
 ) -> None:
     base, anchor = save_base_and_anchor(name)
@@ -99,7 +100,7 @@ def test_without_a_protection_everything_learns_that_lerobot_trains(make_vla: Ma
     (group,) = ours.get_optim_params()
     given = {id(p) for p in group["params"]}
     assert {n for n, p in ours.named_parameters() if id(p) in given} == expected
-    batch = random_batch(0)
+    batch = random_batch(ours, 0)
     torch.manual_seed(0)
     loss, _ = theirs.train().forward(dict(batch))
     torch.manual_seed(0)
@@ -109,7 +110,7 @@ def test_without_a_protection_everything_learns_that_lerobot_trains(make_vla: Ma
 
 @pytest.mark.parametrize("name", TYPES)
 def test_a_frozen_vlm_stays_and_adapters_stand_beside_it(make_vla: MakeVLA, name: str) -> None:
-    for protection in ("freeze", "lora"):
+    for protection in ("freeze", "lora") if name != "pi0_fast" else ("lora",):
         policy = make_vla(f"aegis_{name}", protection=protection)
         before = weights(policy)
         train(policy, 3)
@@ -152,6 +153,8 @@ def test_what_cannot_be_protected_is_refused(
     ):
         with pytest.raises(Exception, match=sentence):
             make_vla("aegis_pi05", **flags)
+    with pytest.raises(AegisError, match="freeze leaves nothing of aegis_pi0_fast to learn"):
+        make_vla("aegis_pi0_fast", protection="freeze").get_optim_params()
     with pytest.raises(
         AegisError, match=f"needs the anchor of {base}: make it with aegis-anchor --policy.path={base}"
     ):
@@ -203,14 +206,14 @@ def test_an_optimizer_that_knows_nothing_of_it_is_refused(
     for prepare in (lambda: None, policy.get_optim_params):
         prepare()
         with pytest.raises(AegisError, match="this run's optimizer knows nothing of it"):
-            policy.forward(random_batch(0))
-    policy.eval().forward(random_batch(0))
+            policy.forward(random_batch(policy, 0))
+    policy.eval().forward(random_batch(policy, 0))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(AegisError, match="sharded"):
         policy.get_optim_params()
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", ["smolvla", "pi0", "pi05"])
 def test_chunks_go_on_from_what_is_left_over_under_protection(
     make_vla: MakeVLA, save_base_and_anchor: Saved, name: str
 ) -> None:
@@ -220,7 +223,7 @@ def test_chunks_go_on_from_what_is_left_over_under_protection(
     policy.eval()
     policy.config.rtc_config = RTCConfig(execution_horizon=4)  # as a rollout does
     policy.init_rtc_processor()
-    batch = random_batch(1)
+    batch = random_batch(policy, 1)
     noise = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     left_over = torch.full((2, 4, 8), 3.0)
     plain = policy.predict_action_chunk(batch, noise=noise)
@@ -233,7 +236,7 @@ def test_chunks_go_on_from_what_is_left_over_under_protection(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", ["smolvla", *PI_TYPES])
 def test_a_compiled_policy_learns_and_acts_under_protection(
     make_vla: MakeVLA, save_base_and_anchor: Saved, name: str
 ) -> None:
@@ -242,11 +245,14 @@ def test_a_compiled_policy_learns_and_acts_under_protection(
     compiled = make_vla(f"aegis_{name}", **flags, compile_model="true", compile_mode="default")
     plain = make_vla(f"aegis_{name}", **flags)
     before = weights(compiled)
+    counters.clear()
     optimizer = train(compiled, 11)
+    assert counters["stats"]["unique_graphs"], "it was compiled"
     require_blocked(compiled, optimizer, before, compiled.config.anchor_share)
     plain.load_state_dict(compiled.state_dict())
     noise = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     chunks = [
-        policy.eval().predict_action_chunk(random_batch(1), noise=noise) for policy in (compiled, plain)
+        policy.eval().predict_action_chunk(random_batch(policy, 1), noise=noise)
+        for policy in (compiled, plain)
     ]
     torch.testing.assert_close(*chunks, atol=1e-4, rtol=1e-4)

@@ -26,13 +26,14 @@ def export(config: ExportConfig) -> Path:
 
 
 def _export_plain(policy: str, folder: Path) -> None:
+    from aegis_policy.lerobot_vlas.inner import PROTECTED
     from aegis_policy.lerobot_vlas.modeling_vlas import ProtectedVLA
     from aegis_policy.lerobot_vlas.plain import save_plain
 
     vla, checkpoint = load_vla(policy) if is_vla(policy) else (None, Path(policy))
     if not isinstance(vla, ProtectedVLA):
         raise AegisError(
-            f"--policy.path={policy} is none of aegis_smolvla, aegis_pi0 and aegis_pi05, which --plain is for: "
+            f"--policy.path={policy} is none of {', '.join(PROTECTED)}, which --plain is for: "
             "leave it out, and the VLM is written."
         )
     with atomic_directory(folder) as beside:
