@@ -1,6 +1,7 @@
 """A protected policy as LeRobot's own, for whoever runs it without this package."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,3 +46,11 @@ def save_plain(policy: "ProtectedVLA", checkpoint: Path, folder: Path) -> None:
     for name in (POLICY_PREPROCESSOR_DEFAULT_NAME, POLICY_POSTPROCESSOR_DEFAULT_NAME):
         for file in checkpoint.glob(f"{name}*"):
             shutil.copy(file, folder)
+        for kept_beside in _artifacts(checkpoint / f"{name}.json"):
+            shutil.copytree(checkpoint / kept_beside, folder / kept_beside, dirs_exist_ok=True)
+
+
+def _artifacts(processor: Path) -> Iterator[str]:
+    """Folders beside a processor that its steps read: tokenizers in LeRobot's main, none in 0.6.1."""
+    for step in read_json(processor)["steps"] if processor.is_file() else ():
+        yield from step.get("artifacts", {}).values()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from findings import told
 from lerobot.policies import make_pre_post_processors
+from lerobot.utils.constants import OBS_LANGUAGE_TOKENS
 from safetensors.torch import load_file, save_file
 from tiny_vlas import PI_TYPES, TYPES, load, random_batch, train
 from transformers import AutoTokenizer
@@ -72,6 +73,23 @@ def test_lerobot_runs_the_plain_policy_as_it_was(
     theirs = load(tmp_path / "plain")
     assert theirs.name == name
     torch.testing.assert_close(chunk(theirs), chunk(policy), rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_policy_has_the_tokenizer_that_lerobot_may_keep_beside_one(
+    make_vla: MakeVLA, tmp_path: Path
+) -> None:
+    policy = make_vla("aegis_smolvla", protection="none")
+    saved, plain = tmp_path / "saved", tmp_path / "plain"
+    policy.save_pretrained(saved)
+    processors = make_pre_post_processors(policy.config)
+    for each in processors:
+        each.save_pretrained(saved)
+    plain.mkdir()
+    save_plain(policy, saved, plain)
+    again, _ = make_pre_post_processors(policy.config, pretrained_path=plain)
+    sample = {"observation.state": torch.ones(1, 5), "task": ["reach"]}
+    tokens = [each(dict(sample))[OBS_LANGUAGE_TOKENS] for each in (processors[0], again)]
+    assert torch.equal(*tokens)
 
 
 def test_a_checkpoint_is_read_without_the_weights_of_the_vlm_it_was_made_from(
