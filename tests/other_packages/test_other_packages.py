@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from lerobot.envs.utils import preprocess_observation
+
+from aegis_eval.checkpoints import PolicySource, load_policy, load_processors
 
 pytestmark = pytest.mark.tools
 
@@ -23,15 +29,19 @@ _PACKAGES = _ROOT / ".other_packages"
 _GRIPPER = "3"
 _CPU = ("--policy.device=cpu", "--num_workers=0")
 _SMALL = ("--policy.expert_width=16", "--policy.expert_depth=2", "--policy.expert_heads=2")
+_SO101 = ("--env.image_obs=true", "--env.random_block_position=true", "--env.action_scale=0.025")
+_SERVER = _ROOT / "eval" / "harnesses" / "vla_eval_server.py"
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them on Python's path in every command."""
+    """All of them on Python's path, here and in every command."""
     if not (_PACKAGES / ".installed").is_file():
         pytest.skip("make test-tools installs them")
-    monkeypatch.setenv("PYTHONPATH", f"{_PACKAGES}:{_HERE}")
+    monkeypatch.setenv("PYTHONPATH", f"{_PACKAGES}:{_HERE}", prepend=os.pathsep)
+    for folder in (_HERE, _SERVER.parent, _PACKAGES):
+        monkeypatch.syspath_prepend(folder)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +92,7 @@ def test_lerobot_lint_finds_no_fault_in_a_recording(shell: Shell, recording: Pat
 
 def test_a_third_partys_robot_is_learned_and_rolled_out(shell: Shell, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "train"
-    _done(shell(sys.executable, str(_HERE / "so101_demonstrations.py"), str(data), fork=False))
+    _done(shell(sys.executable, str(_HERE / "so101_demonstrations.py"), str(data), "2", "8", fork=False))
     _done(
         shell(
             "lerobot-train",
@@ -96,7 +106,7 @@ def test_a_third_partys_robot_is_learned_and_rolled_out(shell: Shell, tmp_path: 
             "--steps=2",
             "--batch_size=2",
             "--env.type=so101",
-            "--env.image_obs=true",
+            *_SO101,
             "--env_eval_freq=0",
             fork=False,
         )
@@ -109,8 +119,8 @@ def test_a_third_partys_robot_is_learned_and_rolled_out(shell: Shell, tmp_path: 
             f"--policy.path={checkpoint}",
             "--policy.device=cpu",
             "--env.type=so101",
-            "--env.image_obs=true",
-            "--env.episode_length=6",
+            *_SO101,
+            "--env.episode_length=4",
             "--eval.n_episodes=1",
             "--eval.batch_size=1",
             f"--output_dir={rolled}",
@@ -126,10 +136,9 @@ def _server(checkpoint: Path, log: Path) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = _ROOT / "eval" / "harnesses" / "vla_eval_server.py"
     command = [
         sys.executable,
-        script,
+        _SERVER,
         f"--args.checkpoint={checkpoint}",
         "--args.device=cpu",
         f"--port={port}",
@@ -172,3 +181,48 @@ def test_vla_eval_runs_its_episodes_with_a_checkpoint(
     assert len(episodes) == 2 and all(episode["steps"] == 12 for episode in episodes)
     assert {type(episode["metrics"]["success"]) for episode in episodes} == {bool}
     assert not any("failure_reason" in episode for episode in episodes)
+
+
+def test_what_vla_eval_steps_is_what_the_policy_answers_in_lerobot(tiny_checkpoint: Path) -> None:
+    """Each chunk is that of LeRobot's own processors and policy, of the pictures, state and words that were sent."""
+    import anyio
+    from vla_eval.connection import Connection
+    from vla_eval.model_servers.serve import serve_async
+    from vla_eval.runners.sync_runner import SyncEpisodeRunner
+    from vla_eval_server import AegisModelServer
+    from vla_eval_tabletop import Tabletop
+
+    benchmark = Tabletop("reach", 12)
+    server = AegisModelServer(str(tiny_checkpoint), device="cpu")
+
+    async def episode() -> None:
+        async with anyio.create_task_group() as tasks:
+            port = await tasks.start(serve_async, server, "127.0.0.1", 0)
+            async with Connection(f"ws://127.0.0.1:{port}") as connection:
+                (task,) = benchmark.get_tasks()
+                torch.manual_seed(0)
+                await SyncEpisodeRunner().run_episode(benchmark, task, connection, max_steps=12)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(episode)
+    benchmark.env.close()
+
+    policy, folder = load_policy(PolicySource(str(tiny_checkpoint)))
+    before, behind = load_processors(policy, folder, "cpu")
+    torch.manual_seed(0)
+    expected = []
+    for sent in benchmark.seen[: len(benchmark.done) : policy.config.n_action_steps]:
+        pixels = {camera: picture[None] for camera, picture in sent["images"].items()}
+        batch = preprocess_observation({"pixels": pixels, "agent_pos": sent["states"][None]})
+        batch["task"] = [sent["task_description"]]
+        expected.append(behind(policy.predict_action_chunk(before(batch)))[0].numpy())
+    assert len(benchmark.done) == 12 and len(expected) == 2
+    np.testing.assert_allclose(np.stack(benchmark.done), np.concatenate(expected)[:12], rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_that_is_not_there_ends_the_server_with_a_sentence(shell: Shell, tmp_path: Path) -> None:
+    done = shell(sys.executable, str(_SERVER), f"--args.checkpoint={tmp_path / 'nowhere'}", fork=False)
+    assert done.returncode == 2
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "--args.checkpoint=" in error and "name the `pretrained_model` folder" in error
+    assert "Traceback" not in done.stderr
