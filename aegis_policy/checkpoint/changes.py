@@ -197,7 +197,13 @@ def _changed(
     checkpoint has open.
     """
     now = json.loads(json.dumps(draccus.encode(config, PreTrainedConfig)))
-    defaults = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+    defaults = {
+        field.name: list(field.default)
+        if isinstance(field.default, tuple)
+        else field.default  # as JSON has it
+        for field in fields(config)
+        if field.default is not MISSING
+    }
     found = {}
     for name, value in now.items():
         known = before.get(name, defaults.get(name, value))

@@ -102,9 +102,10 @@ def is_vla(name: str) -> bool:
             file = Path(hf_hub_download(name, CONFIG_FILE))
         except (OSError, ValueError, HfHubHTTPError):
             return False  # whoever loads it says what is wrong
-    if not file.is_file():
+    try:
+        found = read_json(file)
+    except (OSError, ValueError):
         return False
-    found = read_json(file)
     kind = found.get("type") if isinstance(found, dict) else None
     return isinstance(kind, str) and plain_type(kind) is not None
 

@@ -124,6 +124,22 @@ def test_a_changed_field_is_named_when_it_may_not_change(saved: Saved, name: str
             assert found == ""
 
 
+def test_a_checkpoint_of_before_a_field_was_there_goes_on_with_its_default(saved: Saved) -> None:
+    folder = saved()
+    whole = read_json(folder / "config.json")
+    config = _reloaded(folder)
+    for name in RULES.keys() & whole.keys() - {
+        "input_features",
+        "output_features",
+        "vlm",
+        "protection",
+        "device",
+    }:
+        if getattr(config, name) == getattr(AegisConfig, name, None):
+            write_json(folder / "config.json", {key: value for key, value in whole.items() if key != name})
+            assert told(check_changes(folder, config, True)) == "", name
+
+
 def test_what_follows_a_changed_protection_is_not_told_beside_it(
     saved: Saved, make_config: MakeConfig
 ) -> None:
