@@ -23,17 +23,17 @@ def relative_steps(
         return [], []
     from lerobot.processor import AbsoluteActionsProcessorStep
 
-    before = _step(config)
+    before = _step(config, config.action_feature_names)
     return [before], [AbsoluteActionsProcessorStep(enabled=True, relative_step=before)]
 
 
-def _step(config: "AegisConfig") -> "RelativeActionsProcessorStep":
+def _step(config: "AegisConfig", action_names: Sequence[str] | None) -> "RelativeActionsProcessorStep":
     from lerobot.processor import RelativeActionsProcessorStep  # seconds, for few
 
     return RelativeActionsProcessorStep(
         enabled=True,
         exclude_joints=list(config.relative_exclude_joints),
-        action_names=config.action_feature_names,
+        action_names=list(action_names) if action_names else None,
     )
 
 
@@ -59,7 +59,7 @@ def check_relative(
             "write their names into meta/info.json, or give --policy.relative_exclude_joints=[]",
         )
         return
-    taken = _step(config)._build_mask(config.action_dim)  # as LeRobot's own statistics read it
+    taken = _step(config, actions)._build_mask(config.action_dim)  # as LeRobot's own statistics read it
     if config.state_dim < config.action_dim:
         yield Finding(
             "error",

@@ -80,6 +80,9 @@ def test_later_steps_of_a_chunk_and_joints_left_out_for_nothing_are_refused(
 
 def test_data_of_chunks_less_their_state_are_taken(relative: Callable[..., AegisConfig]) -> None:
     assert [*check_relative(relative(), _COUNTS, _NAMES)] == []
+    otherwise = {**_NAMES, "observation.state": ["a.pos", "b.pos", "force", "d", "e"]}
+    unread = relative(action_feature_names=None)  # as aegis-doctor has it, which makes no policy
+    assert [*check_relative(unread, _COUNTS, otherwise)] == [], "of the gripper nothing is taken"
     unnamed = {key: [] for key in _NAMES}
     assert [*check_relative(relative(relative_exclude_joints=()), _COUNTS, unnamed)] == []
     assert [*check_relative(relative(chunk_size=1), {key: {"count": [9]} for key in _COUNTS}, _NAMES)] == []
