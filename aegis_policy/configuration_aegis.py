@@ -9,6 +9,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.policies.rtc import RTCConfig
 
 from aegis_policy.data.checks import check_features
+from aegis_policy.data.relative import refuse_later_steps
 from aegis_policy.optimizer_aegis import AegisAdamWConfig, AegisCosineConfig, check_betas, check_bits
 from aegis_policy.protections import Protection
 from aegis_policy.protections.aegis import AegisOptions
@@ -227,11 +228,7 @@ class AegisConfig(
                 f"--policy.n_action_steps={self.n_action_steps} must lie between 1 and "
                 f"--policy.chunk_size={self.chunk_size}."
             )
-        if self.use_relative_actions and self.n_action_steps > 1:
-            raise AegisError(
-                f"--policy.use_relative_actions=true goes with --policy.n_action_steps=1, not {self.n_action_steps}: a "
-                "later action of a chunk would be added to another state than it was predicted in."
-            )
+        refuse_later_steps(self)
         if self.rtc_config is not None and (self.rtc_config.execution_horizon or 0) < 1:
             raise AegisError(
                 f"--policy.rtc_config.execution_horizon={self.rtc_config.execution_horizon} must be at least 1."

@@ -35,8 +35,8 @@ _MAY_IMPORT = {
     "policy.processor_aegis": "policy.support policy.data policy.configuration_aegis",
     "policy.checkpoint": "policy.support policy.pretrained policy.isolation policy.vlm policy.anchors "
     "policy.protections",
-    "policy.lerobot_vlas": "policy.support policy.isolation policy.vlm policy.protections policy.optimizer_aegis "
-    "policy.checkpoint",
+    "policy.lerobot_vlas": "policy.support policy.isolation policy.vlm policy.data policy.protections "
+    "policy.optimizer_aegis policy.checkpoint",
     "policy.modeling_aegis": "policy.support policy.vlm policy.vqa policy.data policy.model policy.protections "
     "policy.optimizer_aegis policy.configuration_aegis policy.checkpoint",
     "envs": "",

@@ -73,6 +73,7 @@ RULES: dict[str, Rule] = {
 VLA_RULES = {
     **dict.fromkeys(OPTIONS | {"protection"}, Rule.BEGUN),
     **dict.fromkeys(("lora_rank", "lora_alpha"), Rule.BUILT),
+    **dict.fromkeys(("use_relative_actions", "relative_exclude_joints"), Rule.BUILT),
     **dict.fromkeys(("dtype", "freeze_vision_encoder", "normalization_mapping"), Rule.BEGUN),
     **dict.fromkeys(("optimizer_lr", "optimizer_betas", "optimizer_eps"), Rule.IDLE),
     **dict.fromkeys(("optimizer_weight_decay", "optimizer_grad_clip_norm"), Rule.IDLE),

@@ -64,6 +64,11 @@ def check_checkpoint(folder: Path) -> Iterator[Finding]:
         yield Finding("ok", f"{folder}: {config.get('protection')} on {config.get('vlm')}")
 
 
+def check_processors(folder: Path) -> Iterator[Finding]:
+    """Whether the processors of any of LeRobot's policies are whole, where a `pretrained_model` folder has some."""
+    yield from _told(_check_processors, folder)
+
+
 def check_kept(folder: Path) -> Iterator[Finding]:
     """Whether a checkpoint has what its own protection needs of the anchor and of the pretrained weights."""
     config = read_json(folder / CONFIG_FILE)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lerobot.configs import NormalizationMode, PolicyFeature
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE
 
+from aegis_policy.data.files import episode_table
 from aegis_policy.data.frames import check_frames
 from aegis_policy.data.records import EDIT, check_instructions, check_records
 from aegis_policy.data.relative import check_relative
@@ -22,6 +23,7 @@ from aegis_policy.support.finding import Finding
 from aegis_policy.support.lerobot_flags import dataset_option, resuming
 
 if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
     from aegis_policy.configuration_aegis import AegisConfig
@@ -47,16 +49,41 @@ def check_dataset(
     if any(check_info(meta)):
         return
     keys = [key for key in meta.features if key not in DEFAULT_FEATURES]
-    names = {key: _labels(feature.get("names")) for key, feature in meta.features.items()}
     yield from check_features(config, keys)
     yield from check_vectors(meta, checkpoint)
-    yield from check_frames(meta)
-    yield from check_statistics(config, meta.stats, names)
-    yield from check_relative(config, meta.stats, names)
+    yield from _check_contents(config, meta)
     if checkpoint is not None and resuming():
-        yield from check_kept(config, checkpoint, meta.stats, names)
+        yield from check_kept(config, checkpoint, meta.stats, _names(meta))
     yield from check_records(meta)
     yield from check_instructions(meta, config.instruction)
+
+
+def check_vla_dataset(config: "PreTrainedConfig", meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    """What a dataset's metadata say against training one of LeRobot's own policies on it, protected.
+
+    Args:
+        config: of the policy, its features already taken from the dataset or from a checkpoint.
+        meta: the dataset's.
+    """
+    yield from check_opening(meta)
+    if any(check_info(meta)):
+        return
+    yield from _check_contents(config, meta)
+    yield from check_records(meta)
+    yield from check_instructions(meta, None)
+
+
+def _check_contents(config: "PreTrainedConfig", meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:
+    """What is asked of state and actions, whatever the policy: their values, and what they are normalised by."""
+    names, episodes = _names(meta), episode_table(meta)
+    lengths = [] if isinstance(episodes, Finding) else [*map(int, episodes["length"])]
+    yield from check_frames(meta)
+    yield from check_statistics(config, meta.stats, names)
+    yield from check_relative(config, meta.stats, names, lengths)
+
+
+def _names(meta: "LeRobotDatasetMetadata") -> dict[str, list[str]]:
+    return {key: _labels(feature.get("names")) for key, feature in meta.features.items()}
 
 
 def check_opening(meta: "LeRobotDatasetMetadata") -> Iterator[Finding]:

@@ -20,6 +20,8 @@ from safetensors.numpy import load_file
 from aegis_policy.support.finding import Finding
 
 if TYPE_CHECKING:
+    from lerobot.configs import PreTrainedConfig
+
     from aegis_policy.configuration_aegis import AegisConfig
 
 Statistics = Mapping[str, Mapping[str, Any]]
@@ -44,7 +46,7 @@ _RECOMPUTE = "lerobot-edit-dataset --operation.type=recompute_stats"
 
 
 def check_statistics(
-    config: "AegisConfig", statistics: Statistics | None, names: Mapping[str, Any] | None = None
+    config: "PreTrainedConfig", statistics: Statistics | None, names: Mapping[str, Any] | None = None
 ) -> Iterator[Finding]:
     """Whether state and actions can be normalised, and which of their dimensions that would blow up.
 
@@ -58,7 +60,11 @@ def check_statistics(
     """
     features = {OBS_STATE: config.robot_state_feature, ACTION: config.action_feature}
     for key, feature in features.items():
-        mode = _mode(config, feature.type.value) if feature is not None else NormalizationMode.IDENTITY
+        mode = (
+            normalization_of(config, feature.type.value)
+            if feature is not None
+            else NormalizationMode.IDENTITY
+        )
         if feature is None or mode not in _BOUNDS or len(feature.shape) != 1:
             continue
         given = (statistics or {}).get(key, {})
@@ -90,7 +96,11 @@ def check_kept(
     except (OSError, ValueError, SafetensorError):
         return
     for key, feature in {OBS_STATE: config.robot_state_feature, ACTION: config.action_feature}.items():
-        mode = _mode(config, feature.type.value) if feature is not None else NormalizationMode.IDENTITY
+        mode = (
+            normalization_of(config, feature.type.value)
+            if feature is not None
+            else NormalizationMode.IDENTITY
+        )
         given = (statistics or {}).get(key, {})
         least, most = (_numbers(given.get(name)) for name in ("min", "max"))
         if (
@@ -126,14 +136,19 @@ def constant_dimensions(config: "AegisConfig", statistics: Statistics) -> dict[s
     """
     found = {}
     for key, feature in {OBS_STATE: config.robot_state_feature, ACTION: config.action_feature}.items():
-        mode = _mode(config, feature.type.value) if feature is not None else NormalizationMode.IDENTITY
+        mode = (
+            normalization_of(config, feature.type.value)
+            if feature is not None
+            else NormalizationMode.IDENTITY
+        )
         if mode in _BOUNDS and key in statistics:
             constant = _Dimensions.of(key, statistics[key], mode, ()).constant
             found[key] = np.flatnonzero(constant).tolist()
     return {key: each for key, each in found.items() if each} or None
 
 
-def _mode(config: "AegisConfig", kind: str) -> NormalizationMode:
+def normalization_of(config: "PreTrainedConfig", kind: str) -> NormalizationMode:
+    """How features of a type (`STATE`, `ACTION`, `VISUAL`) are normalised."""
     return NormalizationMode(config.normalization_mapping.get(kind, NormalizationMode.IDENTITY))
 
 

@@ -10,6 +10,7 @@ from lerobot.policies.pi0_fast.configuration_pi0_fast import PI0FastConfig
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
+from aegis_policy.data.relative import refuse_later_steps
 from aegis_policy.optimizer_aegis import AegisAdamWConfig
 from aegis_policy.protections.aegis import AegisOptions
 from aegis_policy.protections.choice import ProtectionChoice
@@ -51,6 +52,7 @@ class ProtectedVLAConfig(
             )
         self.refuse_idle(self.idle_options(protection))
         protection.check_options()
+        refuse_later_steps(self)
         if getattr(self, "train_expert_only", False):
             raise AegisError(
                 "--policy.train_expert_only=true is --policy.protection=freeze here: leave it out and say that."

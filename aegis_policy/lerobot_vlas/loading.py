@@ -67,4 +67,5 @@ def _begins_with(weight: Tensor, stored: Any) -> bool:
     if list(weight.shape) != stored.get_shape():
         return False
     row = stored[:1] if weight.ndim else torch.as_tensor(stored[:])
-    return torch.equal(row.to(weight.dtype), weight.detach()[:1].cpu() if weight.ndim else weight.cpu())
+    held = (weight.detach()[:1] if weight.ndim else weight.detach()).cpu()
+    return torch.allclose(row.to(held.dtype), held, rtol=0.0, atol=0.0, equal_nan=True)

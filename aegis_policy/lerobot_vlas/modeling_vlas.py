@@ -19,6 +19,8 @@ from torch import Tensor
 from aegis_policy.checkpoint import files
 from aegis_policy.checkpoint.changes import VLA_RULES, check_changes, check_environment, optimizer_begun
 from aegis_policy.checkpoint.checks import CONFIG_FILE, WEIGHTS_FILE
+from aegis_policy.data.checks import action_names, check_vla_dataset
+from aegis_policy.data.relative import check_base
 from aegis_policy.isolation import Anchor
 from aegis_policy.lerobot_vlas.configuration_vlas import (
     AegisEO1Config,
@@ -50,14 +52,26 @@ class ProtectedVLA(HoldsProtected):
     Args:
         config: LeRobot's, with the protection.
         checkpoint: the folder of this type whose weights the caller is going to load.
+        dataset_meta: what LeRobot knows of the data: checked.
         options: LeRobot's own.
     """
 
     name: str
     config: ProtectedVLAConfig
 
-    def __init__(self, config: ProtectedVLAConfig, *, checkpoint: Path | None = None, **options: Any) -> None:
-        super().__init__(config, **options)
+    def __init__(
+        self,
+        config: ProtectedVLAConfig,
+        *,
+        checkpoint: Path | None = None,
+        dataset_meta: Any | None = None,
+        **options: Any,
+    ) -> None:
+        if dataset_meta is not None:
+            if hasattr(config, "action_feature_names"):  # in which LeRobot has groups, where there are some
+                config.action_feature_names = action_names(dataset_meta)
+            enforce(check_vla_dataset(config, dataset_meta))
+        super().__init__(config, dataset_meta=dataset_meta, **options)
         self.protection = config.resolve_options()
         self._checkpoint = checkpoint
         self._anchor: Anchor | None = None
@@ -104,6 +118,7 @@ class ProtectedVLA(HoldsProtected):
                 enforce(check_environment(held, config))
         else:
             config.base = str(pretrained_name_or_path)
+            enforce(check_base(held, config))
         policy: Self = super().from_pretrained(  # type: ignore[misc]  # LeRobot's
             folder, config=config, checkpoint=folder if own else None, **options
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from findings import edited
 from lerobot.configs import FeatureType, PolicyFeature
 from PIL import Image
 from training_steps import MakeBatch, MakePolicy
@@ -16,6 +17,7 @@ from aegis_policy.anchors.building import build_anchor
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.modeling_aegis import AegisPolicy
 from aegis_policy.protections import PROTECTIONS
+from aegis_policy.support.json_files import read_json
 from aegis_policy.vlm.backbone import VLMBackbone
 from aegis_policy.vqa.examples import VQAExample
 
@@ -69,6 +71,20 @@ def tiny_vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(json.dumps(record))
     (folder / "questions.jsonl").write_text("\n".join(lines))
     return folder
+
+
+@pytest.fixture(scope="session")
+def relative_dataset(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataset with names and the statistics of relative actions, as `lerobot-edit-dataset` computes them."""
+    from lerobot.datasets.dataset_tools import recompute_stats
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    features = read_json(tiny_dataset / "meta" / "info.json")["features"]
+    joints = ["a.pos", "b.pos", "gripper.pos", "d.pos", "e.pos"]
+    features["observation.state"]["names"], features["action"]["names"] = joints, joints[:ACTION_DIM]
+    root = edited(tiny_dataset, tmp_path_factory.mktemp("data") / "relative", features=features)
+    recompute_stats(LeRobotDataset("local/tiny", root=root), relative_action=True, chunk_size=HORIZON)
+    return root
 
 
 @pytest.fixture(scope="session")

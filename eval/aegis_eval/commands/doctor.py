@@ -16,6 +16,10 @@ _OF_THE_DATASET = {
     "--policy.instruction": "what stands in for the dataset's task",
     "--policy.input_features": "the part of the dataset that a policy reads",
     "--policy.normalization_mapping": "how state and actions are normalised",
+    "--policy.use_relative_actions": "true for actions less the state",
+    "--policy.relative_exclude_joints": "the joints whose actions stay absolute beside it",
+    "--policy.chunk_size": "of how many actions a chunk is, of which its statistics are beside it",
+    "--policy.n_action_steps": "which is 1 beside it",
     "--dataset.episodes": "those to train on",
     "--dataset.use_imagenet_stats": "false where cameras have no statistics",
 }

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from aegis_eval.doctor.vlas import check_data, check_vla
+from aegis_eval.doctor.vlas import check_vla
 from aegis_policy.support.errors import AegisError
 from aegis_policy.support.finding import Finding
 from aegis_policy.support.json_files import read_json
@@ -39,18 +39,21 @@ def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] =
 
     from aegis_eval.checkpoints import is_vla
     from aegis_policy.configuration_aegis import AegisConfig
-    from aegis_policy.data.checks import check_dataset, check_info
+    from aegis_policy.data.checks import check_dataset, check_info, check_vla_dataset
     from aegis_policy.data.files import read_metadata
 
     meta = read_metadata(root, "--dataset.root")
     found = [*check_info(meta)]
-    if not found and policy is not None and is_vla(str(_inside(policy))):
-        found = [*check_data(meta)]
-    elif not found:
+    if not found:
+        vla = policy is not None and is_vla(str(_inside(policy)))
         if policy is None:
             config = draccus.parse(AegisConfig, args=["--device=cpu", *flags])
         else:
             policy = _inside(policy)
+            if vla:
+                import aegis_policy.lerobot_vlas.configuration_vlas  # noqa: F401  # their types
+
+                _refuse_others(read_json(policy / "config.json"), flags)
             config = PreTrainedConfig.from_pretrained(policy, cli_overrides=[*flags])
         features = dataset_to_policy_features(meta.features)
         outputs = {key: each for key, each in features.items() if each.type is FeatureType.ACTION}
@@ -58,7 +61,7 @@ def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] =
         config.input_features = config.input_features or {
             key: each for key, each in features.items() if key not in outputs
         }
-        found = [*check_dataset(config, meta, policy)]
+        found = [*(check_vla_dataset(config, meta) if vla else check_dataset(config, meta, policy))]
     yield from found
     if not any(each.status == "error" for each in found):
         cameras = ", ".join(name.removeprefix(_IMAGES) for name in meta.camera_keys)
@@ -67,6 +70,15 @@ def check_dataset(root: Path, policy: Path | None = None, flags: Sequence[str] =
             f"{root}: {meta.total_episodes} episodes, {meta.total_frames} frames at {meta.fps} a second, "
             f"cameras {cameras}, {', '.join(_vectors(meta.features))}",
         )
+
+
+def _refuse_others(held: Mapping[str, Any], flags: Sequence[str]) -> None:
+    """See that flags are fields of a policy's configuration, which is of one of LeRobot's types."""
+    for name in (flag.removeprefix("--").partition("=")[0] for flag in flags):
+        if name not in held:
+            raise AegisError(
+                f"--policy.{name} is no flag of a policy of type {held.get('type')}: leave it out."
+            )
 
 
 def _vectors(features: Mapping[str, Any]) -> Iterator[str]:

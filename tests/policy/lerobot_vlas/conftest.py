@@ -40,12 +40,12 @@ def small(vlm_of: Callable[[str], Path], remote_code: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def make_vla(vlm_of: Callable[[str], Path], tiny_dataset: Path) -> Callable[..., Any]:
-    """`make_vla("aegis_pi05", protection="none")`: a policy of any type and flags, for the tiny dataset."""
+    """`make_vla("aegis_pi05", protection="none")`: a policy of any type and flags, for the tiny dataset or another."""
 
-    def vla(name: str, **flags: Any) -> Any:
+    def vla(name: str, dataset: Path = tiny_dataset, **flags: Any) -> Any:
         texts = {key: str(value) for key, value in flags.items()}
         kind = inner.plain_type(name) or ""
-        return make(name, {**flags_of(kind, vlm_of(kind)), **texts}, tiny_dataset)
+        return make(name, {**flags_of(kind, vlm_of(kind)), **texts}, dataset)
 
     return vla
 

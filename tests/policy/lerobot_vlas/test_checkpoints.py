@@ -160,20 +160,59 @@ def test_a_smolvla_without_its_last_layers_is_not_asked(make_vla: MakeVLA, tmp_p
 
 @pytest.mark.parametrize("name", PI_TYPES)
 def test_relative_actions_are_lerobots(
-    make_vla: MakeVLA, name: str, tiny_vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_vla: MakeVLA,
+    name: str,
+    relative_dataset: Path,
+    tiny_dataset: Path,
+    tiny_vlm_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     of_the_hub = AutoTokenizer.from_pretrained
     monkeypatch.setattr(
         AutoTokenizer, "from_pretrained", lambda _, **options: of_the_hub(tiny_vlm_dir, **options)
     )
-    flags = {"use_relative_actions": "true", "n_action_steps": "1", "relative_exclude_joints": "[]"}
-    policy = make_vla(f"aegis_{name}", protection="none", **flags)
+    flags = {"use_relative_actions": "true", "n_action_steps": 1}
+    policy = make_vla(f"aegis_{name}", relative_dataset, **flags, protection="none")
+    assert policy.config.action_feature_names == ["a.pos", "b.pos", "gripper.pos"]
     policy.config.normalization_mapping = {"STATE": "IDENTITY", "ACTION": "IDENTITY", "VISUAL": "IDENTITY"}
-    before, after = make_pre_post_processors(policy.config, dataset_stats={})
+    pair = make_pre_post_processors(policy.config, dataset_stats={})
+    for each in (policy, *pair):
+        each.save_pretrained(tmp_path)
+    reloaded = make_pre_post_processors(policy.config, pretrained_path=str(tmp_path))
     state, actions = torch.ones(1, 5), torch.arange(12.0).view(1, 4, 3)
-    learned = before({"observation.state": state, "action": actions, "task": ["reach"]})["action"]
-    torch.testing.assert_close(learned, actions - 1)
-    torch.testing.assert_close(after(learned), actions)
+    for before, after in (pair, reloaded):
+        learned = before({"observation.state": state, "action": actions, "task": ["reach"]})["action"]
+        torch.testing.assert_close(learned, actions - torch.tensor([1.0, 1.0, 0.0]))
+        torch.testing.assert_close(after(learned), actions)
+    base = tmp_path / "base"
+    make_vla(name, relative_dataset, **flags).save_pretrained(base)
+    assert "cameras front, wrist" in told(check_dataset(relative_dataset, base, ["--n_action_steps=1"]))
+    assert "are of absolute actions" in told(
+        check_dataset(tiny_dataset, base, ["--relative_exclude_joints=[]"])
+    )
+
+
+def test_relative_actions_that_would_go_wrong_are_refused(
+    make_vla: MakeVLA, relative_dataset: Path, tmp_path: Path
+) -> None:
+    relative: dict[str, Any] = {"protection": "none", "use_relative_actions": "true"}
+    with pytest.raises(AegisError, match=r"goes with --policy\.n_action_steps=1, not 4"):
+        make_vla("aegis_pi0", relative_dataset, **relative)
+    relative["n_action_steps"] = 1
+    with pytest.raises(AegisError, match=r"does not say what the dimensions of action are called"):
+        make_vla("aegis_pi0", **relative)
+    with pytest.raises(AegisError, match=r"are of absolute actions.* --operation\.chunk_size=4"):
+        make_vla("aegis_pi0", **relative, relative_exclude_joints=[])
+    base, folder = tmp_path / "base", tmp_path / "checkpoint"
+    make_vla("pi0", relative_dataset, use_relative_actions="true").save_pretrained(base)
+    with pytest.raises(
+        AegisError, match=r"names a policy of relative actions.*--policy\.use_relative_actions=true"
+    ):
+        make_vla("aegis_pi0", protection="none", pretrained_path=base)
+    make_vla("aegis_pi0", relative_dataset, **relative, pretrained_path=base).save_pretrained(folder)
+    with pytest.raises(AegisError, match=r"use_relative_actions=false does not fit the weights"):
+        make_vla("aegis_pi0", protection="none", pretrained_path=folder)
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -188,9 +227,29 @@ def test_the_doctor_says_what_a_training_would_find(
     policy.save_pretrained(folder)
     found = told(check_policy(folder.parent, tiny_dataset))
     assert f"ok: {folder}: aegis of the VLM in a aegis_{name}" in found and "error" not in found
+    assert "The subspace anchor protects" in found
     assert "cameras front, wrist, state 5, action 3" in told(check_dataset(tiny_dataset, folder))
+    with pytest.raises(AegisError, match=rf"instruction is no flag of a policy of type aegis_{name}"):
+        told(check_dataset(tiny_dataset, folder, ["--instruction=reach"]))
+
+
+def test_the_doctor_finds_what_is_broken_in_a_checkpoint(
+    make_vla: MakeVLA, save_base_and_anchor: Saved, tmp_path: Path
+) -> None:
+    base, anchor = save_base_and_anchor("pi05")
+    policy = make_vla("aegis_pi05", pretrained_path=base, anchor_path=anchor)
+    train(policy, 1)
+    folder = tmp_path / "pretrained_model"
+    policy.save_pretrained(folder)
+    write_json(folder / "policy_preprocessor.json", {"name": "policy_preprocessor", "steps": []})
+    assert f"error: {folder / 'policy_preprocessor.json'} has no step" in told(check_policy(folder, None))
+    (folder / "policy_preprocessor.json").unlink()
     weights = load_file(folder / "model.safetensors")
     first = next(iter(weights))
+    nowhere = {key: each * torch.nan if key == first else each for key, each in weights.items()}
+    save_file(nowhere, folder / "model.safetensors")
+    found = told(check_policy(folder, None))
+    assert "error: " in found and "weights that are not finite: " in found and "ok: " not in found
     save_file({key: each for key, each in weights.items() if key != first}, folder / "model.safetensors")
     with pytest.raises(AegisError, match=r"did not give .* of this aegis_"):
         told(check_policy(folder, None))

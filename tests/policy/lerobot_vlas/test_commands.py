@@ -1,5 +1,8 @@
 """From one of LeRobot's policies on disk to one that was protected and is LeRobot's again, by commands alone."""
 
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +28,8 @@ def tiny_everywhere(vlm_of: VLMOf, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Every process finds types of `tiny_vlas.SIZED` small, and PaliGemma's processor in the hub's cache."""
     site = tmp_path / "site"
     site.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(tiny_vlas.shrinking_folder(site, vlm_of("pi0"))))
+    folder = tiny_vlas.shrinking_folder(site, vlm_of("pi0"))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("HF_HOME", str(tiny_vlas.cached_on_the_hub(tmp_path / "hf", vlm_of("pi0"))))
 
 
@@ -85,3 +89,51 @@ def test_a_base_is_protected_trained_resumed_rolled_out_and_given_back(
     run("aegis-export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'vlm'}")
     run("aegis-drift", f"--policy.path={checkpoint}", f"--pretrained={tmp_path / 'vlm'}", f"--output={drift}")
     assert read_json(drift)["drift"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_everywhere")
+@pytest.mark.parametrize("name", ["aegis", "aegis_pi0"])
+def test_relative_actions_are_learned_resumed_and_rolled_out(
+    shell: Shell, name: str, tiny_vlm_dir: Path, vlm_of: VLMOf, tmp_path: Path
+) -> None:
+    def run(*command: str, fails: bool = False) -> str:
+        done = shell(*command, fork=False)
+        assert bool(done.returncode) is fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    cameras = dict.fromkeys(("observation.images.front", "observation.images.wrist"), (96, 96))
+    data = write_random_dataset(tmp_path / "data", cameras, state=8, action=4, tasks=("reach", "push"))
+    if name == "aegis":
+        flags = {"vlm": str(tiny_vlm_dir), "expert_width": "16", "expert_depth": "2", "expert_heads": "2"}
+        flags |= {"chunk_size": "4", "device": "cpu"}
+    else:
+        flags = tiny_vlas.flags_of("pi0", vlm_of("pi0")) | {"push_to_hub": "false"}
+    flags |= {"protection": "none", "use_relative_actions": "true", "relative_exclude_joints": "[]"}
+    flags |= {"n_action_steps": "1"}
+
+    def training(root: Path, out: Path) -> list[str]:
+        chosen = [f"--policy.{key}={value}" for key, value in flags.items()]
+        whole = ["--dataset.repo_id=local/data", f"--dataset.root={root}", f"--output_dir={out}"]
+        whole += ["--steps=2", "--batch_size=2", "--num_workers=0"]
+        return ["lerobot-train", f"--policy.type={name}", *chosen, *whole]
+
+    refused = run(*training(data, tmp_path / "refused"), fails=True)
+    (mend,) = re.findall(r"compute them with (lerobot-edit-dataset .*)", refused)
+    out, relative = tmp_path / "training", tmp_path / "relative"
+    whole = [f"--root={data}", "--new_repo_id=local/relative", f"--new_root={relative}"]
+    run(*shlex.split(mend), "--repo_id=local/data", *whole)
+    run(*training(relative, out))
+    checkpoint = out / "checkpoints" / "last" / "pretrained_model"
+    run("lerobot-train", f"--config_path={checkpoint / 'train_config.json'}", "--resume=true", "--steps=4")
+    run("lerobot-eval", f"--policy.path={checkpoint}", *ROLLOUT, f"--output_dir={tmp_path / 'rollouts'}")
+    later = ("--policy.n_action_steps=2", f"--output_dir={tmp_path / 'later'}")
+    assert "goes with --policy.n_action_steps=1, not 2" in run(
+        "lerobot-eval", f"--policy.path={checkpoint}", *ROLLOUT, *later, fails=True
+    )
+    assert "cameras front, wrist, state 8, action 4" in run(
+        "aegis-doctor", f"--policy.path={checkpoint}", f"--dataset.root={relative}"
+    )
+    assert "are of absolute actions" in run(
+        "aegis-doctor", f"--policy.path={checkpoint}", f"--dataset.root={data}", fails=True
+    )
