@@ -97,7 +97,24 @@ class AegisPI05Config(ProtectedVLAConfig, PI05Config):
 @PreTrainedConfig.register_subclass("aegis_pi0_fast")
 @dataclass
 class AegisPI0FastConfig(ProtectedVLAConfig, PI0FastConfig):
-    """`pi0_fast` with a protection."""
+    """`pi0_fast` with a protection.
+
+    Its words stand for the actions of a whole chunk, and LeRobot reads `n_action_steps` actions from them: of fewer,
+    all are others than those that were learned.
+    """
+
+    def __post_init__(self) -> None:
+        if self.use_relative_actions and self.chunk_size > 1:
+            raise AegisError(
+                f"--policy.use_relative_actions=true does not go with {self.type}: LeRobot reads its words as a whole "
+                "chunk, whose later actions would be added to another state than they were predicted in; leave it out."
+            )
+        if self.n_action_steps != self.chunk_size:
+            raise AegisError(
+                f"--policy.n_action_steps={self.n_action_steps} must be --policy.chunk_size={self.chunk_size}: LeRobot "
+                f"reads the words of a whole chunk as the actions of --policy.n_action_steps, which are others."
+            )
+        super().__post_init__()
 
 
 @PreTrainedConfig.register_subclass("aegis_eo1")

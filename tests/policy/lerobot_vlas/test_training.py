@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lerobot.policies.pi0_fast.modeling_pi0_fast import PI0FastPolicy
 from lerobot.policies.rtc import RTCConfig
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from scipy.fft import dct
 from tiny_vlas import PI_TYPES, TYPES, random_batch, train
 from torch import nn
 from torch._dynamo.utils import counters
@@ -139,6 +143,27 @@ def test_a_penalty_draws_weights_back(
         return float(sum((p - before[key]).square().sum() for key, p in weights(policy).items()))
 
     assert moved(1e4) < 0.8 * moved(0)
+
+
+def test_words_of_a_chunk_are_read_as_no_other_number_of_actions(make_vla: MakeVLA) -> None:
+    chunk_HA = np.stack([np.linspace(0, 1, 8), np.sin(np.arange(8.0))], axis=1)
+    words_HA = np.around(dct(chunk_HA, axis=0, norm="ortho") * 100).astype(int)
+    least = int(words_HA.min())
+    spoken = "".join(chr(word - least) for word in words_HA.flat)
+    tokenizer = SimpleNamespace(decode=lambda _: spoken)
+    reader: Any = SimpleNamespace(
+        action_tokenizer=SimpleNamespace(bpe_tokenizer=tokenizer, min_token=least, scale=100)
+    )
+    whole, fewer = (
+        PI0FastPolicy.decode_actions_with_fast(reader, [[0]], time_horizon=count, action_dim=2)[0]
+        for count in (8, 2)
+    )
+    np.testing.assert_allclose(whole, chunk_HA, atol=0.02)
+    assert np.abs(fewer - chunk_HA[:2]).max() > 0.3, "LeRobot reads fewer rightly: refuse them no longer"
+    with pytest.raises(AegisError, match=r"n_action_steps=2 must be --policy\.chunk_size=4"):
+        make_vla("aegis_pi0_fast", n_action_steps=2)
+    with pytest.raises(AegisError, match=r"use_relative_actions=true does not go with aegis_pi0_fast"):
+        make_vla("aegis_pi0_fast", use_relative_actions="true")
 
 
 def test_what_cannot_be_protected_is_refused(
