@@ -35,7 +35,7 @@ _RANGES: Ranges = {
     "lora_rank": (1, 100_000),
     "lora_alpha": (1, 1_000_000),
     "penalty": (0, 1_000_000),
-    "replay_batch_size": (1, 100_000),
+    "replay_batch_size": (0, 100_000),
     "replay_samples": (1, math.inf),
     "action_bins": (1, math.inf),
     "vqa_probe_freq": (0, math.inf),
@@ -43,9 +43,11 @@ _RANGES: Ranges = {
     "optimizer_lr": (0, 1_000),
     "optimizer_lr_backbone": (0, 1_000),
     "optimizer_eps": (0, 1),
+    "optimizer_eps_backbone": (0, 1),
     "optimizer_weight_decay": (0, 1_000),
     "optimizer_grad_clip_norm": (0, math.inf),
     "scheduler_warmup_steps": (0, math.inf),
+    "expert_only_steps": (0, math.inf),
 }
 """What takes memory or time, whatever the data, has an end."""
 
@@ -70,8 +72,9 @@ class AegisConfig(
         backbone_depth: how many of its decoder layers the policy runs, the first ones; by default all. The expert reads
             these, and of the decoder they alone learn; all of them answer questions, and read the tokens of
             `knowledge_insulation`.
-        protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `ewc`, `replay`,
-            `knowledge_insulation` or `aegis`; see `aegis_policy.protections`. Options of another one are refused.
+        protection: `none`, `freeze`, `stop_gradient`, `lora`, `w2_penalty`, `l2_sp`, `decoupled_l2_sp`, `maps`, `ewc`,
+            `distill`, `replay`, `knowledge_insulation` or `aegis`; see `aegis_policy.protections`. Options of another
+            one are refused.
         vqa_probe_freq: ask the backbone questions before the first training step and after every so many (0: never);
             the training log shows their accuracy until the next time, and how their gradient lies to the anchor.
         vqa_probe_data, vqa_probe_samples: which questions (as `replay_data`; a benchmark's validation split), and
@@ -110,7 +113,11 @@ class AegisConfig(
         optimizer_lr, optimizer_lr_backbone: peak learning rates of the action expert and of the backbone. The first is
             for an expert of the default size; wider ones usually want less.
         optimizer_bits: 32, or 8 for the moments of AdamW in blocks of 8 bits (arXiv 2110.02861; needs bitsandbytes).
+        optimizer_eps_backbone: AdamW's eps for the backbone, if not `optimizer_eps`: a large one lets weights whose
+            gradients are small move less.
         scheduler_warmup_steps: linear warm-up, at most a tenth of `--steps`, before a cosine that ends there.
+        expert_only_steps: so many steps the backbone stays as it is while the expert learns, then it warms up (as in
+            APT, arXiv 2606.12366).
         vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
             written by the policy, read from checkpoints.
         constant_dimensions: which dimensions of `observation.state` and `action` never changed in the data; the policy
@@ -163,10 +170,12 @@ class AegisConfig(
     optimizer_lr_backbone: float = 1e-4
     optimizer_betas: tuple[float, float] = (0.9, 0.95)
     optimizer_eps: float = 1e-8
+    optimizer_eps_backbone: float | None = None
     optimizer_weight_decay: float = 1e-3
     optimizer_grad_clip_norm: float = 1.0
     optimizer_bits: int = 32
     scheduler_warmup_steps: int = 100
+    expert_only_steps: int = 0
 
     vlm_fingerprint: str | None = None
     anchor_info: dict[str, str] | None = None
@@ -292,7 +301,9 @@ class AegisConfig(
         )
 
     def get_scheduler_preset(self) -> AegisCosineConfig:
-        return AegisCosineConfig(num_warmup_steps=self.scheduler_warmup_steps)
+        return AegisCosineConfig(
+            num_warmup_steps=self.scheduler_warmup_steps, expert_only_steps=self.expert_only_steps
+        )
 
     @property
     def observation_delta_indices(self) -> None:

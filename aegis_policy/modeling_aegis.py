@@ -275,7 +275,11 @@ class AegisPolicy(HoldsProtected, PreTrainedPolicy):
         groups = [
             *parameter_groups("expert", self.expert, self.config.optimizer_lr, by_muon=matrices),
             *parameter_groups(
-                "backbone", self.vlm, self.config.optimizer_lr_backbone, self.protection.undecayed(self.vlm)
+                "backbone",
+                self.vlm,
+                self.config.optimizer_lr_backbone,
+                self.protection.undecayed(self.vlm),
+                eps=self.config.optimizer_eps_backbone,
             ),
         ]
         self._optimized = PolicyParameters(groups, self.protection.projectors, self._optimizer_restored)

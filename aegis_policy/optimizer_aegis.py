@@ -52,22 +52,25 @@ def parameter_groups(
     lr: float,
     undecayed: Iterable[nn.Parameter] = (),
     by_muon: Iterable[Tensor] = (),
+    eps: float | None = None,
 ) -> list[dict[str, Any]]:
     """The groups, if not empty, of what may learn in `module`.
 
-    Vectors (norms, biases) and `undecayed` do not decay; the matrices `by_muon` are Muon's.
+    Vectors (norms, biases) and `undecayed` do not decay; the matrices `by_muon` are Muon's. `eps` is AdamW's, if it
+    is not that of the whole.
     """
     orthogonal = {id(p): p for p in by_muon if p.requires_grad}
     parameters = [p for p in module.parameters() if p.requires_grad and id(p) not in orthogonal]
     named = {id(p) for p in undecayed}
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in named]
     rest = [p for p in parameters if p.ndim < 2 or id(p) in named]
-    groups = [
+    own = {} if eps is None else {"eps": eps}
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "lr": lr, "name": name},
         {"params": rest, "lr": lr, "name": f"{name}_no_decay", "weight_decay": 0.0},
         {"params": [*orthogonal.values()], "lr": lr, "name": f"{name}_muon", "muon": True},
     ]
-    return [group for group in groups if group["params"]]
+    return [group | own for group in groups if group["params"]]
 
 
 _RANGES: Ranges = {
@@ -198,12 +201,41 @@ def adamw_8bit() -> type[ProjectedStep]:
 @LRSchedulerConfig.register_subclass("aegis_cosine")
 @dataclass
 class AegisCosineConfig(CosineAnnealingWithWarmupSchedulerConfig):
-    """LeRobot's cosine that ends at `--steps`, with a warm-up of at most a tenth of them."""
+    """LeRobot's cosine that ends at `--steps`, with a warm-up of at most a tenth of them.
+
+    Attributes:
+        expert_only_steps: for so many steps the backbone's rate is zero; then it warms up to the cosine.
+    """
+
+    expert_only_steps: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "--scheduler.", {"num_warmup_steps": (0, math.inf)})
+        check_ranges(
+            self, "--scheduler.", {"num_warmup_steps": (0, math.inf), "expert_only_steps": (0, math.inf)}
+        )
 
     def build(self, optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
-        """The schedule for `num_training_steps` steps."""
+        """The schedule for `num_training_steps` steps.
+
+        Raises:
+            AegisError: the backbone would learn in none of them.
+        """
+        alone = self.expert_only_steps
+        if alone >= num_training_steps > 0:
+            raise AegisError(
+                f"--policy.expert_only_steps={alone} leaves the backbone none of --steps={num_training_steps}: give "
+                "fewer, or take --policy.protection=stop_gradient."
+            )
         warmup = min(self.num_warmup_steps or 0, num_training_steps // 10)
-        return CosineAnnealingWithWarmupSchedulerConfig(warmup).build(optimizer, num_training_steps)
+        schedule = CosineAnnealingWithWarmupSchedulerConfig(warmup).build(optimizer, num_training_steps)
+        if not alone:
+            return schedule
+        cosine = schedule.lr_lambdas[0]
+
+        def of_the_backbone(step: int) -> float:
+            return cosine(step) * min(1.0, max(0, step - alone) / max(1, warmup))
+
+        names = [str(group.get("name")) for group in optimizer.param_groups]
+        return LambdaLR(
+            optimizer, [of_the_backbone if name.startswith("backbone") else cosine for name in names]
+        )

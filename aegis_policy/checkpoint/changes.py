@@ -52,7 +52,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("use_relative_actions", "relative_exclude_joints"), Rule.BUILT),
     **dict.fromkeys(("optimizer_lr", "optimizer_lr_backbone", "optimizer_betas", "optimizer_eps"), Rule.IDLE),
     **dict.fromkeys(("optimizer_weight_decay", "optimizer_grad_clip_norm", "optimizer_bits"), Rule.IDLE),
-    **dict.fromkeys(("expert_optimizer", "scheduler_warmup_steps"), Rule.IDLE),
+    **dict.fromkeys(("expert_optimizer", "optimizer_eps_backbone"), Rule.IDLE),
+    **dict.fromkeys(("scheduler_warmup_steps", "expert_only_steps"), Rule.IDLE),
     **dict.fromkeys(("input_features", "output_features"), Rule.DATA),
     **dict.fromkeys(
         ("vlm_fingerprint", "anchor_info", "constant_dimensions", "action_feature_names", "defaults_taken"),

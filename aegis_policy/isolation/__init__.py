@@ -27,6 +27,8 @@ layer's weight instead (GPM, arXiv 2103.09762; Adam-NSCL, arXiv 2103.07113): a s
 pretrained inputs, the leading ones, so that its outputs on them do not move. It acts on the weights after the
 optimizer's step, which neither rescaling nor momentum can undo.
 
+`DecoupledDecay` and `SelectiveProjectionDecay` are rivals that draw weights back to the pretrained ones after the step.
+
 `FactorAccumulator` gathers sketches of the covariances in passes over the data not to be forgotten, `select_blocks`
 takes a block of directions of each, and `LowRankProjector` holds the weights there in `ProjectedAdamW`. `Anchor` is the
 one file that keeps what was gathered.
@@ -94,6 +96,7 @@ from aegis_policy.isolation._optimizer import ProjectedAdamW, ProjectedStep
 from aegis_policy.isolation._penalties import distance_penalty, weight_penalty
 from aegis_policy.isolation._projection import LayerProjection, project_
 from aegis_policy.isolation._projector import Projector
+from aegis_policy.isolation._proximity import DecoupledDecay, SelectiveProjectionDecay
 from aegis_policy.isolation._rows import EveryRow, thinned
 from aegis_policy.isolation._sketch import CovarianceSketch, Spectrum
 
@@ -104,6 +107,7 @@ __all__ = [
     "Anchor",
     "AnchorError",
     "CovarianceSketch",
+    "DecoupledDecay",
     "EveryRow",
     "FactorAccumulator",
     "GaussianAnchor",
@@ -118,6 +122,7 @@ __all__ = [
     "ProjectedAdamW",
     "ProjectedStep",
     "Projector",
+    "SelectiveProjectionDecay",
     "Spectrum",
     "direction_count",
     "distance_penalty",

@@ -18,7 +18,7 @@ from aegis_policy.isolation._hidden_states import HiddenStates
 from aegis_policy.isolation._moments import EPS, global_moments
 from aegis_policy.isolation._numerics import unit_of
 from aegis_policy.isolation._projection import LayerProjection, project_
-from aegis_policy.isolation._projector import GradientOf, Projector, gradient_of
+from aegis_policy.isolation._projector import GradientOf, Projector, RateOf, gradient_of, own_rate
 
 
 class GradientIsolator(Projector):
@@ -136,7 +136,7 @@ class GradientIsolator(Projector):
             )
         return self._distance
 
-    def prepare(self) -> None:
+    def prepare(self, rate: RateOf = own_rate) -> None:
         """Sum the step's anchor gradients over ranks. A rank that accumulated nothing contributes zeros.
 
         Raises:

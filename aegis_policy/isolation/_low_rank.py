@@ -19,7 +19,14 @@ from aegis_policy.isolation._numerics import (
     squared_norm,
     whole_float32_products,
 )
-from aegis_policy.isolation._projector import GradientOf, Projector, ValueOf, whole_value
+from aegis_policy.isolation._projector import (
+    GradientOf,
+    Projector,
+    RateOf,
+    ValueOf,
+    own_rate,
+    whole_value,
+)
 
 _ROWS = 16
 """Of how many rows of every weight `blocked_energy` is measured."""
@@ -87,7 +94,7 @@ class LowRankProjector(Projector):
     def protected(self) -> list[nn.Parameter]:
         return [weight for weight, _ in self.blocks]
 
-    def prepare(self) -> None:
+    def prepare(self, rate: RateOf = own_rate) -> None:
         """Blocks are always at hand."""
 
     @torch.no_grad()

@@ -65,8 +65,9 @@ class ProjectedStep(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._require_finite()
+        rates = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
         for projector in self.projectors:
-            projector.prepare()
+            projector.prepare(rates.__getitem__)
         self._steps += 1
         with torch.no_grad(), masters_in_place(self) as master_of:
             for projector in self.projectors:

@@ -12,8 +12,15 @@ GradientOf = Callable[[nn.Parameter], Tensor | None]
 ValueOf = Callable[[nn.Parameter], Tensor | None]
 """Parameter -> what the optimizer moves, to be changed in place: itself or its float32 master; None if it has moved
 neither."""
+RateOf = Callable[[nn.Parameter], float]
+"""Parameter -> the learning rate of the optimizer's next step."""
 
 gradient_of: GradientOf = attrgetter("grad")
+
+
+def own_rate(_: nn.Parameter) -> float:
+    """A learning rate of one, where no optimizer steps."""
+    return 1.0
 
 
 def whole_value(parameter: nn.Parameter) -> Tensor | None:
@@ -40,8 +47,11 @@ class Projector(ABC):
         """Every parameter whose step it may change."""
 
     @abstractmethod
-    def prepare(self) -> None:
+    def prepare(self, rate: RateOf = own_rate) -> None:
         """Get ready; called before anything moves.
+
+        Args:
+            rate: of the step that comes.
 
         Raises:
             RuntimeError: the step would be unprotected.
@@ -52,7 +62,7 @@ class Projector(ABC):
         return
 
     def remember(self, value: ValueOf = whole_value) -> None:
-        """Take in where the protected parameters are, if it is the first time."""
+        """Take in where the protected parameters are before the step."""
         return
 
     def hold_(self, value: ValueOf = whole_value) -> None:

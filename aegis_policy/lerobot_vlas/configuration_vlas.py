@@ -27,7 +27,8 @@ class ProtectedVLAConfig(
     """The fields of a protection, before those of one of LeRobot's policies.
 
     LeRobot runs the VLM in a way of its own, so a protection is one that asks for weights alone: `none`,
-    `freeze`, `lora`, `l2_sp`, `ewc`, or `aegis` with its default anchor. Their options are described where they are.
+    `freeze`, `lora`, `l2_sp`, `decoupled_l2_sp`, `maps`, `ewc`, or `aegis` with its default anchor. Their options are
+    described where they are.
 
     Attributes:
         base: the policy whose VLM is protected, as `--policy.pretrained_path` named it. Written by the policy, as are
@@ -47,8 +48,8 @@ class ProtectedVLAConfig(
         if not protection.of_weights:
             raise AegisError(
                 f"--policy.protection={self.protection}{_kind(self)} asks for more than weights, and "
-                f"{self.type} runs its VLM in LeRobot's way: choose none, freeze, lora, l2_sp, ewc, or aegis with "
-                "--policy.anchor=subspace."
+                f"{self.type} runs its VLM in LeRobot's way: choose none, freeze, lora, l2_sp, decoupled_l2_sp, "
+                "maps, ewc, or aegis with --policy.anchor=subspace."
             )
         self.refuse_idle(self.idle_options(protection))
         protection.check_options()

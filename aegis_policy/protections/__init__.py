@@ -7,9 +7,11 @@ for it; what narrows or widens that says so.
 
 from aegis_policy.protections.aegis import Aegis
 from aegis_policy.protections.base import Protection, Step
+from aegis_policy.protections.distill import Distill
 from aegis_policy.protections.knowledge_insulation import KnowledgeInsulation
 from aegis_policy.protections.lora import Lora
 from aegis_policy.protections.penalties import EWC, L2SP, W2Penalty
+from aegis_policy.protections.proximity import MAPS, DecoupledL2SP
 from aegis_policy.protections.replay import Replay
 from aegis_policy.protections.simple import Freeze, NoProtection, StopGradient
 from aegis_policy.support.errors import AegisError
@@ -23,7 +25,10 @@ PROTECTIONS: dict[str, type[Protection]] = {
     "lora": Lora,
     "w2_penalty": W2Penalty,
     "l2_sp": L2SP,
+    "decoupled_l2_sp": DecoupledL2SP,
+    "maps": MAPS,
     "ewc": EWC,
+    "distill": Distill,
     "replay": Replay,
     "knowledge_insulation": KnowledgeInsulation,
     "aegis": Aegis,

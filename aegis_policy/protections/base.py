@@ -28,10 +28,10 @@ class NoOptions:
 
 @dataclass
 class PenaltyOptions:
-    """Options of protections that add something to the flow loss.
+    """Options of protections that add something to the flow loss, or draw weights back.
 
     Attributes:
-        penalty: the strength of what is added; left open, the protection's own default.
+        penalty: the strength of that; left open, the protection's own default.
     """
 
     penalty: float | None = None
@@ -78,6 +78,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class ReportedStep(Step):
+    """A step that adds nothing.
+
+    Attributes:
+        figures: returns what is to be logged of it.
+    """
+
+    figures: Callable[[], dict[str, float]]
+
+    def finish(self) -> dict[str, float]:
+        return self.figures()
+
+
+@dataclass(frozen=True)
 class PenalizedStep(Step):
     """A step that adds something to the flow loss.
 
@@ -105,7 +119,7 @@ class Protection:
     chosen_by: ClassVar[tuple[str, ...]] = ("protection",)
     """The fields that decide what `defaults` are."""
     default_penalty: ClassVar[float | None] = None
-    """Strength of what it adds to the flow loss; None where it adds nothing."""
+    """Strength of what it adds to the flow loss, or of how it draws weights back; None where it does neither."""
 
     trains_decoder: ClassVar[bool] = True
     """The decoder layers learn."""
@@ -151,7 +165,7 @@ class Protection:
 
     @property
     def penalty(self) -> float:
-        """The strength of what is added to the flow loss."""
+        """The strength of what is added to the flow loss, or of how weights are drawn back."""
         assert self.config.penalty is not None, "resolved by ProtectionChoice"
         return self.config.penalty
 
@@ -206,7 +220,7 @@ class Protection:
 
     def begin_step(self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks) -> Step:
         """Encode the prefix of a training step which is about these actions."""
-        return Step(vlm.encode(inputs))
+        return ReportedStep(vlm.encode(inputs), self.weight_figures)
 
     def weight_penalty(self) -> Penalty | None:
         """What is added to the task's loss for the sake of the weights, where a policy runs the VLM in its own way."""

@@ -1,4 +1,4 @@
-"""Knowledge insulation: the backbone learns actions as tokens, and the action expert sends nothing back."""
+"""Knowledge insulation: the backbone learns actions as tokens and answers, the action expert sends nothing back."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from aegis_policy.isolation import Anchor
 from aegis_policy.protections.action_tokens import ActionChunks, action_tokenizer
-from aegis_policy.protections.base import PenalizedStep, Penalty, PenaltyOptions, Protection
+from aegis_policy.protections.base import PenalizedStep, Penalty, Protection
+from aegis_policy.protections.replay import Questions, ReplayOptions
 from aegis_policy.support import ranks
 from aegis_policy.support.errors import AegisError
 from aegis_policy.vlm.prefix import Prefix
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class KnowledgeInsulationOptions(PenaltyOptions):
-    """Options of `knowledge_insulation`.
+class KnowledgeInsulationOptions(ReplayOptions):
+    """Options of `knowledge_insulation`, besides those of its questions.
 
     Attributes:
         action_tokenizer: what turns action chunks into tokens, see `aegis_policy.protections.action_tokens`.
@@ -34,7 +35,11 @@ class KnowledgeInsulationOptions(PenaltyOptions):
 
 
 class KnowledgeInsulation(Protection):
-    """Cross-entropy of action tokens trains the decoder, the flow loss the expert alone (arXiv 2505.23705).
+    """Cross-entropy of action tokens, and of answers to questions beside them, trains the decoder, the flow loss the
+    expert alone (arXiv 2505.23705).
+
+    In the paper a token of an answer counts as one of an action; here each mean counts alike. Without questions
+    (`replay_batch_size=0`) the backbone forgets most of what it knew.
 
     The tokens are the last `action_bins` words of the vocabulary (`VLMBackbone.reserved_tokens`). Their embeddings
     learn too and no other word's; for that the whole embedding gets a gradient, which takes its memory.
@@ -43,6 +48,10 @@ class KnowledgeInsulation(Protection):
     Options = KnowledgeInsulationOptions
     gradient_flows = False
     default_penalty = 1.0
+
+    def idle(self) -> dict[str, str]:
+        names = () if self.config.replay_batch_size else ("replay_data", "replay_samples")
+        return dict.fromkeys(names, "--policy.replay_batch_size=0")
 
     def set_trainable(self, vlm: "VLMParts") -> None:
         super().set_trainable(vlm)
@@ -56,6 +65,9 @@ class KnowledgeInsulation(Protection):
         self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
         self._tokenizer = action_tokenizer(self.config)
+        self._questions = (
+            Questions(self.config, cast("VLMBackbone", vlm)) if self.config.replay_batch_size else None
+        )
         try:
             self._words = cast("VLMBackbone", vlm).reserved_tokens(self.config.action_bins)
         except AegisError as error:
@@ -75,10 +87,14 @@ class KnowledgeInsulation(Protection):
         tokens = ranks.mean(counts_BK.sum().to(losses_BK)).clamp(min=1)
         loss = (losses_BK * counts_BK).sum() / tokens
         cut = Prefix(tuple(hidden.detach() for hidden in prefix.hidden_states), prefix.mask)
-        return PenalizedStep(cut, partial(self._token_loss, loss))
+        return PenalizedStep(cut, partial(self._token_loss, vlm, loss))
 
-    def _token_loss(self, loss: Tensor) -> Penalty:
-        return Penalty(self.penalty * loss, {"action_token_loss": float(ranks.mean(loss.detach()))})
+    def _token_loss(self, vlm: "VLMBackbone", loss: Tensor) -> Penalty:
+        figures = {"action_token_loss": float(ranks.mean(loss.detach()))}
+        if self._questions is not None:
+            asked = self._questions.loss(vlm)
+            loss, figures = loss + asked.loss, figures | asked.figures
+        return Penalty(self.penalty * loss, figures)
 
 
 def _embeddings(vlm: "VLMParts") -> list[nn.Parameter]:

@@ -1,5 +1,6 @@
 """Penalties beside the flow loss: on the distance of the activations, and on the way of the weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -62,6 +63,25 @@ class W2Penalty(Protection):
         return Penalty(self.penalty * distance, {"gaussian_anchor_distance": distance.item()})
 
 
+def what_learns(
+    vlm: "VLMParts", reference: Mapping[str, Tensor] | None
+) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """The parameters that learn, and their pretrained values, by name.
+
+    Raises:
+        AegisError: there are none of one.
+    """
+    assert reference is not None, "of a protection with needs_reference"
+    parameters = {name: p for name, p in vlm.model.named_parameters() if p.requires_grad}
+    if missing := sorted(parameters.keys() - reference.keys()):
+        raise AegisError(
+            f"This checkpoint does not know the pretrained value of {some(missing)}, "
+            "which did not learn when it was trained: leave what of the vision side trains as it was "
+            "(--policy.train_vision_tower and --policy.train_projector, or --policy.freeze_vision_encoder)."
+        )
+    return parameters, {name: reference[name].to(vlm.device) for name in parameters}
+
+
 class L2SP(Protection):
     """Weights are drawn back to where they started (arXiv 1802.01483)."""
 
@@ -73,21 +93,10 @@ class L2SP(Protection):
     def begin_training(
         self, vlm: "VLMParts", anchor: Anchor | None, reference: dict[str, Tensor] | None
     ) -> None:
-        assert reference is not None
-        self._parameters: dict[str, nn.Parameter] = {
-            name: p for name, p in vlm.model.named_parameters() if p.requires_grad
-        }
-        if missing := sorted(self._parameters.keys() - reference.keys()):
-            raise AegisError(
-                f"This checkpoint does not know the pretrained value of {some(missing)}, "
-                "which did not learn when it was trained: leave what of the vision side trains as it was "
-                "(--policy.train_vision_tower and --policy.train_projector, or --policy.freeze_vision_encoder)."
-            )
-        device = vlm.device
-        self._reference = {name: reference[name].to(device) for name in self._parameters}
+        self._parameters, self._reference = what_learns(vlm, reference)
         self._importance = None
         if anchor is not None:
-            self._importance = {name: anchor.importance[name].to(device) for name in self._parameters}
+            self._importance = {name: anchor.importance[name].to(vlm.device) for name in self._parameters}
 
     def begin_step(
         self, vlm: "VLMBackbone", inputs: dict[str, Tensor], chunks: ActionChunks

@@ -96,7 +96,7 @@ def make_config(tiny_vlm_dir: Path, tiny_anchor: Path, tiny_vqa: Path) -> Callab
             options.setdefault("anchor_path", tiny_anchor)
         if protection == "aegis":
             options.setdefault("anchor", "gaussian")
-        if protection == "replay":
+        if protection in ("replay", "knowledge_insulation") and options.get("replay_batch_size") != 0:
             options = {"replay_data": str(tiny_vqa), "replay_batch_size": 2, **options}
         return AegisConfig(
             **{

@@ -101,7 +101,10 @@ LEFT_OPEN = [
     ("lora", {"lora_null_space": True}, {"anchor_share": 0.07}),
     ("w2_penalty", {}, {"penalty": 0.002}),
     ("l2_sp", {}, {"penalty": 0.01}),
+    ("decoupled_l2_sp", {}, {"penalty": 10.0}),
+    ("maps", {}, {"penalty": 1.0}),
     ("ewc", {}, {"penalty": 0.01}),
+    ("distill", {}, {"penalty": 1.0}),
     ("replay", {}, {"penalty": 1.0}),
     ("knowledge_insulation", {}, {"penalty": 1.0}),
     ("aegis", {"anchor": "subspace"}, {"anchor_share": 0.07}),
@@ -152,7 +155,7 @@ def test_another_default_of_a_later_version_leaves_a_checkpoint_alone(
         ("l2_sp", {}, ["--protection=none"], {}),
         ("l2_sp", {}, ["--protection=replay"], {"penalty": 1.0}),
         ("l2_sp", {}, ["--protection=replay", "--penalty=0.5"], {"penalty": 0.5}),
-        ("knowledge_insulation", {"penalty": 0.3}, ["--protection=l2_sp"], {"penalty": 0.3}),
+        ("distill", {"penalty": 0.3}, ["--protection=l2_sp"], {"penalty": 0.3}),
         ("aegis", {"anchor": "subspace"}, ["--protection=freeze"], {}),
         ("aegis", {"anchor": "subspace"}, ["--anchor=gaussian"], {}),
         (
@@ -178,8 +181,8 @@ def test_under_another_protection_what_was_left_open_is_open_again(
 @pytest.mark.parametrize(
     ("before", "options", "flags", "values"),
     [
-        ("knowledge_insulation", {}, ["--protection=l2_sp", "--penalty=1.0"], {"penalty": 1.0}),
-        ("knowledge_insulation", {}, ["--protection", "l2_sp", "--penalty", "1.0"], {"penalty": 1.0}),
+        ("distill", {}, ["--protection=l2_sp", "--penalty=1.0"], {"penalty": 1.0}),
+        ("distill", {}, ["--protection", "l2_sp", "--penalty", "1.0"], {"penalty": 1.0}),
         (
             "aegis",
             {"anchor": "subspace"},

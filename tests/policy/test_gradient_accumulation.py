@@ -21,7 +21,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gaussian": ("aegis", {"anchor": "gaussian"}),
     "l2_sp": ("l2_sp", {}),
     "w2_penalty": ("w2_penalty", {"penalty": 0.1}),
-    "knowledge_insulation": ("knowledge_insulation", {}),
+    "knowledge_insulation": ("knowledge_insulation", {"replay_batch_size": 0}),
 }
 
 

@@ -139,6 +139,54 @@ def test_every_rate_decays_to_zero_at_the_last_step(make_policy: MakePolicy) -> 
         assert all(a / peak[0] == pytest.approx(b / peak[1]) for a, b in rates)
 
 
+def test_the_backbone_waits_while_the_expert_learns(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy("none", expert_only_steps=20, scheduler_warmup_steps=10)
+    optimizer = build_optimizer(policy)
+    schedule = policy.config.get_scheduler_preset().build(optimizer, num_training_steps=60)
+    whole = build_optimizer(make_policy("none"))
+    without = AegisCosineConfig(num_warmup_steps=10).build(whole, num_training_steps=60)
+    start = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    backbone = [index for index, group in enumerate(optimizer.param_groups) if "backbone" in group["name"]]
+    shares = []
+    for step in range(60):
+        rates, others = ([group["lr"] for group in each.param_groups] for each in (optimizer, whole))
+        assert all(rates[index] == others[index] for index in range(len(rates)) if index not in backbone)
+        shares.append({rates[index] / max(others[index], 1e-30) for index in backbone})
+        if step < 22:
+            training_step(policy, optimizer, make_batch(seed=step))
+            moved = {n.split(".")[0] for n, p in policy.named_parameters() if not torch.equal(p, start[n])}
+            assert moved == (set() if step == 0 else {"expert"} if step < 21 else {"expert", "vlm"})
+        else:
+            optimizer.step()
+        whole.step()
+        schedule.step()
+        without.step()
+    assert shares[:21] == [{0.0}] * 21
+    assert [each for (each,) in shares[21:26]] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+    assert [each for (each,) in shares[26:]] == pytest.approx([1.0] * 34)
+
+
+def test_to_wait_until_the_end_is_refused(make_policy: MakePolicy) -> None:
+    policy = make_policy("none", expert_only_steps=60)
+    with pytest.raises(AegisError, match=r"expert_only_steps=60 leaves the backbone none of --steps=60"):
+        policy.config.get_scheduler_preset().build(build_optimizer(policy), num_training_steps=60)
+
+
+def test_the_backbone_has_an_eps_of_its_own(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    ways = []
+    for eps in (None, 1.0):
+        policy = make_policy("none", optimizer_eps_backbone=eps)
+        optimizer = build_optimizer(policy)
+        own = {group["name"]: group["eps"] for group in optimizer.param_groups}
+        assert own["expert"] == own["expert_no_decay"] == 1e-8
+        assert own["backbone"] == own["backbone_no_decay"] == (eps or 1e-8)
+        start = [p.detach().clone() for p in policy.vlm.decoder_layers.parameters()]
+        training_step(policy, optimizer, make_batch())
+        moved = zip(policy.vlm.decoder_layers.parameters(), start, strict=True)
+        ways.append(max(float((p.detach() - p0).abs().max()) for p, p0 in moved))
+    assert ways[1] < 0.1 * ways[0], "gradients are far below an eps of one"
+
+
 @pytest.mark.slow
 def test_the_tests_of_eight_bits_pass_with_bitsandbytes(
     shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

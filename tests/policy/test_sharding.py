@@ -55,7 +55,7 @@ def test_a_sharded_policy_is_refused_whether_sharded_before_or_after_its_optimiz
         policy.get_optim_params()
 
 
-@pytest.mark.parametrize("protection", ["l2_sp", "w2_penalty", "replay", "knowledge_insulation"])
+@pytest.mark.parametrize("protection", ["l2_sp", "maps", "distill", "w2_penalty", "replay"])
 def test_what_wants_whole_parameters_is_refused_beside_the_protections_that_do_not(
     make_policy: MakePolicy, make_batch: MakeBatch, mesh: DeviceMesh, protection: str
 ) -> None:

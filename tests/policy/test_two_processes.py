@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "subspace": ("aegis", {"anchor": "subspace"}, "subspace_blocked_energy"),
     "w2_penalty": ("w2_penalty", {"penalty": 0.1}, "gaussian_anchor_distance"),
+    "distill": ("distill", {"penalty": 0.1}, "hidden_distance"),
     "replay": ("replay", {"replay_batch_size": 2}, "vqa_loss"),
     "knowledge_insulation": ("knowledge_insulation", {}, "action_token_loss"),
     "muon": ("none", {"expert_optimizer": "muon"}, "flow_loss"),
@@ -79,7 +80,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(
     assert all(
         torch.equal(p, first["parameters"][name]) for name, p in saved.items() if name in first["parameters"]
     )
-    if part == "replay":  # whose batch is a rank's
+    if part in ("replay", "knowledge_insulation"):  # whose questions are a rank's
         policy.config.replay_batch_size *= 2
         policy.save_pretrained(folder / part / "policy")
     alone = runpy.run_path(str(SCRIPT))["train"](

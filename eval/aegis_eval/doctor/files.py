@@ -22,6 +22,8 @@ _IMAGES = "observation.images."
 _INSTRUCTION = "--instruction="
 _FROZEN = ("freeze", "stop_gradient", "lora")
 """Protections under which the decoder's own weights have neither gradients nor moments."""
+_WITH_REFERENCE = ("l2_sp", "decoupled_l2_sp", "maps", "ewc", "distill")
+"""Those that compare with the pretrained weights, and hold them."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -180,7 +182,7 @@ class Training:
         frozen_bytes = 2 if self.frozen_dtype == "bfloat16" else 4
         if self.protection in _FROZEN:
             return frozen_bytes * (frozen + learning)
-        held = {"aegis": DEFAULT_SHARE, "l2_sp": 1.0, "ewc": 1.0}.get(self.protection, 0.0)
+        held = {"aegis": DEFAULT_SHARE, **dict.fromkeys(_WITH_REFERENCE, 1.0)}.get(self.protection, 0.0)
         return frozen_bytes * frozen + int((4 * (2 + held) + 2 * self.optimizer_bits // 8) * learning)
 
 

@@ -30,6 +30,7 @@ from aegis_eval.doctor.files import (
 from aegis_policy.configuration_aegis import AegisConfig
 from aegis_policy.isolation import DEFAULT_SHARE, Anchor, LinearFactors, Spectrum
 from aegis_policy.modeling_aegis import AegisPolicy
+from aegis_policy.protections import PROTECTIONS
 from aegis_policy.support.errors import AegisError
 
 
@@ -222,6 +223,12 @@ def test_layers_behind_a_policys_depth_take_neither_gradients_nor_moments(tmp_pa
         for spare, status in ((0, "ok"), (-1, "error")):
             (found,) = vlm_memory(str(tmp_path), Training("none", backbone_depth=depth), needed + spare)
             assert found.status == status
+
+
+def test_every_protection_that_holds_pretrained_weights_is_counted_with_them() -> None:
+    holding = {name for name, protection in PROTECTIONS.items() if protection.needs_reference}
+    plain = Training("none").bytes(100, 1000)
+    assert {name for name in PROTECTIONS if Training(name).bytes(100, 1000) == plain + 4 * 1000} == holding
 
 
 def test_a_depth_that_a_vlm_does_not_have_is_said_as_a_training_says_it(tiny_vlm_dir: Path):

@@ -67,10 +67,12 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "optimizer_lr_backbone": (1e-7, {}),
     "optimizer_betas": ((0.8, 0.9), {}),
     "optimizer_eps": (1e-5, {}),
+    "optimizer_eps_backbone": (1e-5, {}),
     "optimizer_weight_decay": (0.5, {}),
     "optimizer_grad_clip_norm": (0.5, {}),
     "optimizer_bits": (8, {}),
     "scheduler_warmup_steps": (3, {}),
+    "expert_only_steps": (3, {}),
     "push_to_hub": (True, {}),
 }
 """Field -> another value, and under which options a checkpoint has the first one."""

@@ -25,6 +25,7 @@ _MORE = {
         "--policy.expert_optimizer=muon",
     ],
     "replay": ["--policy.replay_data={vqa}", "--policy.replay_batch_size=2"],
+    "knowledge_insulation": ["--policy.replay_data={vqa}", "--policy.replay_batch_size=2"],
 }
 
 

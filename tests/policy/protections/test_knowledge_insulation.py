@@ -1,10 +1,14 @@
 """`knowledge_insulation` trains the backbone on actions as words, and lets the flow loss stay in the expert."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from training_steps import MakeBatch, MakePolicy, train
 
 from aegis_policy.support.errors import AegisError
+from aegis_policy.vqa.examples import load_vqa
+from aegis_policy.vqa.loss import answer_loss
 
 
 def test_the_prefix_does_not_see_what_is_behind_it(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
@@ -65,6 +69,28 @@ def test_the_flow_loss_of_an_insulated_backbone_stays_in_the_expert(
     policy.train()(make_batch())[0].backward()
     assert not any(p.grad is not None and p.grad.any() for p in policy.vlm.parameters())
     assert all(p.grad is not None for p in policy.expert.parameters())
+
+
+def test_answers_are_learned_beside_the_actions(
+    make_policy: MakePolicy, make_batch: MakeBatch, tiny_vqa: Path
+) -> None:
+    examples = list(load_vqa(str(tiny_vqa), "--vqa", count=6, with_answers=True))
+
+    def after(questions: int) -> tuple[float, dict[str, float]]:
+        policy = make_policy("knowledge_insulation", replay_batch_size=questions, optimizer_lr_backbone=1e-2)
+        figures = train(policy, make_batch, 20)
+        with torch.no_grad():
+            return float(answer_loss(policy.vlm, examples)), figures[-1]
+
+    (with_them, figures), (without, others) = after(6), after(0)
+    assert with_them < without - 0.3
+    assert figures["vqa_loss"] > 0 and "vqa_loss" not in others
+    assert others["action_token_loss"] > 0
+
+
+def test_what_the_questions_are_changes_nothing_where_none_is_asked(make_policy: MakePolicy) -> None:
+    with pytest.raises(AegisError, match=r"replay_samples changes nothing with --policy.replay_batch_size=0"):
+        make_policy("knowledge_insulation", replay_samples=7, replay_batch_size=0)
 
 
 def test_more_bins_than_words_are_refused(make_policy: MakePolicy) -> None:

@@ -45,7 +45,7 @@ def test_a_penalty_where_there_is_none_is_refused(
         ("lora", {"replay_batch_size": 4}),
         ("replay", {"action_bins": 64}),
         ("freeze", {"lora_alpha": 4}),
-        ("knowledge_insulation", {"replay_data": "okvqa"}),
+        ("none", {"replay_data": "okvqa"}),
     ],
 )
 def test_an_option_of_another_protection_is_refused(

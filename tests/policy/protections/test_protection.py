@@ -148,13 +148,16 @@ def test_a_penalty_that_is_not_finite_stops_before_the_weights_change(
         policy.train()(make_batch())
 
 
-@pytest.mark.parametrize("protection", ["w2_penalty", "knowledge_insulation"])
+@pytest.mark.parametrize(
+    ("protection", "options"),
+    [("w2_penalty", {}), ("distill", {}), ("knowledge_insulation", {"replay_batch_size": 0})],
+)
 def test_a_step_keeps_to_itself_what_belongs_to_it(
-    make_policy: MakePolicy, make_batch: MakeBatch, protection: str
+    make_policy: MakePolicy, make_batch: MakeBatch, protection: str, options: dict[str, Any]
 ) -> None:
     """Two steps that are under way at once find what each of them finds alone."""
-    policy = make_policy(protection).train()
-    build_optimizer(policy)
+    policy = make_policy(protection, optimizer_lr_backbone=1e-2, **options)
+    training_step(policy, build_optimizer(policy), make_batch(seed=2))
 
     def begin(seed: int) -> Step:
         batch = make_batch(seed=seed)

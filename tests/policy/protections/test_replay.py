@@ -38,3 +38,8 @@ def test_replay_needs_answers(make_policy: MakePolicy, tiny_vqa: Path, tmp_path:
     policy = make_policy("replay", replay_data=str(tmp_path))
     with pytest.raises(AegisError, match="line 1 has no answer"):
         policy.get_optim_params()
+
+
+def test_to_replay_nothing_is_refused(make_policy: MakePolicy) -> None:
+    with pytest.raises(AegisError, match="replay_batch_size=0 leaves nothing to replay: give at least 1"):
+        make_policy("replay", replay_batch_size=0)
