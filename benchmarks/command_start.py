@@ -34,6 +34,7 @@ _REFUSED = {
     "aegis-baseline": "--episodes=0",
     "aegis-swap": "--pairs=0",
     "aegis-drift": "--samples=0",
+    "aegis-merge": "--alpha=2",
     "aegis-compare": "--seeds=0",
     "aegis-export": "--policy.path=nowhere",
     "aegis-report": "--runs=nowhere",

@@ -59,6 +59,11 @@ def plain_type(name: str) -> str | None:
     return plain if plain in _KNOWN else None
 
 
+def path_of(kind: str) -> str:
+    """Where a policy of a type that `plain_type` knows keeps its VLM, a module of it, protected or not."""
+    return _KNOWN[kind.removeprefix(_PREFIX)].path
+
+
 def inner_model(policy: PreTrainedPolicy) -> "PreTrainedModel":
     """The VLM in a policy, which may lack layers at its end.
 

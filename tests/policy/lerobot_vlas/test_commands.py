@@ -86,6 +86,12 @@ def test_a_base_is_protected_trained_resumed_rolled_out_and_given_back(
     drift = tmp_path / "drift.json"
     run("aegis-drift", f"--policy.path={checkpoint}", "--samples=8", f"--output={drift}")
     assert 0 < read_json(drift)["drift"] < 0.5
+    half = tmp_path / "half"
+    run("aegis-merge", f"--policy.path={checkpoint}", "--alpha=0.5", f"--output_dir={half}")
+    halfway = tmp_path / "halfway.json"
+    run("aegis-drift", f"--policy.path={half}", "--samples=8", f"--output={halfway}")
+    assert 0 < read_json(halfway)["drift"] < read_json(drift)["drift"]
+    run("lerobot-eval", f"--policy.path={half}", *ROLLOUT, f"--output_dir={tmp_path / 'merged-rollouts'}")
     run("aegis-export", f"--policy.path={checkpoint}", f"--output_dir={tmp_path / 'vlm'}")
     run("aegis-drift", f"--policy.path={checkpoint}", f"--pretrained={tmp_path / 'vlm'}", f"--output={drift}")
     assert read_json(drift)["drift"] < 1e-5
