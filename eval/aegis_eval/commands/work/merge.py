@@ -12,7 +12,7 @@ from aegis_eval.commands.merge import MergeConfig
 from aegis_policy.checkpoint.checks import CONFIG_FILE, WEIGHTS_FILE
 from aegis_policy.checkpoint.files import find_checkpoint
 from aegis_policy.support.errors import AegisError, some
-from aegis_policy.support.files import atomic_directory, require_new_directory
+from aegis_policy.support.files import atomic_directory, require_new_directory, writing
 from aegis_policy.support.json_files import read_json, write_json
 from aegis_policy.vlm.backbone import VLMBackbone
 
@@ -37,13 +37,12 @@ def merge(config: MergeConfig) -> Path:
         raise AegisError(reason or "Nothing says what this policy was made from: name it with --pretrained.")
     checkpoint = find_checkpoint(found, {})
     with atomic_directory(folder) as beside:
-        shutil.copytree(checkpoint, beside, dirs_exist_ok=True)
-        path = beside / WEIGHTS_FILE
-        weights = interpolated(load_file(path), _language(pretrained, checkpoint), config.alpha)
-        with safe_open(path, "pt") as file:
+        _copy(checkpoint, beside, but=WEIGHTS_FILE)
+        weights = load_file(checkpoint / WEIGHTS_FILE)
+        with safe_open(checkpoint / WEIGHTS_FILE, "pt") as file:
             about = file.metadata()
-        path.unlink()  # which may be a link into the hub's cache
-        save_file(weights, path, about)
+        merged = interpolated(weights, _language(pretrained, checkpoint), config.alpha)
+        save_file(merged, beside / WEIGHTS_FILE, about)
         write_json(
             beside / MERGED_FILE, {"policy": found, "alpha": config.alpha, "pretrained": pretrained.name}
         )
@@ -81,6 +80,18 @@ def interpolated(
             "from with --pretrained."
         )
     return result
+
+
+def _copy(folder: Path, to: Path, but: str) -> None:
+    """Copy what is in a folder, but for one name."""
+    for path in sorted(folder.rglob("*")):
+        target = to / path.relative_to(folder)
+        if path.is_dir():
+            target.mkdir()
+        elif path.name != but:
+            # shutil's own functions tell of a full disk as if it were the source's.
+            with writing(target), path.open("rb") as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
 
 
 def _language(pretrained: VLMBackbone, checkpoint: Path) -> dict[str, Tensor]:
