@@ -5,6 +5,7 @@
 The pretrained model reads questions with its own answers once, and running text if there is any; of every linear
 layer's inputs the whole covariance is kept, and each rule of `RULES` chooses directions from it. What a rule chose is
 an anchor's file; the trainings, which hold all that their file holds, are those of `aegis-ablate`, on validation data.
+With `--anchor=FILE` nothing is read: rules of questions choose from the directions that this anchor keeps.
 """
 
 from collections.abc import Callable, Mapping
@@ -109,6 +110,7 @@ class RulesConfig:
         vqa: the questions that the model reads.
         samples: how many.
         texts: a file of paragraphs that it reads too, as many at most; rules of `text` and `both` need one.
+        anchor: one of this VLM, made with a `--share` that no rule asks more than, to choose from instead.
     """
 
     ablate: AblateConfig = field(default_factory=lambda: AblateConfig(split="val", seeds=1))
@@ -119,6 +121,7 @@ class RulesConfig:
     vqa: str = "tabletop"
     samples: int = 1_000
     texts: Path | None = None
+    anchor: Path | None = None
 
 
 def main() -> None:
@@ -136,8 +139,12 @@ def try_rules(config: RulesConfig) -> None:
     root = config.ablate.output_dir.absolute().with_name(f"{config.ablate.output_dir.name}-anchors")
     vlm = VLMBackbone.from_pretrained(config.ablate.vlm).eval()
     kept = root / "spectra.safetensors"
-    spectra = _spectra(config, vlm, kept)
     about = {"vlm": vlm.name, "fingerprint": vlm.fingerprint(), "samples": str(config.samples)}
+    if config.anchor is not None:
+        given = Anchor.load(config.anchor)
+        kept, spectra, about = config.anchor, _spectra_of(given), given.metadata
+    else:
+        spectra = _spectra(config, vlm, kept)
     sizes = {}
     for name in config.rules:
         rule, anchor = RULES[name], str(root / name.replace(" ", "-"))
@@ -148,7 +155,7 @@ def try_rules(config: RulesConfig) -> None:
             if layer.startswith(f"{side}/values/")
         }
         if not values:
-            raise AegisError(f"{kept} was made without --texts, which {name} needs: delete it.")
+            raise AegisError(f"{kept} holds nothing that {name} chooses from: leave it out, or make it anew.")
         stream = vlm.hidden_size if rule.narrow else None
         chosen = {layer: min(max(rule.count(each[:stream]), 1), len(each)) for layer, each in values.items()}
         _write_anchor(Path(f"{anchor}.safetensors"), spectra, side, chosen, about)
@@ -201,6 +208,18 @@ def _spectra(config: RulesConfig, vlm: VLMBackbone, path: Path) -> dict[str, Ten
     return found
 
 
+def _spectra_of(anchor: Anchor) -> dict[str, Tensor]:
+    """What `_spectra` returns of questions, from an anchor; what it did not keep counts as so many equal directions."""
+    found = {}
+    for name, factors in anchor.factors.items():
+        values_K, vectors_DK, total = factors.inputs
+        left = len(vectors_DK) - len(values_K)
+        rest = (total - values_K.sum()).clamp(min=0) / max(left, 1)
+        found[f"raw/values/{name}"] = torch.cat([values_K, rest.expand(left)])
+        found[f"raw/vectors/{name}"] = vectors_DK
+    return found
+
+
 def _added(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The covariances of two readings added; layers that share one go on sharing."""
     sums: dict[int, Tensor] = {}
@@ -217,6 +236,11 @@ def _write_anchor(
         return
     factors = {}
     for layer, count in chosen.items():
+        if count > (there := spectra[f"{side}/vectors/{layer}"].shape[1]):
+            raise AegisError(
+                f"{path.stem} takes {count} directions of {layer}, and the anchor keeps {there}: make it with a larger "
+                "aegis-anchor --share."
+            )
         values = spectra[f"{side}/values/{layer}"][:count].clamp(min=1e-12)
         vectors = spectra[f"{side}/vectors/{layer}"][:, :count]
         factors[layer] = LinearFactors(Spectrum(values, vectors, values.sum()))
