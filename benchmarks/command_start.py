@@ -32,6 +32,7 @@ _REFUSED = {
     "aegis-ablate": "--seeds=0",
     "aegis-action-error": "--frames=0",
     "aegis-baseline": "--episodes=0",
+    "aegis-act": "--scenes=0",
     "aegis-swap": "--pairs=0",
     "aegis-drift": "--samples=0",
     "aegis-merge": "--alpha=2",

@@ -57,6 +57,7 @@ _MAY_IMPORT = {
     "envs.libero": "policy.support envs.vector",
     "eval": "",
     "eval.devices": "policy.support",
+    "eval.controllers": "envs.tabletop eval.checkpoints eval.devices",
     "eval.checkpoints": "policy.support policy.vlm policy.checkpoint policy.modeling_aegis policy.lerobot_vlas",
     "eval.statistics": "",
     "eval.questions": "policy.support policy.vlm policy.vqa policy.data envs envs.tabletop",
@@ -70,8 +71,8 @@ _MAY_IMPORT = {
     "policy.configuration_aegis policy.lerobot_vlas envs.libero eval.checkpoints",
     "eval.commands": "policy.support policy.pretrained policy.isolation policy.vlm policy.vqa policy.data "
     "policy.anchors policy.checkpoint policy.configuration_aegis policy.lerobot_vlas envs.tabletop eval.devices "
-    "eval.checkpoints eval.statistics eval.questions eval.answers eval.results eval.experiments eval.pages "
-    "eval.pretraining eval.doctor",
+    "eval.checkpoints eval.controllers eval.statistics eval.questions eval.answers eval.results eval.experiments "
+    "eval.pages eval.pretraining eval.doctor",
 }
 """Group -> the groups it may import. A module belongs to the longest name that begins its own."""
 

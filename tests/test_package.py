@@ -33,7 +33,7 @@ def test_every_command_exists() -> None:
         for point in entry_points(group="console_scripts")
         if point.dist and point.dist.name == "lerobot_policy_aegis"
     }
-    measure = ["vqa", "swap", "baseline", "drift", "action-error", "export", "merge"]
+    measure = ["vqa", "swap", "baseline", "drift", "action-error", "export", "merge", "act"]
     names = ["record", "pretrain", "anchor", "demo", "ablate", "compare", "report", "doctor", *measure]
     assert set(ours) == {f"aegis-{name}" for name in names}
     modules = (ROOT / "eval" / "aegis_eval" / "commands").glob("[!_]*.py")

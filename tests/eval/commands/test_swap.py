@@ -13,7 +13,8 @@ from aegis_envs.tabletop.episodes import look_alike
 from aegis_envs.tabletop.expert import expert_action
 from aegis_eval.checkpoints import PolicySource
 from aegis_eval.commands.swap import SwapConfig
-from aegis_eval.commands.work.swap import policy_controller, probe_controller, swap
+from aegis_eval.commands.work.swap import probe_controller, swap
+from aegis_eval.controllers import PolicyController
 from aegis_policy.support.errors import AegisError
 
 
@@ -59,7 +60,7 @@ def test_the_other_target_is_the_one_most_like_the_first():
 def test_a_checkpoint_is_probed_with_its_own_processors(tiny_checkpoint: Path):
     env = TabletopEnv("reach", "test")
     observation, _ = env.reset(seed=0)
-    controller = policy_controller(PolicySource(str(tiny_checkpoint)), "cpu")
+    controller = PolicyController(PolicySource(str(tiny_checkpoint)), "cpu")
     torch.manual_seed(0)
     action = controller([env], [observation], True)[0]
     env.close()
@@ -72,7 +73,7 @@ def test_the_command_probes_a_checkpoint_as_its_controller_and_again_alike(
     tiny_checkpoint: Path, tmp_path: Path
 ):
     source, drawn = PolicySource(str(tiny_checkpoint)), []
-    controller = policy_controller(source, "cpu")
+    controller = PolicyController(source, "cpu")
 
     def remembering(envs, observations, first):
         actions = controller(envs, observations, first)
