@@ -39,6 +39,8 @@ class CompareConfig:
         validation_episodes: rollouts of each task to choose a learning rate by.
         samples: questions of each benchmark.
         pairs: scenes of each task in which the instruction is swapped.
+        act_scenes: scenes of each kind of question that `aegis-act` has the arm answer, where it has learned to `reach`
+            and sees the front camera (0: none).
         jobs: runs at once, on this machine.
         launcher: `local`, or `ray` for the machines of a Ray cluster that share this folder.
         cpus: cores that each run asks of Ray, and its threads.
@@ -66,6 +68,7 @@ class CompareConfig:
     validation_episodes: int = 50
     samples: int = 1000
     pairs: int = 50
+    act_scenes: int = 25
     jobs: int = 1
     launcher: str = "local"
     cpus: int = 1

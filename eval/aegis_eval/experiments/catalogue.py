@@ -262,6 +262,29 @@ def swap(
     )
 
 
+def acting(
+    name: str,
+    output: Path,
+    *,
+    checkpoint: Path,
+    kinds: Sequence[str],
+    scenes: int,
+    seed: int,
+    device: str | None,
+) -> Stage:
+    """Does the arm use what its VLM knows?"""
+    command = ["aegis-act", f"--policy.path={checkpoint}", f"--kinds=[{','.join(kinds)}]"]
+    command += [f"--scenes={scenes}", f"--seed={seed}", f"--output={output}", *_on(device)]
+    return Stage(
+        name,
+        f"acting on questions in {scenes} scenes",
+        output,
+        command,
+        cost=costs.acting(scenes, len(kinds)),
+        read=measured.acted,
+    )
+
+
 def drift(
     name: str, output: Path, *, checkpoint: Path, samples: int, split: str, device: str | None
 ) -> Stage:

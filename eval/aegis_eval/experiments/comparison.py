@@ -19,6 +19,8 @@ ROLLOUT_SEED = 1000
 _VALIDATION_SEED = 1_000_003
 """Seed of rollouts on `train` scenes, far from any of the demonstrations."""
 _DRIFT_SAMPLES = 200
+_ACTED_KINDS = ("relation", "extreme", "count")
+"""What the embedded VLM answers, of `aegis-act`'s questions."""
 _NOT_TUNED = frozenset({"freeze", "stop_gradient"})
 """Their backbone does not learn, so it has no learning rate."""
 _SAME_TRAINING = ("freeze", "stop_gradient")
@@ -48,6 +50,7 @@ class Settings(Protocol):
     validation_episodes: int
     samples: int
     pairs: int
+    act_scenes: int
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ class ComparisonPlan(Plan):
                 seed=ROLLOUT_SEED,
                 device=settings.device,
             ),
+            *self._acting(folder, checkpoint),
             catalogue.drift(
                 "drift",
                 folder / "drift.json",
@@ -250,6 +254,24 @@ class ComparisonPlan(Plan):
                 split="test",
                 device=settings.device,
             ),
+        ]
+
+    def _acting(self, folder: Path, checkpoint: Path) -> list[Stage]:
+        """What asks for an arm that reaches, and sees what the questions are about."""
+        settings = self.settings
+        cameras = names_in(settings.cameras) if settings.cameras else ["front"]
+        if not settings.act_scenes or "reach" not in parse_tasks(settings.task) or "front" not in cameras:
+            return []
+        return [
+            catalogue.acting(
+                "act",
+                folder / "act.json",
+                checkpoint=checkpoint,
+                kinds=_ACTED_KINDS,
+                scenes=settings.act_scenes,
+                seed=ROLLOUT_SEED,
+                device=settings.device,
+            )
         ]
 
     def _rollouts(self, key: RunKey, name: str, split: str, episodes: int, seed: int) -> Stage:

@@ -64,6 +64,11 @@ def swap(pairs: int, tasks: int) -> float:
     return rollouts(2 * pairs, tasks)
 
 
+def acting(scenes: int, kinds: int) -> float:
+    """Seconds that questions of so many kinds take, two a scene."""
+    return rollouts(2 * scenes, kinds)
+
+
 def drift() -> float:
     """Seconds that comparing activations takes."""
     return _DRIFT_S

@@ -27,6 +27,7 @@ _HEADER = (
     "drift %",
     "went to the named object %",
 )
+_ACTED = "went to what its VLM knows %"
 _TITLES = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
 
 
@@ -48,14 +49,19 @@ class Summary:
     def of(cls, comparison: Comparison) -> Self:
         """Say what a comparison lets one say."""
         ours = _OURS in comparison.protections
+        acted = next(iter(comparison.protections.values())).acted
+        header = (*_HEADER, _ACTED) if acted else _HEADER
         return cls(
             won=headline(comparison, benchmark="tabletop"),
             known=verdicts(comparison, ours=_OURS, benchmark="tabletop") if ours else [],
             table=Table(
-                _HEADER,
+                header,
                 [
                     *([name, *_cells(row)] for name, row in comparison.protections.items()),
-                    *([name, *_baseline_cells(row)] for name, row in comparison.baselines.items()),
+                    *(
+                        [name, *_baseline_cells(row, acted[ALL].ignoring.get(name) if acted else None)]
+                        for name, row in comparison.baselines.items()
+                    ),
                 ],
             ),
         )
@@ -111,11 +117,12 @@ def _cells(row: ProtectionResult) -> list[str]:
         rate(frames.accuracy),
         rate(row.drift),
         f"{rate(listened, 0)} of {rollouts}",
+        *([f"{rate(row.acted[ALL].acted)}, says {rate(row.acted[ALL].answered)}"] if row.acted else []),
     ]
 
 
-def _baseline_cells(row: BaselineResult) -> list[str]:
+def _baseline_cells(row: BaselineResult, acted: float | None) -> list[str]:
     cells = dict.fromkeys(_HEADER[1:], "")  # the two columns "against none" are one, and empty
     cells |= {f"success, {split} %": rate(by_task[ALL]) for split, by_task in row.success.items()}
     cells[_HEADER[-1]] = f"{rate(row.named, 0)} of {row.rollouts}"
-    return [cells[title] for title in _HEADER[1:]]
+    return [*(cells[title] for title in _HEADER[1:]), *([f"{100 * acted:.1f}"] if acted is not None else [])]

@@ -42,6 +42,7 @@ class ComparedRun:
         rollouts: split -> task -> a `1` for every episode that succeeded, in the order of the initial states.
         answers: benchmark -> a `1` for every question answered correctly.
         swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`.
+        acted: kind -> what `measured.acted` found; empty where the arm was not asked.
         drift: mean relative drift of the activations.
         drift_per_layer: the same of every decoder layer.
         folder: name of the run's folder; protections that are the same training share one.
@@ -58,6 +59,7 @@ class ComparedRun:
     drift: float
     drift_per_layer: list[float]
     folder: str
+    acted: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -53,6 +53,21 @@ class TypeResult:
 
 
 @dataclass(frozen=True)
+class ActedResult:
+    """How questions were answered by going somewhere.
+
+    Attributes:
+        acted: how often the arm went to what was meant.
+        answered: how often the VLM's words were right.
+        ignoring: arm that ignores the questions -> how often it is right.
+    """
+
+    acted: Estimate
+    answered: Estimate
+    ignoring: dict[str, float]
+
+
+@dataclass(frozen=True)
 class ProtectionResult:
     """One protection over its seeds.
 
@@ -67,6 +82,7 @@ class ProtectionResult:
         retained: benchmark -> accuracy as a share of the pretrained model's.
         drift: mean relative drift of the activations.
         swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`, sums over the seeds.
+        acted: kind of `aegis-act` (or `all`) -> how it was acted on; empty where not all runs were asked alike.
     """
 
     lr: float
@@ -78,6 +94,7 @@ class ProtectionResult:
     retained: dict[str, Estimate]
     drift: Estimate
     swaps: dict[str, dict[str, int]]
+    acted: dict[str, ActedResult]
 
 
 @dataclass(frozen=True)
@@ -183,6 +200,8 @@ class _Drawn:
             for (name, kind), chosen in self.chosen.items()
         }
         self.seeds = Resampling(count, count=1)
+        self.acted = {kind: len(found["acted"]) for kind, found in first.acted.items()}
+        """Kind of question that is acted on -> how many, two a scene, one after the other."""
 
 
 def _result(
@@ -210,6 +229,7 @@ def _result(
         retained={name: _retained(group, drawn, name) for name in drawn.questions},
         drift=estimate(drawn.seeds.means(np.array([[run.drift] for run in group]))),
         swaps=_swaps(group),
+        acted=_acted(group, drawn),
     )
 
 
@@ -297,3 +317,31 @@ def _swaps(group: Sequence[ComparedRun]) -> dict[str, dict[str, int]]:
         task: {key: sum(run.swaps[task][key] for run in group) for key in ("pairs", "followed", "changed")}
         for task in group[0].swaps
     }
+
+
+def _acted(group: Sequence[ComparedRun], drawn: _Drawn) -> dict[str, ActedResult]:
+    counts = drawn.acted
+    if any({kind: len(found["acted"]) for kind, found in run.acted.items()} != counts for run in group):
+        return {}
+    results = {}
+    for kind in (*counts, ALL) if counts else ():
+        kinds = [kind] if kind != ALL else list(counts)
+        scenes = [(name, number // 2) for name in kinds for number in range(counts[name])]
+        scene_of = {scene: index for index, scene in enumerate(dict.fromkeys(scenes))}
+        resampling = Resampling(len(group), groups_N=[scene_of[scene] for scene in scenes])
+
+        def shown(what: str, kinds: list[str] = kinds, over: Resampling = resampling) -> Estimate:
+            right_KN = np.stack([bits("".join(run.acted[name][what] for name in kinds)) for run in group])
+            return rate_estimate(over.means(right_KN), over.groups)
+
+        first = group[0].acted
+        weights = [counts[name] for name in kinds]
+        results[kind] = ActedResult(
+            shown("acted"),
+            shown("answered"),
+            {
+                arm: float(np.average([first[name]["ignoring"][arm] for name in kinds], weights=weights))
+                for arm in first[kinds[0]]["ignoring"]
+            },
+        )
+    return results

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aegis_eval.results.acted import read_acted
 from aegis_eval.results.rollouts import read_rollouts
 from aegis_eval.results.run import Json, read_answers, read_vqa
 from aegis_eval.results.swap import read_swaps
@@ -68,6 +69,19 @@ def swaps(output: Path) -> dict[str, dict[str, int]]:
     return {
         probe.task: {"pairs": probe.pairs, "followed": probe.followed, "changed": probe.changed}
         for probe in read_swaps(output)
+    }
+
+
+def acted(output: Path) -> dict[str, Json]:
+    """Questions that were acted on, by kind: a `1` for every one that the arm got right, the same of the VLM's words,
+    and the share that each arm gets right which ignores them."""
+    return {
+        each.kind: {
+            "acted": bits(each.acted),
+            "answered": bits(each.answered),
+            "ignoring": {name: float(np.mean(shares)) for name, shares in each.ignoring.items()},
+        }
+        for each in read_acted(output)
     }
 
 

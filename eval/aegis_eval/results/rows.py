@@ -60,6 +60,7 @@ def compared_run(run: RunFile) -> ComparedRun:
         drift=found["drift"]["drift"],
         drift_per_layer=found["drift"]["per_layer"],
         folder=run.folder,
+        acted=found.get("act", {}),
         curves=found["training"],
         seconds=run.seconds,
     )

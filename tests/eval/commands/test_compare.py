@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running_processes import wait_for, writers_under
@@ -72,13 +73,20 @@ def test_every_protection_and_seed_is_a_job_that_measures_both_skills(tmp_path: 
             "aegis-vqa",
             "aegis-vqa",
             "aegis-swap",
+            "aegis-act",
             "aegis-drift",
         ]
         starts = {flag for stage in job.stages for flag in stage.command if flag.startswith("--seed=")}
         assert starts == {f"--seed={job.name[-1]}", "--seed=1000", "--seed=0"}, (
             "all meet the same initial states"
         )
-    assert len({stage.result for job in jobs for stage in job.stages}) == 7 * len(jobs)
+    assert len({stage.result for job in jobs for stage in job.stages}) == 8 * len(jobs)
+
+
+@pytest.mark.parametrize("options", [{"act_scenes": 0}, {"task": "push,pick"}, {"cameras": "wrist"}])
+def test_an_arm_is_not_asked_what_it_cannot_do_or_see(tmp_path: Path, options: dict[str, Any]) -> None:
+    (job, *_) = jobs_of(make_plan(tmp_path, **options))
+    assert not [stage for stage in job.stages if stage.command[0] == "aegis-act"]
 
 
 def test_each_protection_gets_the_learning_rate_that_was_best_on_validation_data(tmp_path: Path) -> None:
@@ -132,7 +140,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 ) -> None:
     assert compare(make_config(tmp_path / "new", dry_run=True)) is None
     text = capsys.readouterr().out
-    assert "runs: 6 jobs, 42 of 42 stages to run" in text and re.search(r"about \d+ minutes", text)
+    assert "runs: 6 jobs, 48 of 48 stages to run" in text and re.search(r"about \d+ minutes", text)
     assert not (tmp_path / "new").exists()
 
 

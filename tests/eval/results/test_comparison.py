@@ -63,6 +63,27 @@ def test_estimates_are_the_plain_means(questions):
     assert row.swaps == {"reach": {"pairs": 30, "followed": 45, "changed": 21}}
 
 
+def test_acting_is_counted_over_kinds_and_seeds_beside_arms_that_ignore_the_question(questions):
+    def asked(acted: str) -> dict[str, object]:
+        return {"acted": acted, "answered": "1" * len(acted), "ignoring": {"any object": len(acted) / 100}}
+
+    found = [
+        {"size": asked("1100"), "count": asked("10" * 8)},
+        {"size": asked("0000"), "count": asked("00" * 8)},
+    ]
+    runs = [
+        replace(run, acted=acted) for run, acted in zip(make_runs("none", 0.5, 0.9, 2), found, strict=True)
+    ]
+    rows = Comparison.of(runs, questions).protections["none"].acted
+    assert {kind: row.acted.value for kind, row in rows.items()} == {"size": 0.25, "count": 0.25, ALL: 0.25}
+    assert rows["count"].acted.ci[0] < 0.25 < rows["count"].acted.ci[1]
+    assert rows[ALL].answered.value == 1 and rows[ALL].answered.ci[0] < 1
+    assert rows[ALL].ignoring == {"any object": pytest.approx((4 * 0.04 + 16 * 0.16) / 20)}
+    older = [replace(run, protection="aegis", acted={}) for run in runs]
+    both = Comparison.of([*runs, *older], questions).protections
+    assert both["none"].acted and both["aegis"].acted == {}
+
+
 def test_the_same_outcomes_differ_by_nothing_whatever_the_seeds_vary(questions):
     none = make_runs("none", 0.5, 0.9)
     twin = [replace(run, protection="aegis") for run in none]

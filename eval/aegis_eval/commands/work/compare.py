@@ -55,7 +55,7 @@ def compare(config: CompareConfig) -> Path | None:
     """
     if config.quick:
         cli.shrink(config, protections="none,aegis", seeds=2, episodes=4, steps=4, batch_size=2)
-        cli.shrink(config, eval_episodes=2, validation_episodes=1, samples=24, pairs=1)
+        cli.shrink(config, eval_episodes=2, validation_episodes=1, samples=24, pairs=1, act_scenes=1)
     _check(config)
     given = plain(asdict(config))
     config.output_dir = config.output_dir.resolve()  # workers of a cluster start elsewhere
@@ -124,6 +124,7 @@ def _check(config: CompareConfig) -> None:
         validation_episodes=1,
         samples=1,
         pairs=1,
+        act_scenes=0,
         jobs=1,
         cpus=1,
         gpus=0,
