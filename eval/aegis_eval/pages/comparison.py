@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from aegis_envs.tabletop.env import seeded_episode
 from aegis_eval.pages import media
-from aegis_eval.pages.comparison_text import Summary, markdown, what_was_compared
+from aegis_eval.pages.comparison_text import STANDINGS, Summary, markdown, what_was_compared
 from aegis_eval.pages.html import render
 from aegis_eval.pages.numbers import charts
 from aegis_eval.pages.svg import Point, scatter_figure
@@ -62,6 +62,7 @@ def write_comparison(
         compared=what_was_compared(compared),
         common=summaries["common"],
         tuned=summaries.get("tuned"),
+        about_standings=STANDINGS,
         scatter=_scatter(compared, common),
         tuning=_tuning(compared),
         tasks=_tasks(first),

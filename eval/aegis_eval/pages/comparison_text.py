@@ -6,14 +6,14 @@ from typing import Self
 
 from aegis_eval.results.baselines import ABOUT, UNKNOWN
 from aegis_eval.results.compared import ALL, Compared
-from aegis_eval.results.comparison import BaselineResult, Comparison, ProtectionResult
+from aegis_eval.results.comparison import OURS, SCENES, BaselineResult, Comparison, ProtectionResult
+from aegis_eval.results.standing import ANSWERS_MARGIN, SUCCESS_MARGIN
 from aegis_eval.results.verdicts import headline, verdicts
 from aegis_eval.statistics.intervals import wilson_interval
 from aegis_eval.statistics.resampling import Estimate
 from aegis_eval.statistics.tables import Table
 from aegis_eval.statistics.text import change, rate
 
-_OURS = "aegis"
 _HEADER = (
     "protection",
     "backbone lr",
@@ -38,22 +38,24 @@ class Summary:
     Attributes:
         won: which of those that keep their answers succeeds most often.
         known: what can and what cannot be said of ours, a sentence each; empty where ours was not compared.
+        standings: how ours stands to each of the others; None where it was not compared.
         table: what was measured, a row a protection, and below them one an arm that ignores its instruction.
     """
 
     won: str
     known: list[str]
+    standings: Table | None
     table: Table
 
     @classmethod
     def of(cls, comparison: Comparison) -> Self:
         """Say what a comparison lets one say."""
-        ours = _OURS in comparison.protections
         acted = next(iter(comparison.protections.values())).acted
         header = (*_HEADER, _ACTED) if acted else _HEADER
         return cls(
-            won=headline(comparison, benchmark="tabletop"),
-            known=verdicts(comparison, ours=_OURS, benchmark="tabletop") if ours else [],
+            won=headline(comparison, benchmark=SCENES),
+            known=verdicts(comparison, ours=OURS, benchmark=SCENES) if OURS in comparison.protections else [],
+            standings=_standings(comparison) if comparison.standings else None,
             table=Table(
                 header,
                 [
@@ -65,6 +67,32 @@ class Summary:
                 ],
             ),
         )
+
+
+STANDINGS = (
+    f"`{OURS}` against each of the others: differences in points, with intervals that hold for all of them together "
+    "(Bonferroni), and how likely it is at least as good in both skills when seeds, scenes and questions are drawn "
+    f"anew. Up to {100 * SUCCESS_MARGIN:g} points of success and {100 * ANSWERS_MARGIN:g} of answers are margins, "
+    "which count as no difference."
+)
+
+
+def _standings(comparison: Comparison) -> Table:
+    rows = []
+    for name, each in comparison.standings.items():
+        surely = "alike" if each.alike() else "no worse" if each.no_worse() else "not known"
+        rows.append(
+            [
+                name,
+                change(each.success),
+                change(each.answers),
+                f"{100 * each.outright:.0f}",
+                f"{100 * each.within:.0f}",
+                surely,
+            ]
+        )
+    header = ["against", "success, test", "answers", "at least as good in both %", "but for the margins %"]
+    return Table([*header, "surely, but for the margins"], rows)
 
 
 def what_was_compared(compared: Compared) -> str:
@@ -96,6 +124,8 @@ def markdown(compared: Compared, summaries: Mapping[str, Summary]) -> str:
     for name, summary in summaries.items():
         listed = "\n".join(f"- {sentence}" for sentence in summary.known)
         parts += [_TITLES[name], f"**{summary.won}**", *filter(None, [listed]), summary.table.markdown()]
+        if summary.standings is not None:
+            parts += [STANDINGS, summary.standings.markdown()]
     return "\n\n".join(parts) + "\n"
 
 

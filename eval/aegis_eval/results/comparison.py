@@ -17,6 +17,8 @@ import numpy as np
 
 from aegis_eval.results.baselines import Baseline, share_estimate
 from aegis_eval.results.compared import ALL, ComparedRun, Questions
+from aegis_eval.results.stacked import correct, outcomes, trained
+from aegis_eval.results.standing import Standing, standings
 from aegis_eval.statistics.intervals import mcnemar_p
 from aegis_eval.statistics.resampling import (
     Array,
@@ -30,6 +32,9 @@ from aegis_eval.statistics.resampling import (
 from aegis_policy.support.errors import AegisError
 
 REFERENCE = "none"
+OURS = "aegis"
+SCENES = "tabletop"
+"""The benchmark of questions about scenes, whose answers decide."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,15 @@ class BaselineResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All protections, in the order given, and the arms that ignore their instruction."""
+    """All protections, in the order given, and the arms that ignore their instruction.
+
+    Attributes:
+        standings: how ours stands to each of the others; empty where it was not compared.
+    """
 
     protections: dict[str, ProtectionResult]
     baselines: dict[str, BaselineResult]
+    standings: dict[str, Standing]
 
     @classmethod
     def of(
@@ -164,6 +174,7 @@ class Comparison:
         return cls(
             {name: _result(group, drawn, grouped, baselines) for name, group in grouped.items()},
             {arm.name: BaselineResult.of(arm) for arm in baselines},
+            standings(OURS, grouped, questions[SCENES].scenes, SCENES) if OURS in grouped else {},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,7 +225,7 @@ def _result(
     success: dict[str, dict[str, Estimate]] = defaultdict(dict)
     against: dict[str, dict[str, Estimate]] = defaultdict(dict)
     for (split, task), episodes in drawn.episodes.items():
-        success[split][task] = rate_estimate(episodes.means(_outcomes(group, split, task)), episodes.groups)
+        success[split][task] = rate_estimate(episodes.means(outcomes(group, split, task)), episodes.groups)
         against[split][task] = _difference(group, reference, drawn, split, task)
     return ProtectionResult(
         lr=group[0].lr,
@@ -233,11 +244,6 @@ def _result(
     )
 
 
-def _outcomes(group: Sequence[ComparedRun], split: str, task: str) -> Array:
-    """Which episodes succeeded, (K, E)."""
-    return np.stack([bits(run.outcomes(split, task)) for run in group])
-
-
 def _difference(
     group: Sequence[ComparedRun],
     other: Sequence[ComparedRun],
@@ -247,7 +253,7 @@ def _difference(
     level: float = 0.95,
 ) -> Estimate:
     """Success less the other's, on the same initial states."""
-    changes_KE = _outcomes(group, split, task) - _outcomes(other, split, task)
+    changes_KE = outcomes(group, split, task) - outcomes(other, split, task)
     return change_estimate(drawn.episodes[split, task].means(changes_KE), changes_KE, level=level)
 
 
@@ -255,25 +261,24 @@ def _against_others(
     group: Sequence[ComparedRun], drawn: _Drawn, groups: Mapping[str, Sequence[ComparedRun]]
 ) -> dict[str, Estimate]:
     """Difference to every protection that is another training, as sure as all pairs of trainings ask for."""
-    folders = {name: frozenset(run.folder for run in other) for name, other in groups.items()}
-    trained = frozenset(run.folder for run in group)
+    folders = {name: trained(other) for name, other in groups.items()}
     pairs = math.comb(len(set(folders.values())), 2)
     return {
         name: _difference(group, other, drawn, "test", ALL, level=1 - 0.05 / pairs)
         for name, other in groups.items()
-        if trained.isdisjoint(folders[name])
+        if trained(group).isdisjoint(folders[name])
     }
 
 
 def _against_baseline(group: Sequence[ComparedRun], arm: Baseline, drawn: _Drawn, split: str) -> Estimate:
-    changes_KE = _outcomes(group, split, ALL) - arm.shares(split)
+    changes_KE = outcomes(group, split, ALL) - arm.shares(split)
     return change_estimate(drawn.episodes[split, ALL].means(changes_KE), changes_KE)
 
 
 def _correct(group: Sequence[ComparedRun], drawn: _Drawn, benchmark: str, kind: str) -> tuple[Array, Array]:
     """Which questions of a type are answered correctly, and were by the pretrained model, (K, N) both."""
     chosen = drawn.chosen[benchmark, kind]
-    correct_KN = np.stack([bits(run.answers[benchmark])[chosen] for run in group])
+    correct_KN = correct(group, benchmark)[:, chosen]
     before_N = bits(drawn.questions[benchmark].pretrained)[chosen]
     return correct_KN, np.repeat(before_N[None], len(group), axis=0)
 
