@@ -63,14 +63,14 @@ _MAY_IMPORT = {
     "eval.questions": "policy.support policy.vlm policy.vqa policy.data envs envs.tabletop",
     "eval.answers": "policy.support policy.vlm policy.vqa eval.statistics eval.questions",
     "eval.results": "policy.support eval.statistics",
-    "eval.experiments": "policy.support policy.pretrained policy.vqa policy.configuration_aegis "
-    "envs.tabletop eval.results",
+    "eval.experiments": "policy.support policy.pretrained policy.vqa policy.checkpoint policy.configuration_aegis "
+    "envs.tabletop eval.questions eval.results",
     "eval.pages": "policy.support envs.tabletop eval.statistics eval.questions eval.results",
     "eval.pretraining": "policy.support policy.vlm envs.tabletop eval.questions eval.answers",
     "eval.doctor": "policy.support policy.isolation policy.vlm policy.anchors policy.checkpoint policy.data "
     "policy.configuration_aegis policy.lerobot_vlas envs.libero eval.checkpoints",
     "eval.commands": "policy.support policy.pretrained policy.isolation policy.vlm policy.vqa policy.data "
-    "policy.anchors policy.checkpoint policy.configuration_aegis policy.lerobot_vlas envs.tabletop eval.devices "
+    "policy.anchors policy.checkpoint policy.lerobot_vlas envs.tabletop eval.devices "
     "eval.checkpoints eval.controllers eval.statistics eval.questions eval.answers eval.results eval.experiments "
     "eval.pages eval.pretraining eval.doctor",
 }

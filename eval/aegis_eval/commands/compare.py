@@ -19,6 +19,9 @@ class CompareConfig:
         output_dir: everything goes there; a finished stage is not run again, and protections, seeds and learning rates
             may be added.
         protections: names in `aegis_eval.experiments.variants.VARIANTS`, with commas; `none` always runs.
+        trials: instead of `protections` and `lr_grid`, a JSON file of what is tried for each of them on validation
+            data: name -> list of `{"variant": ..., "lr": ...}`, by default the name itself and `lr_backbone`. Each is
+            reported as the trial with the best sum of success and retention.
         seeds: trainings of each.
         quick: a few steps of everything, to see that it works; the numbers mean nothing. Flags that differ from their
             defaults stay.
@@ -32,12 +35,18 @@ class CompareConfig:
         lr_grid: learning rates of the backbone from which each protection gets its own as well, chosen on validation
             data: the one with the best sum of success and retention; none by default.
         flow_samples: see `AegisConfig`.
+        vlm: the pretrained VLM.
+        anchor_vqa: what shows it what it must not forget; the embedded VLM brings its anchor (see `aegis-ablate`).
+        start: `pretrained_model` folder of a policy of this VLM, trained under `stop_gradient`, that every training
+            begins from; by default each begins with a new expert.
         cameras: which of the tabletop's cameras the policy sees, with commas; by default all.
         policy: further flags of every training, without the leading `--policy.`.
         device: `cuda` or `cpu`, by default CUDA if there is one.
         eval_episodes: rollouts of each task, split and run.
         validation_episodes: rollouts of each task to choose a learning rate by.
         samples: questions of each benchmark.
+        texts: files without pictures that `aegis-vqa --benchmark=text:FILE` takes, which every backbone is asked, or
+            reads, too.
         pairs: scenes of each task in which the instruction is swapped.
         act_scenes: scenes of each kind of question that `aegis-act` has the arm answer, where it has learned to `reach`
             and sees the front camera (0: none).
@@ -50,6 +59,7 @@ class CompareConfig:
 
     output_dir: Path = Path("outputs/compare")
     protections: str = "none,freeze,stop_gradient,lora,replay,gaussian,aegis"
+    trials: Path | None = None
     seeds: int = 3
     quick: bool = False
     task: str = "reach"
@@ -61,12 +71,16 @@ class CompareConfig:
     lr_backbone: float = 3e-4
     lr_grid: list[float] = field(default_factory=list)
     flow_samples: int = 2
+    vlm: str = "embedded"
+    anchor_vqa: str = "tabletop"
+    start: Path | None = None
     cameras: str | None = None
     policy: list[str] = field(default_factory=list)
     device: str | None = None
     eval_episodes: int = 100
     validation_episodes: int = 50
     samples: int = 1000
+    texts: list[str] = field(default_factory=list)
     pairs: int = 50
     act_scenes: int = 25
     jobs: int = 1

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aegis_envs.tabletop.tasks import parse_tasks
-from aegis_eval.experiments import catalogue, costs
+from aegis_eval.experiments import catalogue, costs, texts
 from aegis_eval.experiments.anchors import anchor_flags, anchor_jobs
 from aegis_eval.experiments.cameras import inputs_flag, names_in
 from aegis_eval.experiments.plan import Plan, alone
 from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job, Stage
+from aegis_eval.experiments.trials import read_trials
 from aegis_eval.experiments.variants import VARIANTS
-from aegis_eval.results.rows import COMPARED_BENCHMARKS, COMPARED_SPLITS, Validation, best_lrs, validation
+from aegis_eval.results.rows import COMPARED_BENCHMARKS, COMPARED_SPLITS, Validation, validation
 
 ROLLOUT_SEED = 1000
 _VALIDATION_SEED = 1_000_003
@@ -33,6 +34,7 @@ class Settings(Protocol):
 
     output_dir: Path
     protections: str
+    trials: Path | None
     seeds: int
     task: str
     dataset: Path | None
@@ -43,6 +45,10 @@ class Settings(Protocol):
     lr_backbone: float
     lr_grid: list[float]
     flow_samples: int
+    vlm: str
+    anchor_vqa: str
+    start: Path | None
+    texts: list[str]
     cameras: str | None
     policy: list[str]
     device: str | None
@@ -84,14 +90,33 @@ class ComparisonPlan(Plan):
         }
         super().__init__(settings.output_dir, setting, phases, self._all_runs)
         self.settings = settings
-        self.protections = list(dict.fromkeys(["none", *names_in(settings.protections)]))
+        self.trials = self._tried()
+        tried = [key.protection for keys in self.trials.values() for key in keys]
+        self.protections = list(dict.fromkeys(["none", *tried]))
+        """Every variant that may be trained."""
+
+    def _tried(self) -> dict[str, list[RunKey]]:
+        """Protection -> the trainings that its variant and learning rate are chosen from; one, where nothing is."""
+        settings = self.settings
+        if settings.trials is not None:
+            return {
+                name: [RunKey(each.variant, each.lr, _TUNING_SEED) for each in tried]
+                for name, tried in read_trials(settings.trials, settings.lr_backbone).items()
+            }
+        return {
+            name: [
+                RunKey(name, lr, _TUNING_SEED)
+                for lr in (settings.lr_grid if name not in _NOT_TUNED else ()) or (settings.lr_backbone,)
+            ]
+            for name in dict.fromkeys(["none", *names_in(settings.protections)])
+        }
 
     def reported_keys(self) -> list[RunKey]:
-        """All protections at the same learning rate; then, once these are chosen, each at its own."""
-        chosen = self.chosen_lrs()
-        common = self._common_keys()
-        tuned = [replace(key, lr=chosen[key.protection]) for key in common] if chosen else []
-        return list(dict.fromkeys([*common, *tuned]))
+        """All protections at the same learning rate, unless trials are listed; then, once it is chosen, each as it
+        was best."""
+        best = self.chosen().values()
+        tuned = [replace(key, seed=seed) for seed in range(self.settings.seeds) for key in best]
+        return list(dict.fromkeys([*self._common_keys(), *tuned]))
 
     def validations(self) -> list[Validation]:
         """What has been measured on validation data so far."""
@@ -99,13 +124,23 @@ class ComparisonPlan(Plan):
         scores = (validation(run.results(self.root, {})) for run in runs)
         return [score for score in scores if score is not None]
 
-    def chosen_lrs(self) -> dict[str, float]:
-        """The learning rate of each protection with the best score; {} while some are open."""
-        scores = self.validations()
-        if not scores or len(scores) < len(self._tuning_keys()):
+    def chosen(self) -> dict[str, RunKey]:
+        """The best trial of each protection; {} while some are open, or where nothing is chosen."""
+        scores = {(each.protection, each.lr): each.score for each in self.validations()}
+        tuning = self._tuning_keys()
+        if not tuning or any((key.protection, key.lr) not in scores for key in tuning):
             return {}
-        best = best_lrs(scores)
-        return {name: best.get(name, self.settings.lr_backbone) for name in self.protections}
+        return {
+            name: max(
+                sorted(keys, key=lambda key: key.lr),
+                key=lambda key: scores.get((key.protection, key.lr), 0.0),
+            )
+            for name, keys in self.trials.items()
+        }
+
+    def chosen_lrs(self) -> dict[str, float]:
+        """The learning rate of each variant that was chosen; {} while some are open."""
+        return {key.protection: key.lr for key in self.chosen().values()}
 
     def answers_folder(self, benchmark: str, split: str) -> Path:
         """What the pretrained model answered."""
@@ -125,15 +160,14 @@ class ComparisonPlan(Plan):
 
     def _common_keys(self) -> list[RunKey]:
         seeds, lr = range(self.settings.seeds), self.settings.lr_backbone
-        return [RunKey(protection, lr, seed) for seed in seeds for protection in self.protections]
+        names = self.trials if self.settings.trials is None else ()
+        return [RunKey(protection, lr, seed) for seed in seeds for protection in names]
 
     def _tuning_keys(self) -> list[RunKey]:
-        return [
-            RunKey(protection, lr, _TUNING_SEED)
-            for protection in self.protections
-            for lr in self.settings.lr_grid
-            if protection not in _NOT_TUNED
-        ]
+        settings = self.settings
+        if settings.trials is None and not settings.lr_grid:
+            return []
+        return [key for keys in self.trials.values() for key in keys if key.protection not in _NOT_TUNED]
 
     def _preparations(self) -> list[Job]:
         """Demonstrations, and the pretrained model's answers, whose pictures several runs want at once."""
@@ -145,21 +179,22 @@ class ComparisonPlan(Plan):
                 )
             )
         asked = [(benchmark, "test") for benchmark in COMPARED_BENCHMARKS]
-        asked += [(COMPARED_BENCHMARKS[0], "val")] if settings.lr_grid else []
+        asked += [(COMPARED_BENCHMARKS[0], "val")] if self._tuning_keys() else []
         for benchmark, split in asked:
             folder = self.answers_folder(benchmark, split)
             stages.append(
                 catalogue.questions(
                     folder.name,
                     folder,
-                    vlm="embedded",
+                    vlm=settings.vlm,
                     samples=settings.samples,
                     split=split,
                     benchmark=benchmark,
                     device=settings.device,
                 )
             )
-        return [alone(stage, self.root) for stage in stages]
+        asking = texts.pretrained_jobs(self.root, settings.texts, vlm=settings.vlm, device=settings.device)
+        return [*(alone(stage, self.root) for stage in stages), *asking]
 
     def _anchors(self) -> list[Job]:
         return anchor_jobs(
@@ -168,10 +203,12 @@ class ComparisonPlan(Plan):
             data=self._data,
             cameras=self.settings.cameras,
             device=self.settings.device,
+            vlm=self.settings.vlm,
+            vqa=self.settings.anchor_vqa,
         )
 
     def _tuning(self) -> list[Job]:
-        """One training of each protection at every learning rate of the grid, measured on validation data."""
+        """Every trial of every protection, measured on validation data."""
         return [
             self._run(key, [self._training(key), *self._validation(key)]).job for key in self._tuning_keys()
         ]
@@ -195,8 +232,9 @@ class ComparisonPlan(Plan):
         settings = self.settings
         cameras = names_in(settings.cameras) if settings.cameras else []
         flags = [
+            f"--policy.vlm={settings.vlm}",
             *VARIANTS[key.protection].flags,
-            *anchor_flags(self.root, key.protection),
+            *anchor_flags(self.root, key.protection, settings.vlm),
             *(f"--policy.{flag}" for flag in settings.policy),
             f"--policy.optimizer_lr={settings.lr}",
             f"--policy.optimizer_lr_backbone={key.lr}",
@@ -211,6 +249,7 @@ class ComparisonPlan(Plan):
             batch_size=settings.batch_size,
             seed=key.seed,
             saves=5,
+            start=settings.start,
             device=settings.device,
             flags=flags,
             cost=costs.training(
@@ -246,6 +285,7 @@ class ComparisonPlan(Plan):
                 device=settings.device,
             ),
             *self._acting(folder, checkpoint),
+            *texts.stages(self.root, folder, settings.texts, checkpoint=checkpoint, device=settings.device),
             catalogue.drift(
                 "drift",
                 folder / "drift.json",

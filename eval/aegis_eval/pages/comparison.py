@@ -50,27 +50,30 @@ def write_comparison(
     Returns:
         The page.
     """
-    common, own = compared.at_common_rate(), compared.at_own_rates()
-    comparisons = {"common": Comparison.of(common, compared.questions, compared.baselines)}
-    if own:
-        comparisons["tuned"] = Comparison.of(own, compared.questions, compared.baselines)
+    kinds = {"common": compared.at_common_rate(), "tuned": compared.at_own_rates()}
+    comparisons = {
+        name: Comparison.of(runs, compared.questions, compared.baselines)
+        for name, runs in kinds.items()
+        if runs
+    }
     summaries = {name: Summary.of(comparison) for name, comparison in comparisons.items()}
-    first = comparisons["common"]
+    kind, first = next(iter(comparisons.items()))
+    shown = kinds[kind]
     page = render(
         "comparison.jinja",
         title=title,
         compared=what_was_compared(compared),
-        common=summaries["common"],
+        common=summaries.get("common"),
         tuned=summaries.get("tuned"),
         about_standings=STANDINGS,
-        scatter=_scatter(compared, common),
+        scatter=_scatter(compared, shown),
         tuning=_tuning(compared),
         tasks=_tasks(first),
         types={_BENCHMARKS.get(name, name.capitalize()): _types(first, name) for name in compared.questions},
-        charts=charts(_mean_curves(common)),
-        films=_films(compared, common, runs) if runs else [],
-        questions=_questions(common, runs) if runs else [],
-        provenance=_provenance(compared, common),
+        charts=charts(_mean_curves(shown)),
+        films=_films(compared, shown, runs) if runs else [],
+        questions=_questions(shown, runs) if runs else [],
+        provenance=_provenance(compared, shown),
     )
     table = markdown(compared, summaries)
     written = [folder / name for name in ("report.html", "comparison.md", "summary.json")]
@@ -112,17 +115,18 @@ def _scatter(compared: Compared, runs: Sequence[ComparedRun]) -> Markup:
 
 
 def _tuning(compared: Compared) -> Table:
-    """What the learning rates were chosen by."""
+    """What was tried, and which of it was taken."""
     rows = [
         [
             each["protection"],
             f"{each['lr']:g}",
             f"{100 * each['success']:.0f}",
             f"{100 * each['retained']:.1f}",
+            "yes" if compared.tuned.get(each["protection"]) == each["lr"] else "",
         ]
         for each in compared.tuning
     ]
-    return Table(["protection", "backbone lr", "success, validation %", "answers retained %"], rows)
+    return Table(["protection", "backbone lr", "success, validation %", "answers retained %", "taken"], rows)
 
 
 def _tasks(comparison: Comparison) -> Table:

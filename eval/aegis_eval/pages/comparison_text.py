@@ -12,7 +12,7 @@ from aegis_eval.results.verdicts import headline, verdicts
 from aegis_eval.statistics.intervals import wilson_interval
 from aegis_eval.statistics.resampling import Estimate
 from aegis_eval.statistics.tables import Table
-from aegis_eval.statistics.text import change, rate
+from aegis_eval.statistics.text import change, number, rate
 
 _HEADER = (
     "protection",
@@ -28,7 +28,10 @@ _HEADER = (
     "went to the named object %",
 )
 _ACTED = "went to what its VLM knows %"
-_TITLES = {"common": "All at the same learning rate of the backbone:", "tuned": "Each at its own:"}
+_TITLES = {
+    "common": "All at the same learning rate of the backbone:",
+    "tuned": "Each as it was best on validation data:",
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ class Summary:
     @classmethod
     def of(cls, comparison: Comparison) -> Self:
         """Say what a comparison lets one say."""
-        acted = next(iter(comparison.protections.values())).acted
-        header = (*_HEADER, _ACTED) if acted else _HEADER
+        first = next(iter(comparison.protections.values()))
+        acted = first.acted
+        header = [*_HEADER, *([_ACTED] if acted else [])]
+        header += [f"{name}: retained %" for name in first.text_retained]
+        header += [f"{name}: KL" for name in first.text_kl]
         return cls(
             won=headline(comparison, benchmark=SCENES),
             known=verdicts(comparison, ours=OURS, benchmark=SCENES) if OURS in comparison.protections else [],
@@ -106,11 +112,16 @@ def what_was_compared(compared: Compared) -> str:
         "A quick run, to see that everything works: its numbers mean nothing. " if config.get("quick") else ""
     )
     seen = f", seen by {config['cameras']} alone" if config.get("cameras") else ""
+    begun = (
+        ", beginning from a policy that had learned it behind a frozen backbone"
+        if config.get("start")
+        else ""
+    )
     return (
         f"{quick}{len(compared.protections)} protections of the same vision-language model, {config['seeds']} seeds "
-        f"each, trained for {config['steps']} steps on the same demonstrations of {config['task']}{seen}. Each run met "
-        f"the same {config['eval_episodes']} initial states a task and split (unseen instructs pairs of colour and "
-        f"shape that no demonstration does) and the same {config['samples']} questions of each kind."
+        f"each, trained for {config['steps']} steps on the same demonstrations of {config['task']}{seen}{begun}. "
+        f"Each run met the same {config['eval_episodes']} initial states a task and split (unseen instructs pairs of "
+        f"colour and shape that no demonstration does) and the same {config['samples']} questions of each kind."
         + "".join(
             f" {names} are the same training, for vision tower and projector do not learn." for names in same
         )
@@ -119,7 +130,7 @@ def what_was_compared(compared: Compared) -> str:
 
 
 def markdown(compared: Compared, summaries: Mapping[str, Summary]) -> str:
-    """All of it as Markdown; `summaries` are at the `common` learning rate and, if there were several, `tuned`."""
+    """All of it as Markdown; `summaries` are at the `common` learning rate, `tuned`, or both."""
     parts = [what_was_compared(compared)]
     for name, summary in summaries.items():
         listed = "\n".join(f"- {sentence}" for sentence in summary.known)
@@ -148,6 +159,8 @@ def _cells(row: ProtectionResult) -> list[str]:
         rate(row.drift),
         f"{rate(listened, 0)} of {rollouts}",
         *([f"{rate(row.acted[ALL].acted)}, says {rate(row.acted[ALL].answered)}"] if row.acted else []),
+        *map(rate, row.text_retained.values()),
+        *(number(each, 4) for each in row.text_kl.values()),
     ]
 
 

@@ -43,6 +43,7 @@ class ComparedRun:
         answers: benchmark -> a `1` for every question answered correctly.
         swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`.
         acted: kind -> what `measured.acted` found; empty where the arm was not asked.
+        texts: file without pictures -> what was found of it, see `text_files`.
         drift: mean relative drift of the activations.
         drift_per_layer: the same of every decoder layer.
         folder: name of the run's folder; protections that are the same training share one.
@@ -60,6 +61,7 @@ class ComparedRun:
     drift_per_layer: list[float]
     folder: str
     acted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -132,7 +134,10 @@ class Compared:
             ) from error
 
     def at_common_rate(self) -> list[ComparedRun]:
-        """The runs at the one learning rate of the backbone that all protections were trained with."""
+        """The runs at the one learning rate of the backbone that all protections were trained with; none where trials
+        were listed."""
+        if self.config.get("trials"):
+            return []
         return [run for run in self.runs if run.lr == self.config["lr_backbone"]]
 
     def at_own_rates(self) -> list[ComparedRun]:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from aegis_eval.results import text_files
 from aegis_eval.results.baselines import Baseline, share_estimate
 from aegis_eval.results.compared import ALL, ComparedRun, Questions
 from aegis_eval.results.stacked import correct, outcomes, trained
@@ -88,6 +89,8 @@ class ProtectionResult:
         drift: mean relative drift of the activations.
         swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`, sums over the seeds.
         acted: kind of `aegis-act` (or `all`) -> how it was acted on; empty where not all runs were asked alike.
+        text_retained, text_kl: file without pictures -> `text_files.retained` of questions, `text_files.divergence` of
+            running text.
     """
 
     lr: float
@@ -100,6 +103,8 @@ class ProtectionResult:
     drift: Estimate
     swaps: dict[str, dict[str, int]]
     acted: dict[str, ActedResult]
+    text_retained: dict[str, Estimate]
+    text_kl: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,8 @@ def _result(
         drift=estimate(drawn.seeds.means(np.array([[run.drift] for run in group]))),
         swaps=_swaps(group),
         acted=_acted(group, drawn),
+        text_retained=text_files.retained([run.texts for run in group]),
+        text_kl=text_files.divergence([run.texts for run in group]),
     )
 
 

@@ -11,11 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from aegis_eval.results import text_files
 from aegis_eval.results.run_file import Json, RunFile
 from aegis_eval.statistics.resampling import Estimate, Resampling, bits, estimate
-
-TEXT = "text-"
-"""What the kinds of stages begin with that ask, or have read, a file without pictures."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,7 @@ class AblatedRun:
             episode_frames=errors["episode_frames"],
             per_type=answers["per_type"],
             curves=run.measured["training"],
-            texts={
-                kind.removeprefix(TEXT): found
-                for kind, found in run.measured.items()
-                if kind.startswith(TEXT)
-            },
+            texts=text_files.text_files(run.measured),
         )
 
 
@@ -140,8 +134,8 @@ class Frontier:
                 action_error=estimate(error[name]),
                 gain_kept=estimate((error["stop_gradient"] - error[name]) / gain) if told_apart else None,
                 by_seed=[(run.accuracy, run.action_error) for run in group],
-                text_retained=_text_retained(group, seed),
-                text_kl=_text_kl(group, seed),
+                text_retained=text_files.retained([run.texts for run in group], seed),
+                text_kl=text_files.divergence([run.texts for run in group], seed),
             )
             for name, group in grouped.items()
         }
@@ -150,27 +144,3 @@ class Frontier:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
-
-
-def _text_retained(group: Sequence[AblatedRun], seed: int) -> dict[str, Estimate]:
-    found = {}
-    for name, first in group[0].texts.items():
-        if "correct" not in first:
-            continue
-        questions = Resampling(len(group), count=len(first["correct"]), seed=seed)
-        before, after = (
-            questions.means(np.stack([bits(run.texts[name][key]) for run in group]))
-            for key in ("pretrained", "correct")
-        )
-        if before.all():  # in every draw, or some would divide by nothing
-            found[name] = estimate(after / before)
-    return found
-
-
-def _text_kl(group: Sequence[AblatedRun], seed: int) -> dict[str, Estimate]:
-    found = {}
-    for name, first in group[0].texts.items():
-        if "kl" in first:
-            paragraphs = Resampling(len(group), count=len(first["kl"]), weights_N=first["tokens"], seed=seed)
-            found[name] = estimate(paragraphs.means(np.array([run.texts[name]["kl"] for run in group])))
-    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from aegis_eval.results.compared import Compared, ComparedRun
 from aegis_eval.results.comparison import REFERENCE
 from aegis_eval.results.run_file import RunFile
+from aegis_eval.results.text_files import text_files
 from aegis_policy.support.errors import AegisError, one_line
 
 COMPARED_SPLITS = ("test", "unseen")
@@ -61,6 +62,7 @@ def compared_run(run: RunFile) -> ComparedRun:
         drift_per_layer=found["drift"]["per_layer"],
         folder=run.folder,
         acted=found.get("act", {}),
+        texts=text_files(found),
         curves=found["training"],
         seconds=run.seconds,
     )
@@ -105,8 +107,11 @@ def with_added_rows(compared: Compared, folder: Path) -> Compared:
         _require_same_setting(path, run, compared)
     scores = [score for run in added.values() if (score := validation(run)) is not None]
     tuned = _tuned(scores, compared.config.get("lr_grid", []))
+    common = [compared.config["lr_backbone"]]
+    if compared.config.get("trials"):  # then each comes with the rate at which it is best
+        common, tuned = [], {run.variant: run.lr for run in added.values() if is_row(run)}
     rates = {
-        name: {compared.config["lr_backbone"], *([tuned[name]] if name in tuned else [])}
+        name: {*common, *([tuned[name]] if name in tuned else [])}
         for name in dict.fromkeys(run.variant for run in added.values())
     }
     rows = [run for run in added.values() if is_row(run) and run.lr in rates[run.variant]]

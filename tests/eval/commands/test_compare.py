@@ -105,6 +105,62 @@ def test_each_protection_gets_the_learning_rate_that_was_best_on_validation_data
     assert {job.name for job in jobs_of(plan)} > {"none-lr0.0001-seed1", "aegis-lr0.0003-seed1"}
 
 
+def test_each_protection_is_reported_as_the_trial_that_was_best(tmp_path: Path) -> None:
+    (tmp_path / "trials.json").write_text(
+        json.dumps(
+            {
+                "none": [{"lr": 1e-4}, {"lr": 3e-4}],
+                "aegis": [{"variant": "subspace 0.05", "lr": 1e-4}, {"variant": "subspace 0.1", "lr": 3e-4}],
+                "stop_gradient": [{}],
+            }
+        )
+    )
+    plan = make_plan(tmp_path / "out", trials=tmp_path / "trials.json", seeds=2)
+    assert [job.name for job in jobs_of(plan, "choosing learning rates")] == [
+        "none-lr0.0001-seed0",
+        "none-lr0.0003-seed0",
+        "subspace_0.05-lr0.0001-seed0",
+        "subspace_0.1-lr0.0003-seed0",
+    ]
+    assert "runs" not in plan.jobs(), "nothing is measured on test data before all is chosen"
+    scores = {
+        ("none", 1e-4): 0.6,
+        ("none", 3e-4): 0.5,
+        ("subspace 0.05", 1e-4): 0.4,
+        ("subspace 0.1", 3e-4): 0.7,
+    }
+    for (variant, lr), success in scores.items():
+        finish(plan, RunKey(variant, lr, 0), success, 0.8)
+    assert plan.chosen_lrs() == {"none": 1e-4, "subspace 0.1": 3e-4, "stop_gradient": 3e-4}
+    assert [job.name for job in jobs_of(plan)] == [
+        f"{name}-seed{seed}"
+        for seed in (0, 1)
+        for name in ("none-lr0.0001", "subspace_0.1-lr0.0003", "stop_gradient-lr0.0003")
+    ]
+
+
+def test_a_vlm_of_ones_own_is_asked_trained_and_anchored(tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_text(json.dumps({"question": "why", "answer": "so"}))
+    plan = make_plan(
+        tmp_path / "out", protections="aegis", vlm="models/mine", texts=[str(tmp_path / "facts.jsonl")]
+    )
+    asked = [stage.command for job in jobs_of(plan, "preparations") for stage in job.stages]
+    assert all("--vlm=models/mine" in command for command in asked if command[0] == "aegis-vqa")
+    assert f"--benchmark=text:{tmp_path / 'facts.jsonl'}" in asked[-1]
+    (anchor,) = jobs_of(plan, "anchors")
+    assert "--vlm=models/mine" in anchor.stages[0].command
+    job = jobs_of(plan)[1]
+    training, *_, texts, _ = job.stages
+    assert "--policy.vlm=models/mine" in training.command
+    assert f"--policy.anchor_path={anchor.stages[0].result}" in training.command
+    assert texts.name == "text-facts" and any("pretrained-text-facts" in flag for flag in texts.command)
+
+
+def test_trainings_begin_from_the_policy_that_is_named(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, start=tmp_path / "policy")
+    assert all(f"--policy.path={tmp_path / 'policy'}" in job.stages[0].command for job in jobs_of(plan))
+
+
 def test_protections_that_are_the_same_training_are_trained_once(tmp_path: Path) -> None:
     keys = [RunKey(name, 3e-4, 0) for name in ("freeze", "stop_gradient")]
     plan = make_plan(tmp_path, protections="freeze,stop_gradient", seeds=1)
@@ -198,6 +254,10 @@ def test_a_quick_comparison_keeps_the_flags_that_were_given(
         ({"launcher": "slurm"}, "--launcher=slurm is unknown: choose local or ray"),
         ({"lr_grid": [1e-4]}, "must hold --lr_backbone=0.0003"),
         ({"lr_backbone": 0.0}, "must be positive"),
+        ({"trials": Path("trials.json"), "lr_grid": [3e-4]}, "--trials has the learning rates of every"),
+        ({"trials": Path("/nowhere.json")}, "--trials=/nowhere.json cannot be read"),
+        ({"start": Path("/nowhere")}, "/nowhere"),
+        ({"texts": ["/nowhere.txt"]}, "--texts: .*/nowhere.txt"),
         ({"task": "juggle"}, "--task=juggle"),
         ({"policy": ["vlm=mine"]}, "--policy=vlm=mine is for the comparison to set"),
         ({"cameras": "front,top"}, "--cameras: 'top' is unknown; the tabletop has front and wrist"),

@@ -5,14 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
-
-from lerobot.configs import PreTrainedConfig
+from typing import Any
 
 from aegis_envs.tabletop.sim import CAMERAS
 from aegis_envs.tabletop.tasks import parse_tasks
 from aegis_eval.commands.ablate import AblateConfig
-from aegis_eval.experiments import catalogue, costs
+from aegis_eval.experiments import catalogue, costs, texts
 from aegis_eval.experiments.anchors import anchor_flags, anchor_jobs
 from aegis_eval.experiments.cameras import check_cameras, inputs_flag, names_in
 from aegis_eval.experiments.configurations import check_configurations
@@ -21,24 +19,17 @@ from aegis_eval.experiments.launchers import run_jobs
 from aegis_eval.experiments.plan import Plan, alone
 from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.start import check_start
+from aegis_eval.experiments.texts import check_texts
 from aegis_eval.experiments.variants import VARIANTS
-from aegis_eval.questions.records import WHOLE
-from aegis_eval.questions.texts import TextQuestions
-from aegis_eval.results.frontier import TEXT, AblatedRun, Frontier
+from aegis_eval.results.frontier import AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
-from aegis_policy.checkpoint.changes import check_changes
-from aegis_policy.checkpoint.checks import CONFIG_FILE, check_checkpoint
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError, one_line
-from aegis_policy.support.finding import enforce
 from aegis_policy.support.json_files import read_json, write_json
-from aegis_policy.vqa.sources import expanded
-from aegis_policy.vqa.texts import RUNNING, SOURCE, read_paragraphs, text_file
 
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
 """Seeds of the held-out demonstrations, far from any of the training ones."""
-_NOTHING_LOST = "stop_gradient"
-"""The protection whose VLM is the pretrained one still: under `freeze` its projector or tower may learn."""
 _TRAINING = (
     "tasks",
     "episodes",
@@ -129,48 +120,11 @@ def _check(config: AblateConfig) -> None:
         raise AegisError(f"--variants=[] names none; there are: {', '.join(VARIANTS)}.")
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
-    _check_texts(config.texts)
+    check_texts(config.texts)
     if config.start is not None:
-        _check_start(config, config.start)
+        check_start(config.start, vlm=config.vlm, variants=config.variants, policy=config.policy)
     parse_tasks(config.tasks, "--tasks")
     check_cameras(config.cameras)
-
-
-def _check_start(config: AblateConfig, checkpoint: Path) -> None:
-    """See that it is a whole policy of the VLM whose answers are compared, and that every variant can go on from it."""
-    from aegis_policy.configuration_aegis import AegisConfig  # and with it LeRobot's policies
-
-    enforce(check_checkpoint(checkpoint))
-    own = read_json(checkpoint / CONFIG_FILE)
-    if own.get("vlm") != config.vlm:
-        raise AegisError(
-            f"--start={checkpoint} is a policy of --vlm={own.get('vlm')}, not of {config.vlm}: name the same."
-        )
-    if own.get("protection") != _NOTHING_LOST:
-        raise AegisError(
-            f"--start={checkpoint} was trained with {own.get('protection')}, so its VLM may be another already: "
-            f"name one that was trained with {_NOTHING_LOST}."
-        )
-    for variant in config.variants:
-        flags = [*VARIANTS[variant].flags, *(f"--policy.{flag}" for flag in config.policy)]
-        changed = PreTrainedConfig.from_pretrained(
-            checkpoint, cli_overrides=[f"--{flag.removeprefix('--policy.')}" for flag in flags]
-        )
-        enforce(check_changes(checkpoint, cast(AegisConfig, changed), resumed=False))
-
-
-def _check_texts(files: Sequence[str]) -> None:
-    """Read all of them, as nobody wants to hear of a line after the trainings."""
-    for file in files:
-        path = text_file(f"{SOURCE}:{file}", "--texts: ")
-        assert path is not None
-        if path.suffix == RUNNING:
-            read_paragraphs(path, 1)
-        else:
-            TextQuestions.of(path).drawn(None, WHOLE, 1, 0)
-    names = [Path(file).stem for file in files]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise AegisError(f"--texts: several files are called {twice[0]}: give them different names.")
 
 
 def _launch(config: AblateConfig, jobs: Sequence[Job], title: str) -> Mapping[str, AegisError]:
@@ -198,7 +152,11 @@ def ablation_plan(config: AblateConfig, variants: Sequence[str], setting: Mappin
         vqa=config.anchor_vqa,
     )
     phases = {
-        "recordings": lambda: [*_recordings(config), _pretrained(config), *_pretrained_texts(config)],
+        "recordings": lambda: [
+            *_recordings(config),
+            _pretrained(config),
+            *texts.pretrained_jobs(root, config.texts, vlm=config.vlm, device=config.device),
+        ],
         "anchors": anchors,
         "trainings": lambda: [run.job for run in runs],
     }
@@ -239,26 +197,6 @@ def _pretrained(config: AblateConfig) -> Job:
         device=config.device,
     )
     return alone(stage, config.output_dir)
-
-
-def _pretrained_texts(config: AblateConfig) -> list[Job]:
-    """Asks the pretrained model the questions without pictures; running text it reads beside each trained one."""
-    stages = [
-        catalogue.text(folder.name, folder, file=_file(each), vlm=config.vlm, device=config.device)
-        for each in config.texts
-        if (folder := _answers_folder(config, each)) is not None
-    ]
-    return [alone(stage, config.output_dir) for stage in stages]
-
-
-def _answers_folder(config: AblateConfig, text: str) -> Path | None:
-    """What the pretrained model answers to a file of questions; None of running text."""
-    file = _file(text)
-    return None if file.suffix == RUNNING else config.output_dir / f"pretrained-{TEXT}{file.stem}"
-
-
-def _file(text: str) -> Path:
-    return Path(expanded(text))
 
 
 def _name(variant: str, seed: int) -> str:
@@ -302,16 +240,8 @@ def _run(config: AblateConfig, variant: str, seed: int) -> Run:
             split=config.split,
             device=config.device,
         ),
-        *(
-            catalogue.text(
-                f"{name}-{TEXT}{_file(each).stem}",
-                folder / f"{TEXT}{_file(each).stem}",
-                file=_file(each),
-                checkpoint=checkpoint,
-                pretrained=_answers_folder(config, each),
-                device=config.device,
-            )
-            for each in config.texts
+        *texts.stages(
+            root, folder, config.texts, checkpoint=checkpoint, device=config.device, prefix=f"{name}-"
         ),
     ]
     return Run(name, variant, config.lr_backbone, seed, folder, root / "logs", stages)

@@ -15,6 +15,8 @@ from aegis_eval.experiments.configurations import check_configurations
 from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_jobs, run_jobs_on_ray
 from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.start import check_start
+from aegis_eval.experiments.texts import check_texts
 from aegis_eval.experiments.variants import VARIANTS
 from aegis_eval.results.compared import Compared, Questions
 from aegis_eval.results.measured import bits, scene_of
@@ -28,7 +30,7 @@ from aegis_policy.support.json_files import write_json
 LAUNCHERS = ("local", "ray")
 _FREE = frozenset(
     {"output_dir", "quick", "dry_run", "jobs", "launcher", "cpus", "gpus"}
-    | {"protections", "seeds", "lr_backbone", "lr_grid"}
+    | {"protections", "trials", "seeds", "lr_backbone", "lr_grid"}
 )
 """Flags that may change from command to command: how to work, and which runs there are."""
 _OF_THE_COMPARISON = frozenset(
@@ -60,12 +62,13 @@ def compare(config: CompareConfig) -> Path | None:
     given = plain(asdict(config))
     config.output_dir = config.output_dir.resolve()  # workers of a cluster start elsewhere
     config.dataset = config.dataset and config.dataset.resolve()
+    config.start = config.start and config.start.resolve()
     setting = plain({key: value for key, value in asdict(config).items() if key not in _FREE})
     plan = ComparisonPlan(config, {**setting, "dataset": given["dataset"]})  # others have it elsewhere
     check_configurations(job for jobs in plan.jobs().values() for job in jobs)
     if config.dry_run:
-        later = config.lr_grid and not plan.chosen_lrs()
-        line = "and, once learning rates are chosen, a run of each protection and seed at its own"
+        later = (config.lr_grid or config.trials) and not plan.chosen()
+        line = "and, once these are chosen, a run of each protection and seed as it was best"
         print(plan.describe(config.jobs if config.launcher == "local" else 1, line if later else ""))
         return None
     with claimed(config.output_dir, "setting.json", setting):
@@ -89,7 +92,10 @@ def _collected(config: CompareConfig, plan: ComparisonPlan) -> dict[str, Any]:
         dict.fromkeys(tasks, config.pairs),
     ).values()
     return {
-        "protections": {name: list(VARIANTS[name].flags) for name in plan.protections},
+        "protections": {
+            name: list(VARIANTS[name].flags)
+            for name in dict.fromkeys(key.protection for key in plan.reported_keys())
+        },
         "expert": {
             split: {task: bits(shares) for task, shares in by_task.items()}
             for split, by_task in expert.success.items()
@@ -136,8 +142,7 @@ def _check(config: CompareConfig) -> None:
     if fixed := [flag for flag in config.policy if flag.split("=")[0] in _OF_THE_COMPARISON]:
         raise AegisError(
             f"--policy={fixed[0]} is for the comparison to set: --protections names protections, --lr, --lr_backbone "
-            "and --lr_grid the learning rates, --flow_samples, --cameras and --device the rest; the VLM is the "
-            "embedded one."
+            "and --lr_grid the learning rates, --vlm, --flow_samples, --cameras and --device the rest."
         )
     if min([config.lr, config.lr_backbone, *config.lr_grid]) <= 0:
         raise AegisError("--lr, --lr_backbone and --lr_grid must be positive.")
@@ -145,6 +150,12 @@ def _check(config: CompareConfig) -> None:
         raise AegisError(
             f"--lr_grid={config.lr_grid} must hold --lr_backbone={config.lr_backbone}, the rate common to all."
         )
+    if config.trials is not None and config.lr_grid:
+        raise AegisError("--trials has the learning rates of every protection: leave --lr_grid out.")
+    check_texts(config.texts)
+    if config.start is not None:
+        tried = [key.protection for keys in ComparisonPlan(config, {}).trials.values() for key in keys]
+        check_start(config.start, vlm=config.vlm, variants=tried, policy=config.policy)
     learns = learning_parts(config.policy)
     if learns and "stop_gradient" in names_in(config.protections):
         raise AegisError(
