@@ -20,12 +20,13 @@ _SAMPLE_S, _FLOW_SAMPLE_S = 0.1 / 16, 0.075 / 16
 """A sample of a training step, and each point of its noise-action path."""
 _STEP_OVER_NONE = {
     "replay": 1.4,
-    "knowledge_insulation": 1.3,
+    "knowledge_insulation": 1.7,
+    "distill": 1.4,
     "gaussian": 1.2,
     "freeze": 0.82,
     "stop_gradient": 0.82,
 }
-"""A step of a variant over one of `none` (`benchmarks/step_cost.py`); what is not named costs about as much."""
+"""A step of a variant, by its first word, over one of `none` (`benchmarks/step_cost.py`); others cost about as much."""
 
 
 def recording(episodes: int, env: str = "aegis_tabletop") -> float:
@@ -41,7 +42,7 @@ def anchor() -> float:
 def training(variant: str, *, steps: int, batch_size: int, flow_samples: int = 4) -> float:
     """Seconds that a training of a variant takes."""
     step = batch_size * (_SAMPLE_S + _FLOW_SAMPLE_S * flow_samples)
-    return _START_S + steps * step * _STEP_OVER_NONE.get(variant, 1.0)
+    return _START_S + steps * step * _STEP_OVER_NONE.get(variant.split()[0], 1.0)
 
 
 def rollouts(episodes: int, tasks: int, env: str = "aegis_tabletop") -> float:
