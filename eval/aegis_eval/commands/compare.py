@@ -50,6 +50,9 @@ class CompareConfig:
         pairs: scenes of each task in which the instruction is swapped.
         act_scenes: scenes of each kind of question that `aegis-act` has the arm answer, where it has learned to `reach`
             and sees the front camera (0: none).
+        alphas: after training, each run's language weights are led back to the pretrained ones by each of these, as
+            `aegis-merge` does, rolled out and asked again: a curve from answers to success.
+        curve_seeds: of how many seeds that is done, and likewise for the earlier checkpoints of each training.
         jobs: runs at once, on this machine.
         launcher: `local`, or `ray` for the machines of a Ray cluster that share this folder.
         cpus: cores that each run asks of Ray, and its threads.
@@ -83,6 +86,8 @@ class CompareConfig:
     texts: list[str] = field(default_factory=list)
     pairs: int = 50
     act_scenes: int = 25
+    alphas: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+    curve_seeds: int = 0
     jobs: int = 1
     launcher: str = "local"
     cpus: int = 1

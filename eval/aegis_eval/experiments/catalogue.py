@@ -91,9 +91,9 @@ def training(
             the disk.
         start: `pretrained_model` folder of a policy that it begins from, instead of a fresh one.
     """
-    save_freq = max(1, steps // saves)
+    saved = saved_steps(steps, saves)
     last = last_checkpoint(output_dir, steps)
-    earlier = [last_checkpoint(output_dir, step).parent for step in range(save_freq, steps, save_freq)]
+    earlier = [last_checkpoint(output_dir, step).parent for step in saved[:-1]]
     spare = [*earlier, last.parent / "training_state" / "optimizer_state.safetensors"]
     command = ["lerobot-train"]
     if processes > 1:
@@ -101,7 +101,7 @@ def training(
         command = ["torchrun", "--standalone", f"--nproc_per_node={processes}", str(program)]
     command += [FRESH if start is None else f"{TRAINED}{start}", "--dataset.repo_id=local/demonstrations"]
     command += [f"--dataset.root={dataset}", f"--output_dir={output_dir}", f"--steps={steps}"]
-    command += [f"--save_freq={save_freq}", f"--log_freq={max(1, steps // 40)}"]
+    command += [f"--save_freq={saved[0]}", f"--log_freq={max(1, steps // 40)}"]
     command += [f"--batch_size={batch_size}", f"--seed={seed}", "--num_workers=0"]
     command += [*_on(device, "--policy.device"), *flags]
     return Stage(
@@ -114,6 +114,12 @@ def training(
         metrics=output_dir.parent / METRICS,
         spare=tuple(spare) if last_only else (),
     )
+
+
+def saved_steps(steps: int, saves: int) -> list[int]:
+    """The steps at which a training of so many saves a checkpoint, the last one included."""
+    every = max(1, steps // saves)
+    return [*range(every, steps, every), steps]
 
 
 def last_checkpoint(output_dir: Path, steps: int) -> Path:
@@ -283,6 +289,12 @@ def acting(
         cost=costs.acting(scenes, len(kinds)),
         read=measured.acted,
     )
+
+
+def merging(name: str, output_dir: Path, *, checkpoint: Path, alpha: float) -> Stage:
+    """A policy with its language weights led part of the way back."""
+    command = ["aegis-merge", f"--policy.path={checkpoint}", f"--alpha={alpha}", f"--output_dir={output_dir}"]
+    return Stage(name, f"merging at {alpha:g}", output_dir / "merged.json", command, cost=costs.merging())
 
 
 def drift(

@@ -14,12 +14,20 @@ from aegis_eval.experiments.run import Run
 from aegis_eval.experiments.stage import Job, Stage
 from aegis_eval.experiments.trials import read_trials
 from aegis_eval.experiments.variants import VARIANTS
-from aegis_eval.results.rows import COMPARED_BENCHMARKS, COMPARED_SPLITS, Validation, validation
+from aegis_eval.results.rows import (
+    COMPARED_BENCHMARKS,
+    COMPARED_SPLITS,
+    Validation,
+    point_at,
+    validation,
+)
 
 ROLLOUT_SEED = 1000
 _VALIDATION_SEED = 1_000_003
 """Seed of rollouts on `train` scenes, far from any of the demonstrations."""
 _DRIFT_SAMPLES = 200
+_SAVES = 5
+"""Checkpoints of a training."""
 _ACTED_KINDS = ("relation", "extreme", "count")
 """What the embedded VLM answers, of `aegis-act`'s questions."""
 _NOT_TUNED = frozenset({"freeze", "stop_gradient"})
@@ -57,6 +65,8 @@ class Settings(Protocol):
     samples: int
     pairs: int
     act_scenes: int
+    alphas: list[float]
+    curve_seeds: int
 
 
 @dataclass(frozen=True)
@@ -248,7 +258,7 @@ class ComparisonPlan(Plan):
             steps=settings.steps,
             batch_size=settings.batch_size,
             seed=key.seed,
-            saves=5,
+            saves=_SAVES,
             start=settings.start,
             device=settings.device,
             flags=flags,
@@ -285,6 +295,7 @@ class ComparisonPlan(Plan):
                 device=settings.device,
             ),
             *self._acting(folder, checkpoint),
+            *self._curve(key),
             *texts.stages(self.root, folder, settings.texts, checkpoint=checkpoint, device=settings.device),
             catalogue.drift(
                 "drift",
@@ -294,6 +305,34 @@ class ComparisonPlan(Plan):
                 split="test",
                 device=settings.device,
             ),
+        ]
+
+    def _curve(self, key: RunKey) -> list[Stage]:
+        """The same success and answers on the way to the last checkpoint, and back from it."""
+        settings, folder, last = self.settings, self.folder(key), self._checkpoint(key)
+        if key.seed >= settings.curve_seeds:
+            return []
+        found = []
+        for step in catalogue.saved_steps(settings.steps, _SAVES)[:-1]:
+            checkpoint = catalogue.last_checkpoint(folder / "training", step)
+            found += self._point(key, point_at("step", step), checkpoint)
+        for alpha in settings.alphas if key.protection not in _NOT_TUNED else ():
+            label = point_at("alpha", alpha)
+            merged = folder / f"merged-{label}"
+            asked = self._point(key, label, merged)
+            spare = (merged / "model.safetensors",)
+            found += [
+                catalogue.merging(f"merging-{label}", merged, checkpoint=last, alpha=alpha),
+                *asked[:-1],
+                replace(asked[-1], spare=spare),
+            ]
+        return found
+
+    def _point(self, key: RunKey, label: str, checkpoint: Path) -> list[Stage]:
+        benchmark = COMPARED_BENCHMARKS[0]
+        return [
+            self._rollouts(key, label, "test", self.settings.eval_episodes, ROLLOUT_SEED, checkpoint),
+            self._questions(key, f"vqa-{label}", benchmark, "test", checkpoint),
         ]
 
     def _acting(self, folder: Path, checkpoint: Path) -> list[Stage]:
@@ -314,11 +353,13 @@ class ComparisonPlan(Plan):
             )
         ]
 
-    def _rollouts(self, key: RunKey, name: str, split: str, episodes: int, seed: int) -> Stage:
+    def _rollouts(
+        self, key: RunKey, name: str, split: str, episodes: int, seed: int, checkpoint: Path | None = None
+    ) -> Stage:
         return catalogue.rollouts(
             f"rollouts-{name}",
             self.folder(key) / f"rollouts-{name}",
-            checkpoint=self._checkpoint(key),
+            checkpoint=checkpoint or self._checkpoint(key),
             task=self.settings.task,
             tasks=len(parse_tasks(self.settings.task)),
             split=split,
@@ -327,11 +368,13 @@ class ComparisonPlan(Plan):
             device=self.settings.device,
         )
 
-    def _questions(self, key: RunKey, name: str, benchmark: str, split: str) -> Stage:
+    def _questions(
+        self, key: RunKey, name: str, benchmark: str, split: str, checkpoint: Path | None = None
+    ) -> Stage:
         return catalogue.questions(
             name,
             self.folder(key) / name,
-            checkpoint=self._checkpoint(key),
+            checkpoint=checkpoint or self._checkpoint(key),
             samples=self.settings.samples,
             split=split,
             benchmark=benchmark,

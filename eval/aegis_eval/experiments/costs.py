@@ -65,6 +65,11 @@ def swap(pairs: int, tasks: int) -> float:
     return rollouts(2 * pairs, tasks)
 
 
+def merging() -> float:
+    """Seconds that a merged checkpoint takes."""
+    return 2 * _START_S
+
+
 def acting(scenes: int, kinds: int) -> float:
     """Seconds that questions of so many kinds take, two a scene."""
     return rollouts(2 * scenes, kinds)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup
 
 from aegis_envs.tabletop.env import seeded_episode
@@ -67,6 +68,7 @@ def write_comparison(
         tuned=summaries.get("tuned"),
         about_standings=STANDINGS,
         scatter=_scatter(compared, shown),
+        followed=len({run.seed for run in shown if run.curve}),
         tuning=_tuning(compared),
         tasks=_tasks(first),
         types={_BENCHMARKS.get(name, name.capitalize()): _types(first, name) for name in compared.questions},
@@ -103,6 +105,7 @@ def _scatter(compared: Compared, runs: Sequence[ComparedRun]) -> Markup:
     )
     return scatter_figure(
         series,
+        paths=_paths(runs),
         lines={
             "expert": (expert.count("1") / len(expert), None),
             **{arm.name: (float(arm.shares("test").mean()), None) for arm in compared.baselines},
@@ -112,6 +115,35 @@ def _scatter(compared: Compared, runs: Sequence[ComparedRun]) -> Markup:
         description="Success on test scenes against questions answered, one point a run with 95 % intervals; lines: "
         f"the scripted expert, arms that ignore their instruction, and the pretrained model. {points}",
     )
+
+
+def _paths(runs: Sequence[ComparedRun]) -> dict[str, list[list[tuple[float, float]]]]:
+    """Of every protection the way of its training through both skills, and the way back by merging; means over the
+    seeds that were followed."""
+    found = {}
+    for name in dict.fromkeys(run.protection for run in runs):
+        followed = [run for run in runs if run.protection == name and run.curve]
+        if followed:
+            found[name] = [_path(followed, kind) for kind in ("step", "alpha")]
+    return found
+
+
+def _path(runs: Sequence[ComparedRun], kind: str) -> list[tuple[float, float]]:
+    """Means of success and answers at every place, the last one where the training ended."""
+    ways = [
+        [
+            *((each["outcomes"], each["answers"]) for each in run.curve.get(kind, [])),
+            (run.outcomes("test", ALL), run.answers["tabletop"]),
+        ]
+        for run in runs
+    ]
+    return [
+        (
+            float(np.mean([bits(across).mean() for across, _ in at])),
+            float(np.mean([bits(up).mean() for _, up in at])),
+        )
+        for at in zip(*ways, strict=True)
+    ]
 
 
 def _tuning(compared: Compared) -> Table:

@@ -118,6 +118,7 @@ def scatter_figure(
     series: Mapping[str, Sequence[tuple[Point, Point]]],
     *,
     lines: Mapping[str, tuple[float | None, float | None]],
+    paths: Mapping[str, Sequence[Sequence[tuple[float, float]]]] | None = None,
     labels: tuple[str, str],
     description: str,
 ) -> Markup:
@@ -126,6 +127,7 @@ def scatter_figure(
     Args:
         series: protection -> (across, up) of each of its runs.
         lines: what a reference is called -> where its line stands, across or up or both.
+        paths: protection -> lines from (across, up) to (across, up), the first solid, the second dotted.
         labels: of the axes.
         description: what a screen reader says.
     """
@@ -152,6 +154,16 @@ def scatter_figure(
             elinewidth=0.8,
             label=name,
         )
+        for path, line in zip((paths or {}).get(name, ()), ("-", (0, (1, 1.2))), strict=False):
+            axes.plot(
+                [100 * across for across, _ in path],
+                [100 * up for _, up in path],
+                color=color,
+                linestyle=line,
+                linewidth=1.2,
+                marker=marker,
+                markersize=2.5,
+            )
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     _legend(axes, figure)

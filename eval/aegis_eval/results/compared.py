@@ -44,6 +44,8 @@ class ComparedRun:
         swaps: task -> `pairs`, `followed`, `changed` of `aegis-swap`.
         acted: kind -> what `measured.acted` found; empty where the arm was not asked.
         texts: file without pictures -> what was found of it, see `text_files`.
+        curve: `step` and `alpha` -> places on the way to the last checkpoint, and back from it by `aegis-merge`: `at`,
+            and `outcomes` on test scenes and `answers` about scenes there.
         drift: mean relative drift of the activations.
         drift_per_layer: the same of every decoder layer.
         folder: name of the run's folder; protections that are the same training share one.
@@ -62,6 +64,7 @@ class ComparedRun:
     folder: str
     acted: dict[str, dict[str, Any]] = field(default_factory=dict)
     texts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curve: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -3,9 +3,10 @@
 Result files that lie beside a `comparison.json` (`*-seed*.json`) are further rows of its table.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from aegis_eval.results.compared import Compared, ComparedRun
 from aegis_eval.results.comparison import REFERENCE
@@ -43,6 +44,38 @@ class Validation:
         return self.success + self.retained
 
 
+_POINTS = ("step", "alpha")
+"""What the places of a run's curve are counted in: of the training, and of `aegis-merge`."""
+
+
+def point_at(kind: str, value: float) -> str:
+    """The name of a place of a curve: `step300`, `alpha0.5`."""
+    return f"{kind}{value:g}"
+
+
+def _curve(measured: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """`step`, `alpha` -> the places that were measured, in order: `at`, and outcomes and answers there."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind in _POINTS:
+        places = {
+            float(name.removeprefix(f"vqa-{kind}")): answers
+            for name, answers in measured.items()
+            if name.startswith(f"vqa-{kind}")
+        }
+        points = [
+            {
+                "at": at,
+                "outcomes": "".join(measured[f"rollouts-{point_at(kind, at)}"].values()),
+                "answers": places[at]["correct"],
+            }
+            for at in sorted(places)
+            if f"rollouts-{point_at(kind, at)}" in measured
+        ]
+        if points:
+            found[kind] = points
+    return found
+
+
 def is_row(run: RunFile) -> bool:
     """Whether everything that a comparison reports has been measured."""
     return run.measured.keys() >= _STAGES
@@ -63,6 +96,7 @@ def compared_run(run: RunFile) -> ComparedRun:
         folder=run.folder,
         acted=found.get("act", {}),
         texts=text_files(found),
+        curve=_curve(found),
         curves=found["training"],
         seconds=run.seconds,
     )

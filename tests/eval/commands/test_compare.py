@@ -156,6 +156,19 @@ def test_a_vlm_of_ones_own_is_asked_trained_and_anchored(tmp_path: Path) -> None
     assert texts.name == "text-facts" and any("pretrained-text-facts" in flag for flag in texts.command)
 
 
+def test_a_training_is_followed_through_its_checkpoints_and_back_by_merging(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, protections="aegis,freeze", curve_seeds=1, alphas=[0.5])
+    none, _, freeze, *later = jobs_of(plan)
+    names = [stage.name for stage in none.stages if "step" in stage.name or "alpha" in stage.name]
+    on_the_way = [f"{what}-step{step}" for step in (2, 4, 6, 8) for what in ("rollouts", "vqa")]
+    assert names == [*on_the_way, "merging-alpha0.5", "rollouts-alpha0.5", "vqa-alpha0.5"]
+    merging, rollouts, asked = (stage for stage in none.stages if "alpha" in stage.name)
+    merged = f"--policy.path={merging.result.parent}"
+    assert merged in rollouts.command and merged in asked.command and asked.spare
+    assert [stage.name for stage in freeze.stages if "alpha" in stage.name] == [], "nothing to lead back"
+    assert not [stage for job in later for stage in job.stages if "step" in stage.name]
+
+
 def test_trainings_begin_from_the_policy_that_is_named(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, start=tmp_path / "policy")
     assert all(f"--policy.path={tmp_path / 'policy'}" in job.stages[0].command for job in jobs_of(plan))
@@ -257,6 +270,7 @@ def test_a_quick_comparison_keeps_the_flags_that_were_given(
         ({"trials": Path("trials.json"), "lr_grid": [3e-4]}, "--trials has the learning rates of every"),
         ({"trials": Path("/nowhere.json")}, "--trials=/nowhere.json cannot be read"),
         ({"start": Path("/nowhere")}, "/nowhere"),
+        ({"alphas": [0.5, 1.0]}, "--alphas has 1.0: each must be at least 0 and below 1"),
         ({"texts": ["/nowhere.txt"]}, "--texts: .*/nowhere.txt"),
         ({"task": "juggle"}, "--task=juggle"),
         ({"policy": ["vlm=mine"]}, "--policy=vlm=mine is for the comparison to set"),

@@ -67,6 +67,33 @@ def test_the_first_screen_says_what_was_compared_and_what_won(
     )
 
 
+def test_the_way_of_a_training_and_back_is_drawn_where_it_was_followed(
+    comparison_results: dict, written: Path, tmp_path: Path
+) -> None:
+    place = {"at": 4, "outcomes": "10", "answers": "1110"}
+    runs = [
+        {**run, "curve": {"step": [place], "alpha": [place]} if run["seed"] == 0 else {}}
+        for run in comparison_results["runs"]
+    ]
+    (tmp_path / "comparison.json").write_text(json.dumps({**comparison_results, "runs": runs}))
+    report(ReportConfig(tmp_path))
+    pages = [(folder / "report.html").read_text() for folder in (written, tmp_path)]
+    assert ["(aegis-merge); 1 of the seeds" in _Text(page).text for page in pages] == [False, True]
+    assert pages[1].count("stroke-dasharray") > pages[0].count("stroke-dasharray") + 6
+
+
+def test_where_only_the_best_trials_ran_the_page_shows_those(
+    comparison_results: dict, tmp_path: Path
+) -> None:
+    config = {**comparison_results["config"], "trials": "trials.json"}
+    (tmp_path / "comparison.json").write_text(json.dumps({**comparison_results, "config": config}))
+    report(ReportConfig(tmp_path))
+    page = _Text((tmp_path / "report.html").read_text())
+    assert page.open == [] and "at the same learning rate" not in page.text
+    assert "Each as it was best on validation data" in page.text
+    assert set(json.loads((tmp_path / "summary.json").read_text())) == {"tuned"}
+
+
 def test_names_in_sentences_are_set_as_code(written: Path) -> None:
     html = (written / "report.html").read_text()
     assert "<code>none</code> against <code>freeze</code>" in html

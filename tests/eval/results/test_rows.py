@@ -74,6 +74,22 @@ def add(folder: Path, **changes) -> None:
         replace(RunFile.read(file), **changes).write(folder / file.name)
 
 
+def test_the_places_of_a_curve_are_in_their_order(comparison_results: dict) -> None:
+    run = ComparedRun(**comparison_results["runs"][0])
+    file, measured = file_of(run, {}), {}
+    for place, outcomes in (("step20", "01"), ("step4", "00"), ("alpha0.5", "11")):
+        measured |= {f"rollouts-{place}": {"reach": outcomes}, f"vqa-{place}": {"correct": outcomes[::-1]}}
+    measured["vqa-step40"] = {"correct": "1"}  # not rolled out yet
+    curve = compared_run(replace(file, measured={**file.measured, **measured})).curve
+    assert curve == {
+        "step": [
+            {"at": 4.0, "outcomes": "00", "answers": "00"},
+            {"at": 20.0, "outcomes": "01", "answers": "10"},
+        ],
+        "alpha": [{"at": 0.5, "outcomes": "11", "answers": "11"}],
+    }
+
+
 def test_a_run_is_the_same_again_from_its_file(comparison_results: dict, tmp_path: Path) -> None:
     for run in (ComparedRun(**run) for run in comparison_results["runs"]):
         file_of(run, {}).write(tmp_path / "run.json")

@@ -131,6 +131,7 @@ def _check(config: CompareConfig) -> None:
         samples=1,
         pairs=1,
         act_scenes=0,
+        curve_seeds=0,
         jobs=1,
         cpus=1,
         gpus=0,
@@ -152,6 +153,8 @@ def _check(config: CompareConfig) -> None:
         )
     if config.trials is not None and config.lr_grid:
         raise AegisError("--trials has the learning rates of every protection: leave --lr_grid out.")
+    if outside := [alpha for alpha in config.alphas if not 0 <= alpha < 1]:
+        raise AegisError(f"--alphas has {outside[0]}: each must be at least 0 and below 1, the run itself.")
     check_texts(config.texts)
     if config.start is not None:
         tried = [key.protection for keys in ComparisonPlan(config, {}).trials.values() for key in keys]
