@@ -24,6 +24,8 @@ from aegis_policy.support.lerobot_flags import typed
 from aegis_policy.support.ranges import Ranges, check_ranges, refuse_null
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+_STILL = ("freeze", "stop_gradient")
+_OF_THE_BACKBONE = ("expert_only_steps", "optimizer_eps_backbone")
 _PROBE = ("vqa_probe_data", "vqa_probe_samples")
 _RANGES: Ranges = {
     "chunk_size": (1, 10_000),
@@ -270,7 +272,12 @@ class AegisConfig(
             () if self.use_relative_actions else ("relative_exclude_joints",),
             "unless --policy.use_relative_actions is given too",
         )
-        return self.idle_options(protection) | unprobed | absolute
+        still = self.protection in _STILL and not (self.train_vision_tower or self.train_projector)
+        unmoved = dict.fromkeys(
+            _OF_THE_BACKBONE if still else (),
+            f"with --policy.protection={self.protection}, whose backbone does not learn",
+        )
+        return self.idle_options(protection) | unprobed | absolute | unmoved
 
     @property
     def action_dim(self) -> int:

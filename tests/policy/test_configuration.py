@@ -70,13 +70,21 @@ def _values(config: AegisConfig) -> dict[str, Any]:
             {"vqa_probe_data": "okvqa"},
             "vqa_probe_data changes nothing unless --policy.vqa_probe_freq is given",
         ),
+        (
+            {"protection": "freeze", "expert_only_steps": 5},
+            "expert_only_steps changes nothing with --policy.protection=freeze, whose backbone does not learn",
+        ),
+        (
+            {"protection": "stop_gradient", "optimizer_eps_backbone": 1e-4},
+            "optimizer_eps_backbone changes nothing with --policy.protection=stop_gradient",
+        ),
     ],
 )
 def test_impossible_options_are_named(
     make_config: Callable[..., AegisConfig], option: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(AegisError, match=named):
-        make_config("none", **option)
+        make_config(**{"protection": "none", **option})
 
 
 def test_configuration_survives_the_disk(make_config: Callable[..., AegisConfig], tmp_path: Any) -> None:
