@@ -43,6 +43,8 @@ class AblateConfig:
         anchor_vqa: what shows it what it must not forget (`aegis-anchor --vqa`), as `tabletop+text:FILE.txt`; the
             embedded VLM brings its anchor, but for the variants that need another.
         samples: questions asked of each trained backbone.
+        benchmarks: further benchmarks of the tabletop (`tabletop_composed`, `tabletop_robot`), of which each trained
+            backbone is asked as many; they may be added to what has been run.
         texts: files that `aegis-vqa --benchmark=text:FILE` takes: questions without pictures (`.jsonl`) and running
             text (`.txt`), which each trained backbone is asked, or reads, too. They may be added to what has been run.
         frames: at which the action error is measured.
@@ -73,6 +75,7 @@ class AblateConfig:
     start: Path | None = None
     anchor_vqa: str = "tabletop"
     samples: int = 1000
+    benchmarks: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     frames: int = 1000
     jobs: int = 2

@@ -15,6 +15,9 @@ from aegis_eval.results import text_files
 from aegis_eval.results.run_file import Json, RunFile
 from aegis_eval.statistics.resampling import Estimate, Resampling, bits, estimate
 
+_FURTHER = "vqa-"
+"""What the kinds of stages begin with that ask further benchmarks."""
+
 
 @dataclass(frozen=True)
 class AblatedRun:
@@ -27,7 +30,8 @@ class AblatedRun:
         episode_errors: mean action error in each held-out episode, of so many frames and draws.
         per_type: accuracy by question type.
         curves: of the training log: name -> {"steps", "values"}.
-        texts: file -> what was found of it, as `measured.text_answers` or `measured.running_text` has it.
+        texts: file, or further benchmark -> what was found of it, as `measured.text_answers` or
+            `measured.running_text` has it.
     """
 
     variant: str
@@ -59,8 +63,21 @@ class AblatedRun:
             episode_frames=errors["episode_frames"],
             per_type=answers["per_type"],
             curves=run.measured["training"],
-            texts=text_files.text_files(run.measured),
+            texts={**text_files.text_files(run.measured), **_further(run.measured)},
         )
+
+
+def _further(measured: Json) -> dict[str, Json]:
+    """Benchmarks beside the first, as files of questions are, with scenes."""
+    return {
+        kind.removeprefix(_FURTHER): {
+            "correct": found["correct"],
+            "pretrained": found["pretrained"]["correct"],
+            "scenes": found["scenes"],
+        }
+        for kind, found in measured.items()
+        if kind.startswith(_FURTHER)
+    }
 
 
 @dataclass(frozen=True)

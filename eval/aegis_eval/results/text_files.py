@@ -21,13 +21,17 @@ def text_files(measured: Json) -> dict[str, Json]:
 
 
 def retained(group: Sequence[Texts], seed: int = 0) -> dict[str, Estimate]:
-    """Of each file of questions the share of the pretrained model's right answers that the runs still have, by number;
-    without files of which the pretrained model knows hardly any."""
+    """Of each file of questions the share of the pretrained model's right answers that the runs still have, by number.
+
+    Questions of one of its `scenes`, if it has some, belong together. Files of which the pretrained model knows hardly
+    any are left out.
+    """
     found = {}
     for name, first in group[0].items():
         if "correct" not in first:
             continue
-        questions = Resampling(len(group), count=len(first["correct"]), seed=seed)
+        scenes = first.get("scenes", range(len(first["correct"])))
+        questions = Resampling(len(group), groups_N=scenes, seed=seed)
         before, after = (
             questions.means(np.stack([bits(texts[name][key]) for texts in group]))
             for key in ("pretrained", "correct")

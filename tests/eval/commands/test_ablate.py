@@ -152,6 +152,11 @@ def test_an_action_error_of_nothing_is_refused(options: dict[str, Any], sentence
         ({"policy": ["gradient_checkpointing"]}, r"^--policy\.gradient_checkpointing gives no field"),
         ({"policy": ["chunk_size=many"]}, r"^--policy\.chunk_size=many cannot be \(invalid literal"),
         ({"policy": ["normalization_mapping={"]}, r"^--policy\.normalization_mapping=\{ cannot be \("),
+        (
+            {"benchmarks": ["okvqa"]},
+            "^--benchmarks: okvqa is none that can be added: choose of tabletop_composed",
+        ),
+        ({"benchmarks": ["tabletop"]}, "^--benchmarks: tabletop is none that can be added"),
         ({"texts": ["no.jsonl"]}, r"^--texts: text:no\.jsonl names no file"),
         ({"texts": ["no.md"]}, r"^--texts: text:no\.md must end with \.jsonl"),
         ({"policy": ["dtype=float8"]}, r"^--policy\.dtype=float8 is unknown"),
@@ -229,7 +234,7 @@ def test_the_trainings_of_every_variant_can_be(tmp_path: Path) -> None:
 
 
 def test_what_a_training_depends_on_is_noted_in_its_folder() -> None:
-    free = {"output_dir", "variants", "seeds", "split", "texts", "jobs", "device", "redraw"}
+    free = {"output_dir", "variants", "seeds", "split", "benchmarks", "texts", "jobs", "device", "redraw"}
     assert {each.name for each in fields(AblateConfig)} - set(command._TRAINING) == free
 
 
@@ -307,6 +312,26 @@ def test_every_trained_backbone_is_asked_the_texts(tmp_path: Path) -> None:
     assert not any("answers" in flag for flag in asked["none-0-text-p"])
     with pytest.raises(AegisError, match="several files are called q: give them different names"):
         ablate(AblateConfig(output_dir=tmp_path / "ablation", texts=[texts[0], texts[0]]))
+
+
+def test_every_trained_backbone_is_asked_further_benchmarks(tmp_path: Path) -> None:
+    config = AblateConfig(output_dir=tmp_path, seeds=1, split="val", benchmarks=["tabletop_composed"])
+    plan = ablation_plan(config, ["none", "stop_gradient"], {})
+    jobs = [job for found in plan.jobs().values() for job in found]
+    asked = {stage.name: stage for job in jobs for stage in job.stages if stage.command[0] == "aegis-vqa"}
+    assert list(asked) == [
+        "pretrained-val",
+        "pretrained-tabletop_composed-val",
+        *(
+            f"{run}-vqa{which}"
+            for run in ("none-0", "stop_gradient-0")
+            for which in ("", "-tabletop_composed")
+        ),
+    ]
+    assert "--benchmark=tabletop_composed" in asked["none-0-vqa-tabletop_composed"].command
+    for which in ("", "-tabletop_composed"):
+        before = asked[f"pretrained{which}-val"].result.parent
+        assert f"--pretrained_answers={before}" in asked[f"none-0-vqa{which}"].command
 
 
 def test_what_was_found_of_texts_is_read_from_what_aegis_vqa_writes(tmp_path: Path) -> None:

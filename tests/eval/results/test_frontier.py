@@ -9,6 +9,7 @@ import pytest
 
 from aegis_eval.pages.ablation import format_table, write_page
 from aegis_eval.results.frontier import AblatedRun, Frontier
+from aegis_eval.results.run_file import RunFile
 
 QUESTIONS, EPISODES = 400, 50
 
@@ -124,6 +125,22 @@ def test_texts_get_a_column_each() -> None:
     assert "| general: retained % | prose: KL |" in header
     assert "| 50.0 [" in row and "| 0.5000 [" in row
     assert header.count("|") == pretrained.count("|") == row.count("|")
+
+
+def test_a_further_benchmark_is_counted_by_its_scenes() -> None:
+    answers = {"correct": "1" * 40 + "0" * 40, "pretrained": {"correct": "1" * 80}}
+    scenes = {"few": [0] * 40 + [1] * 40, "many": list(range(80))}
+    measured = {
+        "training": {},
+        "vqa": {**answers, "accuracy": 0.5, "per_type": {}, "scenes": scenes["many"]},
+        "action-error": {"action_error": 0.5, "episode_errors": [0.5], "episode_frames": [1]},
+        **{f"vqa-{name}": {**answers, "scenes": each} for name, each in scenes.items()},
+    }
+    file = RunFile("none", 1e-3, 0, "none-0", [], {}, measured, {})
+    runs = [AblatedRun.of(replace(file, variant=name)) for name in ("none", "stop_gradient")]
+    found = Frontier.of(runs).variants["none"].text_retained
+    assert found["few"].value == found["many"].value == 0.5
+    assert found["few"].ci == (0.0, 1.0) and 0.35 < found["many"].ci[0] < found["many"].ci[1] < 0.65
 
 
 def test_texts_of_which_the_pretrained_model_knows_nothing_have_no_share() -> None:

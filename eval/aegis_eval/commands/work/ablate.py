@@ -18,16 +18,18 @@ from aegis_eval.experiments.folder import claimed, plain
 from aegis_eval.experiments.launchers import run_jobs
 from aegis_eval.experiments.plan import Plan, alone
 from aegis_eval.experiments.run import Run
-from aegis_eval.experiments.stage import Job
+from aegis_eval.experiments.stage import Job, Stage
 from aegis_eval.experiments.start import check_start
 from aegis_eval.experiments.texts import check_texts
 from aegis_eval.experiments.variants import VARIANTS
+from aegis_eval.questions.tabletop import TABLETOP
 from aegis_eval.results.frontier import AblatedRun, Frontier
 from aegis_eval.results.provenance import provenance
 from aegis_policy.support import cli
 from aegis_policy.support.errors import AegisError, one_line
 from aegis_policy.support.json_files import read_json, write_json
 
+_BENCHMARK = "tabletop"
 _DATA_SEEDS = {"val": 1_000_003, "test": 2_000_003}
 """Seeds of the held-out demonstrations, far from any of the training ones."""
 _TRAINING = (
@@ -121,6 +123,11 @@ def _check(config: AblateConfig) -> None:
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise AegisError(f"--variants: {unknown[0]} is unknown; there are: {', '.join(VARIANTS)}.")
     check_texts(config.texts)
+    if others := [name for name in config.benchmarks if name not in TABLETOP or name == _BENCHMARK]:
+        raise AegisError(
+            f"--benchmarks: {others[0]} is none that can be added: choose of "
+            f"{', '.join(name for name in TABLETOP if name != _BENCHMARK)}."
+        )
     if config.start is not None:
         check_start(config.start, vlm=config.vlm, variants=config.variants, policy=config.policy)
     parse_tasks(config.tasks, "--tasks")
@@ -154,7 +161,7 @@ def ablation_plan(config: AblateConfig, variants: Sequence[str], setting: Mappin
     phases = {
         "recordings": lambda: [
             *_recordings(config),
-            _pretrained(config),
+            *_pretrained(config),
             *texts.pretrained_jobs(root, config.texts, vlm=config.vlm, device=config.device),
         ],
         "anchors": anchors,
@@ -185,18 +192,32 @@ def _recordings(config: AblateConfig) -> list[Job]:
     return [alone(stage, config.output_dir) for stage in stages]
 
 
-def _pretrained(config: AblateConfig) -> Job:
+def _pretrained(config: AblateConfig) -> list[Job]:
     """Asks the pretrained model, whose images then lie in the cache before several runs want them at once."""
-    name = f"pretrained-{config.split}"
-    stage = catalogue.questions(
+    return [
+        alone(_asking(config, folder.name, folder, benchmark, vlm=config.vlm), config.output_dir)
+        for benchmark in (_BENCHMARK, *config.benchmarks)
+        for folder in [_answers_folder(config, benchmark)]
+    ]
+
+
+def _answers_folder(config: AblateConfig, benchmark: str) -> Path:
+    """What the pretrained model answers."""
+    name = config.split if benchmark == _BENCHMARK else f"{benchmark}-{config.split}"
+    return config.output_dir / f"pretrained-{name}"
+
+
+def _asking(config: AblateConfig, name: str, folder: Path, benchmark: str, **asked: Any) -> Stage:
+    """Asks a checkpoint or a VLM."""
+    return catalogue.questions(
         name,
-        config.output_dir / name,
-        vlm=config.vlm,
+        folder,
+        benchmark=benchmark,
         samples=config.samples,
         split=config.split,
         device=config.device,
+        **asked,
     )
-    return alone(stage, config.output_dir)
 
 
 def _name(variant: str, seed: int) -> str:
@@ -232,13 +253,17 @@ def _run(config: AblateConfig, variant: str, seed: int) -> Run:
             frames=config.frames,
             device=config.device,
         ),
-        catalogue.questions(
-            f"{name}-vqa",
-            folder / f"vqa-{config.split}",
-            checkpoint=checkpoint,
-            samples=config.samples,
-            split=config.split,
-            device=config.device,
+        *(
+            _asking(
+                config,
+                f"{name}-vqa{suffix}",
+                folder / f"vqa{suffix}-{config.split}",
+                benchmark,
+                checkpoint=checkpoint,
+                pretrained=_answers_folder(config, benchmark),
+            )
+            for benchmark in (_BENCHMARK, *config.benchmarks)
+            for suffix in ["" if benchmark == _BENCHMARK else f"-{benchmark}"]
         ),
         *texts.stages(
             root, folder, config.texts, checkpoint=checkpoint, device=config.device, prefix=f"{name}-"
