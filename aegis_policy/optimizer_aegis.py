@@ -233,7 +233,7 @@ class AegisCosineConfig(CosineAnnealingWithWarmupSchedulerConfig):
         cosine = schedule.lr_lambdas[0]
 
         def of_the_backbone(step: int) -> float:
-            return cosine(step) * min(1.0, max(0, step - alone) / max(1, warmup))
+            return cosine(step) * min(1.0, max(0, step - alone + 1) / max(1, warmup))
 
         names = [str(group.get("name")) for group in optimizer.param_groups]
         return LambdaLR(

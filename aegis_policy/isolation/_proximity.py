@@ -66,7 +66,7 @@ class SelectiveProjectionDecay(Projector):
 
         W' - strength max(0, (||W' - W0|| - ||W - W0||) / ||W' - W0||) (W' - W0)
 
-    With a strength of one that is the sphere around W0 on which W was.
+    With a strength of one that is the sphere around W0 on which W was; with more it goes further, at most to W0.
 
     Args:
         pretrained: W0 of each parameter, on its device.
@@ -113,7 +113,7 @@ class SelectiveProjectionDecay(Projector):
                 norm = away.norm()
                 share = ((norm - before.norm) / norm.clamp(min=torch.finfo(now.dtype).tiny)).clamp(0, 1)
                 share = torch.where(before.leads_back, share, 0)
-                now.sub_(away * (self._strengths[p] * share))
+                now.sub_(away * (self._strengths[p] * share).clamp(max=1))
                 shares.append(share)
         if shares:
             self._drawn_back = (torch.stack(shares) > 0).float().mean()

@@ -155,15 +155,15 @@ def test_the_backbone_waits_while_the_expert_learns(make_policy: MakePolicy, mak
         if step < 22:
             training_step(policy, optimizer, make_batch(seed=step))
             moved = {n.split(".")[0] for n, p in policy.named_parameters() if not torch.equal(p, start[n])}
-            assert moved == (set() if step == 0 else {"expert"} if step < 21 else {"expert", "vlm"})
+            assert moved == (set() if step == 0 else {"expert"} if step < 20 else {"expert", "vlm"})
         else:
             optimizer.step()
         whole.step()
         schedule.step()
         without.step()
-    assert shares[:21] == [{0.0}] * 21
-    assert [each for (each,) in shares[21:26]] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
-    assert [each for (each,) in shares[26:]] == pytest.approx([1.0] * 34)
+    assert shares[:20] == [{0.0}] * 20
+    assert [each for (each,) in shares[20:25]] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+    assert [each for (each,) in shares[25:]] == pytest.approx([1.0] * 35)
 
 
 def test_to_wait_until_the_end_is_refused(make_policy: MakePolicy) -> None:

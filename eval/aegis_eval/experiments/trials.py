@@ -53,7 +53,16 @@ def read_trials(file: Path, lr: float) -> dict[str, list[Trial]]:
         raise AegisError(
             f"--trials={file} does not try {REFERENCE}, which everything is compared with: add it."
         )
+    if others := [each.variant for each in trials[REFERENCE] if each.variant != REFERENCE]:
+        raise AegisError(
+            f"--trials={file} tries {others[0]} as {REFERENCE}: give it a name of its own, since all is "
+            f"compared with {REFERENCE}."
+        )
     every = [each for tried in trials.values() for each in tried]
+    for name, tried in trials.items():
+        elsewhere = {each.variant for other, found in trials.items() if other != name for each in found}
+        if shared := [each.variant for each in tried if each.variant in elsewhere]:
+            raise AegisError(f"--trials={file} tries {shared[0]} under two names: leave it out of one.")
     if twice := [each for each in every if every.count(each) > 1]:
         raise AegisError(
             f"--trials={file} has {twice[0].variant} at {twice[0].lr:g} twice: leave one of them out."

@@ -35,6 +35,11 @@ def test_a_trial_is_a_variant_at_a_rate_by_default_the_protection_at_the_common_
         ([1], "it maps each protection"),
         ({"aegis": [{}]}, "does not try none"),
         ({"none": [{}, {"lr": 3e-4}]}, "has none at 0.0003 twice"),
+        ({"none": [{"variant": "none eps 1e-05"}]}, "tries none eps 1e-05 as none: give it a name"),
+        (
+            {"none": [{}], "aegis": [{}], "other": [{"variant": "aegis", "lr": 1}]},
+            "tries aegis under two names",
+        ),
     ],
 )
 def test_what_cannot_be_tried_is_named(tmp_path: Path, written: Any, sentence: str) -> None:

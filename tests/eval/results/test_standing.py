@@ -70,7 +70,7 @@ def test_both_skills_are_drawn_with_the_same_seeds():
     ours = [replace(good, seed=0), replace(bad, seed=1)]
     rival = _runs("lora", 0.7, 0.725, 2)
     found = _stand(rival, ours=ours)["lora"]
-    assert found.outright == pytest.approx(0.5, abs=0.26) and found.outright > 0.25
+    assert 0.3 < found.outright < 0.5, "drawn apart it would be a quarter"
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,16 @@ def test_other_steps_are_left_as_they_are(gradient: list[float], after: list[flo
     assert weight.tolist() == pytest.approx(after) and decay.metrics() == {"drawn_back": 0.0}
 
 
+def test_no_strength_draws_past_the_pretrained_weights() -> None:
+    weight = _moved(gradient=[1.0, 0.0], away=[0.1, 0.0])
+    decay = _spd(weight, strength=4.0)
+    decay.project_()
+    decay.remember()
+    weight.data = torch.tensor([1.0, 0.0])
+    decay.hold_()
+    assert weight.tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_selective_projection_decay_in_an_optimizers_steps(dtype: torch.dtype) -> None:
     """The paper's rule in float64 beside it, on gradients that change their mind."""
