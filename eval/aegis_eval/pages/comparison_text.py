@@ -78,8 +78,8 @@ class Summary:
 STANDINGS = (
     f"`{OURS}` against each of the others: differences in points, with intervals that in each skill hold for all of "
     "them together (Bonferroni), and how likely it is at least as good in both skills when seeds, scenes and questions "
-    f"are drawn anew. Up to {100 * SUCCESS_MARGIN:g} points of success and {100 * ANSWERS_MARGIN:g} of answers are margins, "
-    "which count as no difference."
+    f"are drawn anew. Up to {100 * SUCCESS_MARGIN:g} points of success and {100 * ANSWERS_MARGIN:g} of answers are "
+    "margins, which count as no difference."
 )
 
 
