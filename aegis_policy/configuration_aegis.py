@@ -119,7 +119,7 @@ class AegisConfig(
             gradients are small move less.
         scheduler_warmup_steps: linear warm-up, at most a tenth of `--steps`, before a cosine that ends there.
         expert_only_steps: so many steps the backbone stays as it is while the expert learns, then it warms up (as in
-            APT, arXiv 2606.12366).
+            APT, arXiv 2606.12366). Its gradient is taken all the same, and counts in `optimizer_grad_clip_norm`.
         vlm_fingerprint, anchor_info: which pretrained model and which anchor this policy started from;
             written by the policy, read from checkpoints.
         constant_dimensions: which dimensions of `observation.state` and `action` never changed in the data; the policy
